@@ -1,0 +1,1 @@
+"""Ways to start a runner: processes on this machine now, containers later."""

@@ -1,0 +1,100 @@
+"""Every error of the project, in one tree; each message is one sentence for the person who reads it.
+
+::
+
+    FalNotebookError
+    ├── OptionError             an option is unknown, of the wrong type or contradicts another
+    ├── CellError               a cell has nothing that can be deployed
+    ├── CaptureError            a function cannot be captured
+    │   ├── UnpicklableError    a value it uses cannot be pickled
+    │   ├── PayloadTooLargeError
+    │   └── SecretInPayloadError
+    ├── PayloadFormatError      bytes that are not a payload, or one for another Python
+    ├── BuildError              an environment could not be built
+    ├── DeployError             a revision did not come up; what ran is still running
+    ├── GatewayError            the gateway refused, or cannot be reached
+    │   ├── GatewayUnavailableError
+    │   ├── NotFoundError
+    │   ├── UnauthorizedError
+    │   └── ConflictError       the app belongs to another notebook
+    └── RemoteError             the deployed function raised; carries the remote traceback as text
+"""
+
+from __future__ import annotations
+
+
+class FalNotebookError(Exception):
+    """Base of all errors of this package."""
+
+
+class OptionError(FalNotebookError):
+    """An option is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class CellError(FalNotebookError):
+    """A cell has nothing that can be deployed."""
+
+
+class CaptureError(FalNotebookError):
+    """A function cannot be captured."""
+
+
+class UnpicklableError(CaptureError):
+    """A value that the function uses cannot be pickled; the message holds the path to it."""
+
+
+class PayloadTooLargeError(CaptureError):
+    """The payload is above the hard limit; the message names the largest values."""
+
+
+class SecretInPayloadError(CaptureError):
+    """The payload holds something that looks like a key; the message names the variable."""
+
+
+class PayloadFormatError(FalNotebookError):
+    """Bytes that are not a payload of ours, or one that was made by another Python minor."""
+
+
+class BuildError(FalNotebookError):
+    """An environment could not be built; the message holds the builder's reason."""
+
+
+class DeployError(FalNotebookError):
+    """A new revision did not come up; what ran before is still running."""
+
+
+class GatewayError(FalNotebookError):
+    """The gateway refused a request or cannot be reached."""
+
+
+class GatewayUnavailableError(GatewayError):
+    """No gateway answers."""
+
+
+class NotFoundError(GatewayError):
+    """There is no such app, revision, runner or key."""
+
+
+class UnauthorizedError(GatewayError):
+    """The token or key is missing or wrong."""
+
+
+class ConflictError(GatewayError):
+    """The app is owned by another notebook; the message says how to take it over."""
+
+
+class RemoteError(FalNotebookError):
+    """The deployed function raised an error that has no counterpart here.
+
+    Attributes
+    ----------
+    type_name : str
+        Qualified name of the remote exception's type.
+    remote_traceback : str
+        The traceback as the runner printed it.
+    """
+
+    def __init__(self, message: str, type_name: str = "", remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.remote_traceback = remote_traceback

@@ -1,0 +1,1 @@
+"""The gateway: one process per user that routes requests and scales runners."""

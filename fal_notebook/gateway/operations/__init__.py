@@ -1,0 +1,1 @@
+"""What can be asked of the gateway, as plain functions; routes only translate."""

@@ -1,0 +1,1 @@
+"""The program inside every runner: load the payload, set up, serve, drain."""
