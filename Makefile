@@ -1,0 +1,63 @@
+# Nothing is needed beforehand but git, make and a Python (3.10 or newer) with venv.
+#
+#   make demo     run the quickstart notebook here and show what it does
+#   make test     build the package, run all tests against the installed wheel (ARGS= goes to pytest)
+#   make check    ruff and mypy
+#   make lab      open the quickstart in JupyterLab (ARGS= goes to Jupyter)
+#   make bench    measure (ARGS= goes to benchmarks/run.py)
+#   make clean    remove everything that make made
+#
+# PYTHON= names another interpreter than python3 (after make clean).
+
+PYTHON = python3
+ARGS =
+# Debian packages that the tests need besides Python's.
+SYSTEM_PACKAGES =
+
+export PYTHON
+
+.PHONY: demo test check lab bench clean system-packages
+
+demo:
+	@sh .ci/venv .venv demo
+	@.venv/bin/python notebooks/demo.py
+
+# Run from tests/, so that the checkout's own fal_notebook/ is on nobody's sys.path.
+test: system-packages
+	@sh .ci/venv .venv-test
+	@rm -rf dist
+	@.venv-test/bin/python -m uv build --quiet --sdist --wheel
+	@sh .ci/venv .venv-test test dist/*.whl
+	@cd tests && FAL_NOTEBOOK_TEST_INSTALLED=1 ../.venv-test/bin/python -m pytest $(patsubst tests/%,%,$(ARGS))
+
+check:
+	@sh .ci/venv .venv dev
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+lab:
+	@sh .ci/venv .venv demo,lab
+	@.venv/bin/python -m jupyterlab notebooks/01-quickstart.ipynb $(ARGS)
+
+bench:
+	@sh .ci/venv .venv demo
+	@.venv/bin/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf .venv .venv-test dist .mypy_cache .pytest_cache tests/.pytest_cache .ruff_cache .hypothesis tests/.hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+system-packages:
+	@missing=; \
+	for package in $(SYSTEM_PACKAGES); do \
+	    dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then \
+	    :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing the system packages that the tests need:$$missing"; \
+	    apt-get update -qq && apt-get install -y -qq $$missing; \
+	else \
+	    echo "The tests need these system packages; those that miss them are skipped:$$missing"; \
+	fi

@@ -1,0 +1,64 @@
+"""The first thing a checkout does: make a virtual environment, or say in one sentence why not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_venv(
+    folder: Path, python: Path | str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", ".ci/venv", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fake_python(folder: Path, prelude: str) -> Path:
+    """A python3 that runs ``prelude`` before the code that it is given with -c."""
+    fake = folder / "python3"
+    fake.write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -c "{prelude}\n$1"\n')
+    fake.chmod(0o755)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("prelude", "sentence"),
+    [
+        ("import sys; sys.modules['ensurepip'] = None", "install the package python3."),
+        ("import sys; sys.version_info = (3, 9, 2)", "needs Python 3.10 or newer"),
+    ],
+)
+def test_an_unfit_python_gets_one_sentence(tmp_path: Path, prelude: str, sentence: str) -> None:
+    result = make_venv(tmp_path / "venv", fake_python(tmp_path, prelude))
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "venv").exists()
+
+
+def test_no_python_gets_one_sentence(tmp_path: Path) -> None:
+    result = make_venv(tmp_path / "venv", tmp_path / "python3")
+    assert result.returncode == 1
+    assert "was not found" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_half_made_environment_is_made_anew(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(tmp_path / "gone")
+    assert make_venv(venv).returncode == 0
+    subprocess.run([venv / "bin" / "python", "-m", "uv", "--version"], check=True)
+    assert make_venv(venv).stdout == ""
