@@ -39,10 +39,14 @@ def run_notebook(path: Path) -> dict[str, Any]:
     notebook = nbformat.read(path, as_version=4)
     count = sum(cell.cell_type == "code" for cell in notebook.cells)
     client = NotebookClient(
-        notebook, timeout=CELL_TIMEOUT_S, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        shutdown_kernel="immediate",
+        resources={"metadata": {"path": str(path.parent)}},
     )
     number, heading = 0, ""
-    with client.setup_kernel():
+    # Errors of cells come as messages; the kernel's stderr has only what it says about itself.
+    with client.setup_kernel(stderr=subprocess.DEVNULL):
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type == "markdown":
                 heading = cell.source.splitlines()[0].lstrip("# ")
