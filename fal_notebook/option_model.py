@@ -1,0 +1,283 @@
+"""The options of an app and of its cell as two models; parsing and help are in `options`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from fal_notebook.container import ContainerImage, image_value
+from fal_notebook.option_errors import ALIASES
+from fal_notebook.option_types import (
+    NAME_RULE,
+    AbsolutePath,
+    AppName,
+    EnvironmentName,
+    Flag,
+    Gpus,
+    HealthCheck,
+    ImageReference,
+    ModuleName,
+    Owner,
+    PathText,
+    Port,
+    Positive,
+    PythonVersion,
+    Regex,
+    Region,
+    RequirementText,
+    RetryConfig,
+    RetryReason,
+    Text,
+    Whole,
+    option,
+)
+
+_SECONDS = "a whole number of seconds, 0 or more"
+_SOME_SECONDS = "a whole number of seconds, 1 or more"
+_WHOLE = "a whole number, 0 or more"
+_POSITIVE = "a whole number, 1 or more"
+_PORT = "a whole number from 1 to 65535"
+_FLAG = "true or false"
+_TEXT = "text"
+_PATH = "a path"
+_PATHS = "a list of paths"
+_OWNER = "letters, digits, '.', '-' and '_'"
+_ENVIRONMENT_NAMES = "a list of names of environment variables"
+
+
+class Options(BaseModel):
+    """The options of an app, as stored with a revision; defaults are those of a function."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # identity
+    name: AppName | None = option(None, "name of the app (unset: the function's)", NAME_RULE)
+    auth: Literal["private", "public", "shared"] = option(
+        "private", "who may call the app", "private, public or shared"
+    )
+    team: Owner | None = option(
+        None, "owner under which the app is deployed", _OWNER, effective=False
+    )
+    message: str | None = option(None, "note kept with the revision", _TEXT)
+
+    # machine
+    machine_type: Text | Annotated[list[Text], Field(min_length=1)] = option(
+        "XS",
+        "hardware of a runner; a list is tried in order",
+        "a name such as XS, S, M, L, XL or GPU-A100, or a list of names",
+    )
+    num_gpus: Gpus | None = option(
+        None, "GPUs of a runner", "a whole number from 1 to 8", effective=False
+    )
+    regions: list[Region] | None = option(
+        None,
+        "where runners may be",
+        "a list of us-west, us-central, us-east, eu-north, eu-west",
+        effective=False,
+    )
+
+    # environment
+    kind: Literal["virtualenv", "container"] | None = option(
+        None, "kind of environment (unset: follows from image)", "virtualenv or container"
+    )
+    image: Annotated[ContainerImage | ImageReference | None, BeforeValidator(image_value)] = option(
+        None,
+        "container image that the app runs in",
+        "a ContainerImage, or a reference such as 'my-org/my-server:latest'",
+        effective=False,
+    )
+    requirements: list[RequirementText] | list[list[RequirementText]] | None = option(
+        None,
+        "pip packages of the runner (unset: the kernel's own)",
+        "a list of requirements, or a list of such lists (layers)",
+    )
+    python_version: PythonVersion | None = option(
+        None, "Python of the environment (unset: the kernel's)", "text such as '3.11'"
+    )
+    local_python_modules: list[ModuleName] | None = option(
+        None, "local modules shipped by value", "a list of names of modules"
+    )
+    force: Flag = option(False, "build the environment again (also force_env_build)", _FLAG)
+    compile_bytecode: Flag = option(False, "compile the environment's modules when built", _FLAG)
+    pass_env: list[EnvironmentName] | None = option(
+        None, "environment variables of the kernel that runners see", _ENVIRONMENT_NAMES
+    )
+    secrets: list[EnvironmentName] | None = option(
+        None,
+        "stored secrets that runners see as environment variables",
+        "a list of names, never values",
+        effective=False,
+    )
+    data_mounts: list[AbsolutePath] | None = option(
+        None,
+        "where the shared storage appears (unset: /data)",
+        "a list of absolute paths",
+        effective=False,
+    )
+    app_files: list[PathText] | None = option(
+        None, "files and folders copied beside the app", _PATHS, effective=False
+    )
+    app_files_ignore: list[Regex] | None = option(
+        None, "patterns left out of app_files", "a list of regular expressions", effective=False
+    )
+    app_files_context_dir: PathText | None = option(
+        None, "folder of app_files (unset: the notebook's)", _PATH, effective=False
+    )
+
+    # scaling
+    keep_alive: Whole = option(10, "seconds an idle runner beyond the minimum stays", _SECONDS)
+    min_concurrency: Whole = option(0, "runners always kept warm", _WHOLE)
+    max_concurrency: Positive | None = option(
+        None, "most runners (unset: what this machine holds)", _POSITIVE
+    )
+    max_multiplexing: Positive = option(1, "concurrent requests per runner", _POSITIVE)
+    concurrency_buffer: Whole = option(0, "extra warm runners above load", _WHOLE)
+    concurrency_buffer_perc: Whole = option(
+        0, "the same as a percentage of load", "a whole number of percent, 0 or more"
+    )
+    scaling_delay: Whole | None = option(
+        None, "seconds a request waits before it may start a runner (unset: 0)", _SECONDS
+    )
+    app_scale_settings: Flag = option(
+        False, "take scaling from the code instead of inheriting it, as reset_scale", _FLAG
+    )
+
+    # requests and the life of a runner
+    request_timeout: Positive | None = option(
+        None, "seconds for one attempt of one request (unset: 3600)", _SOME_SECONDS
+    )
+    startup_timeout: Positive | None = option(
+        None, "seconds for setup and port open (unset: 600)", _SOME_SECONDS
+    )
+    request_start_timeout: Whole | None = option(
+        None, "seconds until a request must have begun (0: no limit)", _SECONDS, effective=False
+    )
+    termination_grace_period_seconds: Whole = option(
+        5, "seconds a runner has to stop before it is killed", _SECONDS
+    )
+    setup_function: SkipJsonSchema[Callable[..., Any] | None] = option(
+        None,
+        "runs once per runner; its result, unless None, becomes the first argument",
+        "a function of the notebook",
+        exclude=True,
+    )
+    health_check: HealthCheck | None = option(
+        None,
+        "how a runner is asked whether it is well",
+        "HealthCheck(path='/…', …), with start_period_seconds, timeout_seconds, "
+        "failure_threshold, call_regularly and method, or such a dict",
+        effective=False,
+    )
+    skip_retry_conditions: list[RetryReason] | None = option(
+        None,
+        "failures after which the queue does not retry",
+        "a list of server_error, timeout, connection_error",
+        effective=False,
+    )
+    retry_config: RetryConfig | None = option(
+        None,
+        "retries of the queue per kind of failure",
+        "a dict such as {'timeout': {'retries': 2}}, of server_error, timeout, connection_error",
+        effective=False,
+    )
+    deployment_strategy: Literal["rolling", "recreate"] = option(
+        "rolling", "how a new revision takes over", "rolling or recreate", effective=False
+    )
+
+    # interface
+    serve: Flag = option(False, "let others call POST / over HTTP", _FLAG)
+    exposed_port: Port | None = option(
+        None, "port of a server that gets the traffic as it is", _PORT, effective=False
+    )
+    metadata: dict[str, Any] | None = option(
+        None, "{'openapi': {…}} is shown in place of the schema found", "a dict of JSON values"
+    )
+    metrics_port: Port | None = option(
+        None, "port of the runner whose /metrics is collected", _PORT, effective=False
+    )
+    private_logs: Flag = option(
+        False, "callers do not see the logs of requests", _FLAG, effective=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_aliases(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        for alias, name in ALIASES.items():
+            if alias in values and name in values:
+                raise ValueError(f"{alias} and {name} are the same option; give one of them")
+        return {ALIASES.get(name, name): value for name, value in values.items()}
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _refuse_conda(cls, kind: Any) -> Any:
+        if kind == "conda":
+            raise ValueError("conda environments exist in fal and not here, use requirements")
+        return kind
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_json(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            json.dumps(metadata, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"it must be JSON ({error})") from None
+        return metadata
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> Options:
+        sentences = list(_contradictions(self))
+        if sentences:
+            raise ValueError("; ".join(sentences))
+        return self
+
+
+class CellOptions(BaseModel):
+    """The options of a cell that say how it is deployed; they are not stored with the app."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    entry: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = option(
+        None, "function of the cell that is deployed (unset: the last one)", "a function's name"
+    )
+    wait: Flag = option(False, "return when the deploy has ended, not at once", _FLAG)
+    allow_secret: list[Text] = option(
+        [], "variables that may look like a key", "a list of names of variables"
+    )
+    dry_run: Flag = option(False, "say what would be deployed, and deploy nothing", _FLAG)
+    takeover: Flag = option(False, "take the app over from another notebook", _FLAG)
+    reset_scale: Flag = option(False, "take scaling from the cell instead of inheriting it", _FLAG)
+    target: Literal["local"] = option(
+        "local", "where the app runs", "this release deploys to 'local' only"
+    )
+    owner: Owner | None = option(None, "owner of the app (unset: the configured one)", _OWNER)
+
+
+def _contradictions(options: Options) -> Iterator[str]:
+    low, high = options.min_concurrency, options.max_concurrency
+    if high is not None and low > high:
+        yield f"min_concurrency={low} is above max_concurrency={high}"
+    if options.image is not None:
+        for name in ("requirements", "app_files"):
+            if getattr(options, name):
+                yield f"image and {name} exclude each other; put {name} into the image"
+    if not options.app_files:
+        for name in ("app_files_context_dir", "app_files_ignore"):
+            if getattr(options, name):
+                yield f"{name} needs app_files"
+    if options.kind == "container" and options.image is None:
+        yield "kind='container' needs image"
+    if options.kind == "virtualenv" and options.image is not None:
+        yield "kind='virtualenv' and image exclude each other"

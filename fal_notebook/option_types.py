@@ -1,0 +1,156 @@
+"""The kinds of values that options take; which options there are is said in `option_model`."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fal_notebook.exceptions import OptionError
+
+NAME_RULE = "letters a to z, digits, '-' and '_', beginning with a letter or a digit"
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
+_LOCAL_OR_URL = re.compile(
+    r"""\.{1,2}(\[.*\])?$ | \.{0,2}/ | ~/          # a path
+    | [a-z][a-z0-9+.-]*://                         # a URL
+    | \S+\.(whl|tar\.gz|zip)(\[.*\])?$             # an archive in the working folder
+    """,
+    re.VERBOSE,
+)
+
+
+def option(
+    default: Any, help: str, allowed: str, *, effective: bool = True, exclude: bool = False
+) -> Any:
+    """Declare one option: its default, its help, and what a refusal says is allowed."""
+    extra: dict[str, Any] = {"allowed": allowed, "effective": effective}
+    keywords: dict[str, Any] = {"description": help, "exclude": exclude or None}
+    if isinstance(default, list | dict):
+        return Field(default_factory=default.copy, json_schema_extra=extra, **keywords)
+    return Field(default, json_schema_extra=extra, **keywords)
+
+
+def app_name(name: str) -> str:
+    """Return the name as it stands in URLs: lower case, ``_`` as ``-``.
+
+    Raises
+    ------
+    OptionError
+        When the name cannot be made into ``[a-z0-9][a-z0-9-]*``.
+    """
+    slug = name.replace("_", "-").lower()
+    if not _SLUG.fullmatch(slug):
+        raise OptionError(f"{name!r} cannot be the name of an app: {NAME_RULE}")
+    return slug
+
+
+def _slug(name: str) -> str:
+    try:
+        return app_name(name)
+    except OptionError:
+        raise ValueError(NAME_RULE) from None
+
+
+def _requirement(text: str) -> str:
+    text = text.strip()
+    if _LOCAL_OR_URL.match(text):
+        return text
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        # packaging draws a picture below its first line
+        reason = (str(error).splitlines() or ["empty"])[0]
+        raise ValueError(f"{text!r} is no requirement such as 'numpy>=2' ({reason})") from None
+    return text
+
+
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+    return pattern
+
+
+def _path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+# Strict, because True is an int and "10" or 1.5 would become one.
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Gpus = Annotated[int, Field(strict=True, ge=1, le=8)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(min_length=1)]
+AppName = Annotated[str, AfterValidator(_slug)]
+Owner = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+PythonVersion = Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
+AbsolutePath = Annotated[str, BeforeValidator(_path), Field(pattern="^/")]
+PathText = Annotated[str, BeforeValidator(_path), Field(min_length=1)]
+RequirementText = Annotated[str, AfterValidator(_requirement)]
+Regex = Annotated[str, AfterValidator(_regex)]
+ImageReference = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][\w.-]*(:[0-9]+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?$",
+    ),
+]
+Region = Literal["us-west", "us-central", "us-east", "eu-north", "eu-west"]
+RetryReason = Literal["server_error", "timeout", "connection_error"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HealthCheck(_Value):
+    """How the gateway asks a runner whether it is well.
+
+    Attributes
+    ----------
+    path : str
+        Path of the endpoint, beginning with ``/``.
+    start_period_seconds : int
+        Seconds after the start during which a failure does not count.
+    timeout_seconds : int
+        Seconds to wait for an answer.
+    failure_threshold : int
+        Failures in a row after which the runner is replaced.
+    call_regularly : bool
+        False: ask only when a response carries ``x-fal-runner-health-check``.
+    method : str or None
+        GET or POST; None follows from the kind of app.
+    """
+
+    path: Annotated[str, Field(pattern="^/")]
+    start_period_seconds: Whole = 30
+    timeout_seconds: Positive = 5
+    failure_threshold: Positive = 3
+    call_regularly: Flag = True
+    method: Literal["GET", "POST"] | None = None
+
+
+class RetryCondition(_Value):
+    """How many times the queue retries after one kind of failure."""
+
+    retries: Whole
+
+
+class RetryConfig(_Value):
+    """Retries of the queue per kind of failure; at least one is given."""
+
+    server_error: RetryCondition | None = None
+    timeout: RetryCondition | None = None
+    connection_error: RetryCondition | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> RetryConfig:
+        if not (self.server_error or self.timeout or self.connection_error):
+            raise ValueError("at least one of server_error, timeout and connection_error")
+        return self

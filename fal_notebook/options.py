@@ -1,0 +1,143 @@
+"""Options as others use them: parsed, split, listed; each refusal is one sentence.
+
+The models are in `option_model`, the kinds of values in `option_types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fal_notebook.exceptions import OptionError
+from fal_notebook.option_errors import ALIASES, refusals, unknown_option
+from fal_notebook.option_help import OptionHelp, describe, render
+from fal_notebook.option_model import CellOptions, Options
+from fal_notebook.option_types import HealthCheck, RetryCondition, RetryConfig, app_name
+
+__all__ = [
+    "SCALING",
+    "CellOptions",
+    "HealthCheck",
+    "OptionHelp",
+    "Options",
+    "RetryCondition",
+    "RetryConfig",
+    "app_name",
+    "explicit",
+    "help_text",
+    "option_help",
+    "parse_options",
+    "parse_scaling",
+    "split_options",
+]
+
+SCALING: frozenset[str] = frozenset(
+    {
+        "keep_alive",
+        "min_concurrency",
+        "max_concurrency",
+        "concurrency_buffer",
+        "concurrency_buffer_perc",
+        "scaling_delay",
+        "request_timeout",
+        "request_start_timeout",
+        "regions",
+    }
+)
+_NAMES = frozenset(Options.model_fields) | ALIASES.keys()
+_CELL_NAMES = frozenset(CellOptions.model_fields)
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse_options(values: Mapping[str, Any]) -> Options:
+    """Validate the options of an app.
+
+    Raises
+    ------
+    OptionError
+        One sentence that names every option that is unknown, of the wrong type, out of range or
+        in contradiction with another.
+    """
+    sentences = _unknown(values, _NAMES)
+    options = _validated(Options, _only(values, _NAMES), sentences)
+    return _or_refuse(options, sentences)
+
+
+def split_options(values: Mapping[str, Any]) -> tuple[Options, CellOptions]:
+    """Validate the options of a cell, and part those of the app from those of the deploy.
+
+    Raises
+    ------
+    OptionError
+        As `parse_options` does, about both kinds at once.
+    """
+    sentences = _unknown(values, _NAMES | _CELL_NAMES)
+    options = _validated(Options, _only(values, _NAMES), sentences)
+    cell_options = _validated(CellOptions, _only(values, _CELL_NAMES), sentences)
+    return _or_refuse(options, sentences), _or_refuse(cell_options, sentences)
+
+
+def parse_scaling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate options that may change while an app runs; return them with their values.
+
+    Raises
+    ------
+    OptionError
+        Also for an option that exists and needs a new revision. A contradiction with an option
+        that is not among `values` is for the caller to find, by merging and parsing again.
+    """
+    frozen = [name for name in values if name in _NAMES | _CELL_NAMES and name not in SCALING]
+    sentences = [
+        f"{name} cannot be changed while the app runs; set it in the cell and run the cell again"
+        for name in frozen
+    ]
+    sentences += _unknown({name: values[name] for name in values if name not in frozen}, SCALING)
+    given = _only(values, SCALING)
+    options = _or_refuse(_validated(Options, given, sentences), sentences)
+    return {name: getattr(options, name) for name in given}
+
+
+def explicit(options: Options) -> dict[str, Any]:
+    """Return the options that were given, not left to their defaults, as JSON values.
+
+    `setup_function` and an image's credentials are not among them; `Options(**explicit(options))`
+    gives the same options again but for these.
+    """
+    return options.model_dump(mode="json", exclude_unset=True)
+
+
+def option_help() -> list[OptionHelp]:
+    """Return the help of every option, first those of the app, then those of the cell."""
+    return describe((Options, CellOptions))
+
+
+def help_text() -> str:
+    """Return an aligned listing of every option with default, type and help."""
+    return render(option_help())
+
+
+def _only(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _unknown(values: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    return [unknown_option(name, known) for name in values if name not in known]
+
+
+def _validated(
+    model: type[_Model], values: Mapping[str, Any], sentences: list[str]
+) -> _Model | None:
+    """Return the model, or None after adding to `sentences` why there is none."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        sentences += refusals(error, model, values)
+        return None
+
+
+def _or_refuse(model: _Model | None, sentences: list[str]) -> _Model:
+    if model is None or sentences:
+        raise OptionError("; ".join(sentences))
+    return model
