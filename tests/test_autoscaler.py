@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fal_notebook.gateway.autoscaler import (
@@ -18,6 +20,11 @@ from fal_notebook.gateway.autoscaler import (
 )
 
 NOW = 1000.0
+
+
+def for_all(*values: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+    """`given` without a deadline: a busy machine says nothing about a decision."""
+    return lambda test: settings(deadline=None)(given(*values)(test))
 
 
 def idle(id_: str, ago: float = 0.0) -> Runner:
@@ -319,20 +326,20 @@ def applied(observed: Observed, decision: Decision, now: float) -> Observed:
     return replace(observed, runners=(*kept, *new))
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_the_target_stays_within_bounds(scaling: Scaling, observed: Observed) -> None:
     target = decide(scaling, observed, NOW).target
     assert scaling.min_concurrency <= target <= scaling.max_concurrency
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_starts_never_exceed_the_maximum(scaling: Scaling, observed: Observed) -> None:
     existing = len(live(observed))
     start = decide(scaling, observed, NOW).start
     assert existing + start <= max(scaling.max_concurrency, existing)
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_only_known_runners_without_requests_are_stopped_once(
     scaling: Scaling, observed: Observed
 ) -> None:
@@ -342,27 +349,27 @@ def test_only_known_runners_without_requests_are_stopped_once(
     assert len(set(stop)) == len(stop)
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_what_is_left_meets_the_target(scaling: Scaling, observed: Observed) -> None:
     decision = decide(scaling, observed, NOW)
     left = len(live(applied(observed, decision, NOW)))
     assert left >= min(decision.target, len(live(observed)))
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_no_decision_both_starts_and_stops(scaling: Scaling, observed: Observed) -> None:
     decision = decide(scaling, observed, NOW)
     assert not (decision.start and decision.stop)
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_a_decision_carried_out_leaves_nothing_to_do(scaling: Scaling, observed: Observed) -> None:
     decision = decide(scaling, observed, NOW)
     again = decide(scaling, applied(observed, decision, NOW), NOW)
     assert (again.start, again.stop, again.target) == (0, (), decision.target)
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_the_need_is_met_unless_the_maximum_or_a_backoff_forbids(
     scaling: Scaling, observed: Observed
 ) -> None:
@@ -377,7 +384,7 @@ def test_the_need_is_met_unless_the_maximum_or_a_backoff_forbids(
     )
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_the_alarm_is_in_the_future_and_comes_for_a_blocked_start(
     scaling: Scaling, observed: Observed
 ) -> None:
@@ -390,7 +397,7 @@ def test_the_alarm_is_in_the_future_and_comes_for_a_blocked_start(
         assert decision.wake_at <= max(decision.blocked_until, NOW + 0.01)
 
 
-@given(scalings, observations(), st.floats(min_value=0, max_value=500))
+@for_all(scalings, observations(), st.floats(min_value=0, max_value=500))
 def test_before_the_alarm_nothing_is_to_be_done(
     scaling: Scaling, observed: Observed, later: float
 ) -> None:
@@ -404,14 +411,14 @@ def test_before_the_alarm_nothing_is_to_be_done(
         assert new_may_go or follow_up.stop == ()
 
 
-@given(scalings, observations())
+@for_all(scalings, observations())
 def test_an_unknown_load_never_scales_down(scaling: Scaling, observed: Observed) -> None:
     decision = decide(scaling, replace(observed, load_known=False), NOW)
     assert decision.stop == ()
     assert len(live(observed)) + decision.start <= max(scaling.min_concurrency, len(live(observed)))
 
 
-@given(scalings, observations(), st.randoms())
+@for_all(scalings, observations(), st.randoms())
 def test_the_order_in_which_runners_are_listed_does_not_matter(
     scaling: Scaling, observed: Observed, random: object
 ) -> None:
@@ -585,7 +592,7 @@ def test_without_traffic_nothing_ever_climbs() -> None:
     assert world.looks < 30
 
 
-@given(
+@for_all(
     scalings,
     st.lists(st.tuples(st.floats(0, 120), st.floats(0.01, 20)), max_size=25),
     st.floats(0.05, 40),
