@@ -1,4 +1,4 @@
-"""Every error of the project, in one tree; each message is one sentence for the person who reads it.
+"""Every error of the project, in one tree; each message is one sentence for its reader.
 
 ::
 
@@ -15,6 +15,7 @@
     ├── GatewayError            the gateway refused, or cannot be reached
     │   ├── GatewayUnavailableError
     │   ├── NotFoundError
+    │   │   └── PayloadMissingError
     │   ├── UnauthorizedError
     │   └── ConflictError       the app belongs to another notebook
     └── RemoteError             the deployed function raised; carries the remote traceback as text
@@ -24,7 +25,10 @@ from __future__ import annotations
 
 
 class FalNotebookError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package; a notebook shows its sentence without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
 
 
 class OptionError(FalNotebookError):
@@ -73,6 +77,10 @@ class GatewayUnavailableError(GatewayError):
 
 class NotFoundError(GatewayError):
     """There is no such app, revision, runner or key."""
+
+
+class PayloadMissingError(NotFoundError):
+    """The gateway needs the payload before it can deploy; a client uploads it and asks again."""
 
 
 class UnauthorizedError(GatewayError):

@@ -1,0 +1,69 @@
+"""The contract of a backend: how runners are built, started, stopped and measured; not when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fal_notebook.runner.spec import RunnerSpec
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A runner that was started: where it listens and what finds it again after a restart."""
+
+    address: str
+    process: dict[str, Any]
+
+
+class Backend(Protocol):
+    """What the controller needs of a place where runners live.
+
+    A runner's end is not reported by the backend: the gateway sees its link close.
+    """
+
+    async def build(
+        self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
+    ) -> dict[str, str]:
+        """Make the environment of a revision and return what `start` needs to use it.
+
+        Raises
+        ------
+        BuildError
+            With the builder's reason; nothing half-built stays.
+        """
+
+    async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
+        """Start a runner; returns when its process exists, long before it is ready.
+
+        Raises
+        ------
+        BuildError
+            When no process could be started; nothing of it stays.
+        """
+
+    async def stop(self, process: dict[str, Any], runner_id: str) -> None:
+        """Ask a runner to drain and end (SIGTERM); does nothing when it is gone."""
+
+    async def kill(self, process: dict[str, Any], runner_id: str) -> None:
+        """End a runner at once with all it started; does nothing when all of it is gone."""
+
+    def alive(self, process: dict[str, Any]) -> bool:
+        """Say whether this very process still lives (not another with its number)."""
+
+    def stats(self, process: dict[str, Any]) -> dict[str, float]:
+        """Return ``cpu_percent`` and ``memory_bytes`` of a runner; empty when it is gone."""
+
+    async def close(self) -> None:
+        """Release what the backend holds; runners live on."""
+
+    def inherited(self) -> dict[str, str]:
+        """Return the environment variables that every runner gets from its surroundings."""
+
+    @property
+    def address_folder(self) -> Path:
+        """Folder of the runners' sockets."""

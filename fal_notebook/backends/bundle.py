@@ -1,0 +1,49 @@
+"""The zip that ships to every runner: the package without what only kernel and gateway use."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import fal_notebook
+
+# Named, not excluded: what is new stays out until a runner needs it.
+_SHIPPED = (
+    "__init__.py",
+    "client.py",
+    "container.py",
+    "discovery.py",
+    "exceptions.py",
+    "handle.py",
+    "machines.py",
+    "option*.py",
+    "settings.py",
+    "sync.py",
+    "runner/*.py",
+)
+_MAIN = "from fal_notebook.runner.__main__ import main\nimport sys\nmain(sys.argv[1:])\n"
+
+
+def bundle() -> bytes:
+    """Return the zip; the same sources give the same bytes."""
+    root = Path(fal_notebook.__file__).parent
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("__main__.py"), _MAIN)
+        for path in sorted(p for pattern in _SHIPPED for p in root.glob(pattern)):
+            name = f"fal_notebook/{path.relative_to(root).as_posix()}"
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
+    return buffer.getvalue()
+
+
+def write_bundle(state: Path) -> Path:
+    """Write the zip into the state folder under its hash, once, and return its path."""
+    content = bundle()
+    path = state / f"runner-{hashlib.sha256(content).hexdigest()[:16]}.zip"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    return path

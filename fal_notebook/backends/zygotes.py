@@ -1,0 +1,143 @@
+"""The gateway's side of zygotes: one warm process per environment, started at first need."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from pathlib import Path
+
+from fal_notebook.exceptions import BuildError
+from fal_notebook.runner.spec import RunnerSpec
+
+# Names a runner may inherit from the gateway; everything else is declared.
+INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return what a runner inherits from the gateway's own environment."""
+    return {name: os.environ[name] for name in INHERITED if name in os.environ}
+
+
+def _command(bundle: Path, environment: dict[str, str], *mode: str) -> list[str]:
+    libraries = environment["libraries"]
+    return [
+        environment["python"],
+        str(bundle),
+        *mode,
+        *(["--libraries", libraries] if libraries else []),
+    ]
+
+
+class Zygote:
+    """A warm process that forks a runner for each spec it is sent."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        self._process = process
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self._buffer = b""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still fork."""
+        return self._process.returncode is None
+
+    async def ready(self) -> None:
+        """Wait until it has imported everything."""
+        await self._line()
+
+    async def fork(self, spec: RunnerSpec) -> int:
+        """Return the pid of a new runner.
+
+        Raises
+        ------
+        BuildError
+            When the zygote is gone.
+        """
+        async with self._lock:
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(self._connection, spec.to_json().encode() + b"\n")
+            return int(await self._line())
+
+    async def _line(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        while b"\n" not in self._buffer:
+            data = await loop.sock_recv(self._connection, 1024)
+            if not data:
+                raise BuildError(
+                    "the runner program did not start in this environment; "
+                    "the end of the gateway's log says why (%fal gateway status)"
+                )
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    async def close(self) -> None:
+        """Let it end: it does when its socket closes."""
+        self._connection.close()
+        await self._process.wait()
+
+
+class Zygotes:
+    """The zygotes of all environments, keyed by interpreter and library folder."""
+
+    def __init__(self, bundle: Path, log: Path) -> None:
+        self._bundle = bundle
+        self._log = log
+        self._all: dict[str, asyncio.Task[Zygote]] = {}
+
+    async def get(self, environment: dict[str, str]) -> Zygote:
+        """Return the environment's zygote, started now if there is none that lives."""
+        key = json.dumps(environment, sort_keys=True)
+        task = self._all.get(key)
+        if task is None or (task.done() and (task.exception() or not task.result().alive)):
+            task = self._all[key] = asyncio.ensure_future(self._start(environment))
+        return await asyncio.shield(task)
+
+    async def _start(self, environment: dict[str, str]) -> Zygote:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with open(self._log, "ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *_command(self._bundle, environment, "zygote", str(theirs.fileno())),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=clean_environment(),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        theirs.close()
+        zygote = Zygote(process, ours)
+        await zygote.ready()
+        return zygote
+
+    async def close(self) -> None:
+        """End every zygote."""
+        for task in self._all.values():
+            if task.done() and not task.exception():
+                await task.result().close()
+
+
+async def spawn(bundle: Path, environment: dict[str, str], spec: RunnerSpec) -> int:
+    """Start a runner without a zygote and return its pid; its spec goes over standard input."""
+    with open(spec.log, "ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *_command(bundle, environment, "spawn"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=clean_environment(),
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    process.stdin.write(spec.to_json().encode() + b"\n")
+    await process.stdin.drain()
+    process.stdin.close()
+    return process.pid

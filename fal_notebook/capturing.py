@@ -1,0 +1,177 @@
+"""What a function captures: each value under the name by which the code reaches it.
+
+A value that cannot be pickled is found here and reported with the path that leads to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fal_notebook.exceptions import UnpicklableError
+from fal_notebook.pickling import CountingSink, can_pickle, parts, pickled_alone
+from fal_notebook.references import (
+    Reference,
+    imported_names,
+    is_by_value,
+    is_class,
+    is_function,
+    local_module_of,
+    named_references,
+)
+
+_LARGEST_SEARCHED = 20_000  # parts of one value that are tried to find the culprit among them
+
+
+@dataclass(eq=False)
+class Item:
+    """A captured value, its name, and the item whose code or data refers to it.
+
+    Attributes
+    ----------
+    how : str
+        ``root``, ``global``, ``closure variable``, ``default argument``, ``module``,
+        ``signature`` or ``part``.
+    size : int
+        Bytes of what is the value's own in the pickle.
+    modules : set of str
+        Modules that the value refers to by import path.
+    """
+
+    name: str
+    value: Any
+    how: str = "root"
+    owner: Item | None = None
+    size: int = 0
+    modules: set[str] = field(default_factory=set)
+
+    @property
+    def kind(self) -> str:
+        """``function``, ``class``, ``module``, ``import``, ``handle``, or the type's name."""
+        if isinstance(self.value, types.ModuleType):
+            return "module"
+        if is_function(self.value) or is_class(self.value):
+            own = "function" if is_function(self.value) else "class"
+            return own if is_by_value(self.value) else "import"
+        return "handle" if _is_handle(self.value) else type(self.value).__name__
+
+    def sentence(self) -> str:
+        """Return the path to the value, such as "`predict` calls `helper`, which uses `db`"."""
+        path = [self]
+        while path[0].owner is not None:
+            path.insert(0, path[0].owner)
+        # The function inside of a partial or a cache has the name of that.
+        named = [item for item in path[1:] if item.owner and item.name != item.owner.name]
+        steps = ", which ".join(_step(item) for item in named)
+        return f"`{path[0].name}` {steps}".rstrip()
+
+
+def collect(roots: Iterable[Item]) -> list[Item]:
+    """Return all items that the roots lead to, the roots first, each with its size.
+
+    Raises
+    ------
+    UnpicklableError
+        When the value of an item cannot be pickled.
+    """
+    queue = deque(roots)
+    seen: set[tuple[str, int]] = set()
+    items: list[Item] = []
+    while queue:
+        item = queue.popleft()
+        if (item.name, id(item.value)) in seen:
+            continue
+        seen.add((item.name, id(item.value)))
+        items.append(item)
+        queue.extend(_references(item))
+    return items
+
+
+def _references(item: Item) -> Iterator[Item]:
+    found = _measure(item)
+    function = item.value
+    if isinstance(function, types.FunctionType) and is_by_value(function):
+        item.modules |= imported_names(function.__code__)
+        if local_module_of(function) is None:  # else it is a part of its module, a root itself
+            for how, name, value in named_references(function):
+                yield Item(name, value, how, item)
+    for how, name, value in found:
+        yield Item(name, value, how, item)
+
+
+def _measure(item: Item) -> list[Reference]:
+    """Set the item's size and modules, and return what its pickle leaves out."""
+    named = is_function(item.value) or is_class(item.value)
+    if (named or isinstance(item.value, types.ModuleType)) and not is_by_value(item.value):
+        item.modules.add(str(item.value.__module__ if named else item.value.__name__))
+        return []
+    sink = CountingSink()
+    try:
+        pickler = pickled_alone(item.value, sink)
+    except Exception as error:  # any class may raise anything from its __reduce__
+        raise UnpicklableError(_unpicklable(item)) from error
+    item.size = sink.size
+    item.modules |= pickler.referred
+    return [Reference("part", value.__name__, value) for value in pickler.found]
+
+
+def _unpicklable(item: Item) -> str:
+    path, culprit = _culprit(item.value)
+    what = _a_type(culprit)
+    if item.owner is None:
+        end = f" holds at {path} {what}" if path else f" is {what}"
+    else:
+        end = f", whose {path} is {what}" if path else f", {what}"
+    return (
+        f"{item.sentence()}{end}, which cannot be pickled; "
+        "create it in setup_function or inside the function"
+    )
+
+
+def _culprit(value: Any) -> tuple[str, Any]:
+    """Return the path inside `value` to the deepest part that cannot be pickled, and that part."""
+    path = ""
+    seen: list[Any] = []
+    while (found := _first_failing(value, seen)) is not None:
+        seen.append(value)
+        path, value = path + found[0], found[1]
+    return path, value
+
+
+def _first_failing(value: Any, seen: list[Any]) -> tuple[str, Any] | None:
+    for label, part in itertools.islice(parts(value), _LARGEST_SEARCHED):
+        if not any(part is other for other in (value, *seen)) and not can_pickle(part):
+            return label, part
+    return None
+
+
+def _a_type(value: Any) -> str:
+    kind = type(value)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    return f"{'an' if name.lstrip('_')[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _step(item: Item) -> str:
+    owner = item.owner.value if item.owner is not None else None
+    if item.how == "part" and is_class(owner) and is_function(item.value):
+        return f"has the method `{item.name}`"
+    if item.how == "signature":
+        return "has a signature"
+    if item.how == "default argument":
+        return f"has the default argument `{item.name}`"
+    if is_function(item.value) and is_by_value(item.value):
+        return f"calls `{item.name}`"
+    if item.how in ("global", "closure variable") and not is_class(item.value):
+        return f"uses {item.how} `{item.name}`"
+    return f"uses the class `{item.name}`" if is_class(item.value) else f"uses `{item.name}`"
+
+
+def _is_handle(value: Any) -> bool:
+    kind = type(value)  # by name, so that nothing is imported to find out
+    return (kind.__module__, kind.__name__) == ("fal_notebook.handle", "Handle")

@@ -1,0 +1,195 @@
+"""Pure analysis of a cell's source: its entry function, its names, what would fail in a runner.
+
+The source is plain Python, as IPython's transformers leave it; running it is left to the shell.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings as python_warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+
+from fal_notebook.exceptions import CellError
+
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_READERS = re.compile(r"read_\w+|load|loadtxt|genfromtxt|fromfile|open|imread|open_dataset")
+_LOOKS_LIKE_FILE = re.compile(r"[^\s*?<>|]+\.\w{1,8}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell's source says about itself.
+
+    Attributes
+    ----------
+    source : str
+        The Python source that was analysed.
+    entry : str
+        Name of the function to deploy.
+    functions : tuple of str
+        Functions defined at module level, in order.
+    defined : tuple of str
+        All names that the cell binds at module level, imports excepted, in order.
+    imported : tuple of str
+        Names bound by import statements, in order (``np`` for ``import numpy as np``).
+    """
+
+    source: str
+    entry: str
+    functions: tuple[str, ...]
+    defined: tuple[str, ...]
+    imported: tuple[str, ...]
+
+
+def analyse(source: str, entry: str | None = None) -> Cell:
+    """Return what the cell defines and imports, and which function is to be deployed.
+
+    Parameters
+    ----------
+    source : str
+        Plain Python source.
+    entry : str, optional
+        Name of the function to deploy; by default the last one defined at module level.
+
+    Raises
+    ------
+    SyntaxError
+        As Python itself raises it.
+    CellError
+        When there is no such function, or the cell awaits at its top level.
+    """
+    tree = _parse(source)
+    _refuse_await(tree)
+    nodes = list(_module_level(tree))
+    functions = _unique(node.name for node in nodes if isinstance(node, _FUNCTIONS))
+    imported = _unique(name for node in nodes for name in _imports(node))
+    defined = _unique(name for node in nodes for name in _bindings(node))
+    return Cell(source, _entry(entry, functions, defined), functions, defined, imported)
+
+
+def warnings(source: str, first_line: int = 1) -> tuple[str, ...]:
+    """Return one sentence per global that is written to and per relative file that is read.
+
+    Parameters
+    ----------
+    source : str
+        Source of a function or of a whole cell; text that does not parse gives no warnings.
+    first_line : int
+        The line at which `source` starts in its cell, for the sentences.
+    """
+    try:
+        tree = _parse(source)
+    except SyntaxError:  # a lambda's source is a fragment of a line
+        return ()
+    return tuple(dict.fromkeys(_complaints(tree, "", first_line - 1)))
+
+
+def _parse(source: str) -> ast.Module:
+    with python_warnings.catch_warnings():  # the shell shows them when it runs the cell
+        python_warnings.simplefilter("ignore")
+        tree = ast.parse(source)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        compile(source, "<cell>", "exec", flags=flags, dont_inherit=True)
+    return tree
+
+
+def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below `tree` that are executed in its own scope."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, _SCOPES):
+            yield from _module_level(node)
+
+
+def _refuse_await(tree: ast.Module) -> None:
+    for node in _module_level(tree):
+        asynchronous = isinstance(node, ast.comprehension) and node.is_async
+        if asynchronous or isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)):
+            line = f" (line {node.lineno})" if hasattr(node, "lineno") else ""
+            raise CellError(
+                f"the cell awaits at its top level{line}, which a deployed cell cannot do; "
+                "await in another cell, or inside the function"
+            )
+
+
+def _entry(entry: str | None, functions: tuple[str, ...], defined: tuple[str, ...]) -> str:
+    names = ", ".join(f"`{name}`" for name in functions) or "no function"
+    if entry is None and not functions:
+        raise CellError("the cell defines no function to deploy; add one with def or async def")
+    if entry is None:
+        return functions[-1]
+    if entry not in defined:
+        raise CellError(f"the cell does not define `{entry}`; it defines {names}")
+    return entry
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        for alias in node.names:
+            yield alias.asname or alias.name.split(".")[0]
+
+
+def _bindings(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+        yield node.name
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _complaints(tree: ast.AST, function: str, offset: int) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        inside = node.name if isinstance(node, _FUNCTIONS) else function
+        if function and isinstance(node, ast.Global):
+            for name in node.names:
+                yield (
+                    f"`{function}` writes to the global `{name}` (line {node.lineno + offset}); "
+                    "each runner has its own copy, which is lost when the runner stops"
+                )
+        path = _relative_read(node) if function and isinstance(node, ast.Call) else None
+        if path is not None and isinstance(node, ast.Call):
+            yield (
+                f"`{function}` reads the relative file {path!r} (line {node.lineno + offset}), "
+                "which is not in a runner's working folder; read it in a cell and use its "
+                "contents, or give an absolute path"
+            )
+        yield from _complaints(node, inside, offset)
+
+
+def _relative_read(call: ast.Call) -> str | None:
+    """Return the constant relative path that the call reads, if it does."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        opens = function.id == "open" and not _writes(call)
+        return _relative(call, any_name=True) if opens else None
+    if not isinstance(function, ast.Attribute):
+        return None
+    if function.attr in ("read_text", "read_bytes", "open") and _is_path(function.value):
+        assert isinstance(function.value, ast.Call)
+        return _relative(function.value, any_name=True)
+    return _relative(call, any_name=False) if _READERS.fullmatch(function.attr) else None
+
+
+def _is_path(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Path"
+
+
+def _writes(call: ast.Call) -> bool:
+    modes = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+    return any(isinstance(m, ast.Constant) and set(str(m.value)) & set("wax") for m in modes)
+
+
+def _relative(call: ast.Call, *, any_name: bool) -> str | None:
+    value = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
+    if not isinstance(value, str) or "://" in value or value.startswith(("~", "data:")):
+        return None
+    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
+        return None
+    return value if any_name or _LOOKS_LIKE_FILE.fullmatch(value) else None

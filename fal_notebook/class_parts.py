@@ -1,0 +1,105 @@
+"""The parts of a notebook's class that make it what it is, without those that are generated.
+
+Plain classes, enums, dataclasses and pydantic models; `digest` hashes what is returned here.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import Any
+
+_GENERATED = {
+    "__dict__",
+    "__weakref__",
+    "__module__",
+    "__firstlineno__",
+    "__static_attributes__",  # its order follows the hash seed
+    "__annotate__",
+    "__annotate_func__",
+    "__annotations_cache__",
+    "__signature__",
+    "__abstractmethods__",
+    "_abc_impl",
+    "__protocol_attrs__",
+}
+_PYDANTIC_KEPT = ("__pydantic_generic_metadata__", "__pydantic_root_model__")
+_ENUM_GENERATED = {
+    "_member_names_",
+    "_member_map_",
+    "_value2member_map_",
+    "_unhashable_values_",
+    "_unhashable_values_map_",
+    "_hashable_values_",
+    "_generate_next_value_",
+    "_new_member_",
+    "_use_args_",
+    "_use_args",
+    "_member_type_",
+    "_value_repr_",
+    "__new__",
+}
+
+
+def class_parts(cls: type) -> dict[str, Any]:
+    """Return what defines the class, by names that cannot clash with those of members."""
+    parts = {
+        "class name": cls.__qualname__,
+        "metaclass": type(cls),
+        "bases": cls.__bases__,
+        "members": _members(cls),
+    }
+    if issubclass(cls, enum.Enum):
+        parts["enum"] = [(member.name, member.value) for member in cls]
+    if _is_pydantic(cls):
+        parts["pydantic"] = _pydantic_parts(cls)
+    return parts
+
+
+def _members(cls: type) -> dict[str, Any]:
+    skipped = set(_GENERATED)
+    slots = vars(cls).get("__slots__", ())
+    skipped.update((slots,) if isinstance(slots, str) else slots)
+    if issubclass(cls, enum.Enum):
+        skipped |= _ENUM_GENERATED | set(cls.__members__)
+    members = {name: value for name, value in vars(cls).items() if name not in skipped}
+    if _is_pydantic(cls):
+        members = {n: v for n, v in members.items() if not _pydantic_generated(n)}
+    return members
+
+
+def _is_pydantic(cls: type) -> bool:
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    return base is not None and issubclass(cls, base)
+
+
+def _pydantic_generated(name: str) -> bool:
+    generated = ("model_fields", "__class_vars__", "__private_attributes__", "model_config")
+    return name.startswith("__pydantic_") or name in generated
+
+
+def _pydantic_parts(cls: Any) -> dict[str, Any]:
+    return {
+        "config": dict(cls.model_config),
+        "fields": {name: _field(field) for name, field in cls.model_fields.items()},
+        "private": cls.__private_attributes__,
+        "decorators": _decorators(getattr(cls, "__pydantic_decorators__", None)),
+        "kept": {name: vars(cls).get(name) for name in _PYDANTIC_KEPT},
+    }
+
+
+def _decorators(infos: Any) -> dict[str, Any]:
+    kinds = getattr(type(infos), "__slots__", None) or vars(infos)
+    groups = {kind: getattr(infos, kind, None) for kind in kinds}
+    return {
+        f"{kind} {name}": decorator.info
+        for kind, group in groups.items()
+        if isinstance(group, dict)
+        for name, decorator in group.items()
+    }
+
+
+def _field(field: Any) -> dict[str, Any]:
+    """Return a field's public attributes; the others say how far pydantic has come with it."""
+    names = [s for s in field.__slots__ if not s.startswith("_") and s != "evaluated"]
+    return {name: getattr(field, name) for name in names}

@@ -1,0 +1,192 @@
+"""The ``fal-notebook`` command; ``%fal`` runs the same commands inside a notebook.
+
+Each command returns what it has to show (None for nothing): a terminal prints it, a notebook
+displays it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from fal_notebook import __version__, discovery, display, settings, sync
+from fal_notebook.client import Client
+from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.handle import Handle, shared_client
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fal-notebook")
+def commands() -> None:
+    """See and steer the apps that notebooks deployed on this machine."""
+
+
+@commands.command()
+@click.argument("name", required=False)
+def status(name: str | None) -> display.Table:
+    """Show every app, or one with all options in force."""
+    if name is None:
+        return display.apps_table(sync.wait(_client().apps()))
+    return display.status_table(_handle(name).status())
+
+
+@commands.command()
+@click.argument("name")
+def runners(name: str) -> display.Table:
+    """Show the runners of an app."""
+    return display.runners_table(_handle(name).runners())
+
+
+@commands.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new lines until interrupted.")
+@click.option("--runner", default="", help="Lines of this runner only.")
+@click.option("--request", default="", help="Lines of this request only.")
+@click.option("--tail", default=200, show_default=True, help="How many past lines.")
+def logs(name: str, follow: bool, runner: str, request: str, tail: int) -> Iterator[str]:
+    """Show what an app's runners wrote."""
+    lines = _handle(name).logs(follow, runner, request, tail)
+    return (display.log_line(line) for line in lines)
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("options", nargs=-1, metavar="KEY=VALUE…")
+def scale(name: str, options: tuple[str, ...]) -> display.Table:
+    """Change scaling options of an app at once, such as keep_alive=60."""
+    from fal_notebook.magics.parse import parse_line
+
+    extra, values = parse_line(" ".join(options), {})
+    if extra is not None:
+        raise click.UsageError(f"expected key=value, got {extra!r}")
+    return display.status_table(_handle(name).scale(**values))
+
+
+@commands.command()
+@click.argument("name")
+def cancel(name: str) -> str:
+    """Cancel the deploy of an app that is under way; what ran before stays."""
+    handle = _handle(name)
+    handle.cancel_deploy()
+    return f"the deploy of {handle.name} is cancelled"
+
+
+@commands.command()
+@click.argument("name")
+def delete(name: str) -> str:
+    """Delete an app; its runners drain."""
+    handle = _handle(name)
+    handle.delete()
+    return f"{handle.owner}/{handle.name} is deleted"
+
+
+@commands.group()
+def gateway() -> None:
+    """Start, stop or describe the gateway of this user."""
+
+
+@gateway.command("start")
+def start_gateway() -> str:
+    """Start the gateway if none runs."""
+    about = sync.wait(_client().about())
+    return f"the gateway runs at {about['url']} (pid {about['pid']})"
+
+
+@gateway.command("stop")
+@click.option("--keep-runners", is_flag=True, help="Leave the runners to the next gateway.")
+def stop_gateway(keep_runners: bool) -> str:
+    """Stop the gateway and its runners."""
+    if discovery.find(settings.state_folder()) is None:
+        return "no gateway runs"
+    sync.wait(_client().stop_gateway(keep_runners))
+    discovery.wait_until_gone(settings.state_folder())
+    return "the gateway has stopped"
+
+
+@gateway.command("status")
+def gateway_status() -> display.Table | str:
+    """Say where the gateway is, and its log."""
+    state = settings.state_folder()
+    if discovery.find(state) is None:
+        return f"no gateway runs; its log is {state / 'gateway.log'}"
+    about = sync.wait(_client().about())
+    about["log"] = state / "gateway.log"
+    return display.Table(("gateway", ""), list(about.items()), "")
+
+
+@commands.group()
+def keys() -> None:
+    """Keys with which others call private apps."""
+
+
+@keys.command("create")
+@click.option("--scope", type=click.Choice(["API", "ADMIN"]), default="API", show_default=True)
+@click.option("--alias", default="", help="A name to recognise it by.")
+def create_key(scope: str, alias: str) -> str:
+    """Make a key and show it, for the only time."""
+    key = sync.wait(_client().create_key(scope, alias))
+    return f"{key['key']}\n(shown once; send it as 'Authorization: Key {key['id']}:…')"
+
+
+@keys.command("list")
+def list_keys() -> display.Table:
+    """List the keys without their secrets."""
+    return display.keys_table(sync.wait(_client().keys()))
+
+
+@keys.command("revoke")
+@click.argument("identity", metavar="KEY_ID")
+def revoke_key(identity: str) -> str:
+    """Refuse a key from now on."""
+    sync.wait(_client().revoke_key(identity))
+    return f"{identity} is revoked"
+
+
+def run(arguments: list[str], prog_name: str) -> Any:
+    """Run a command and return what it has to show.
+
+    Raises
+    ------
+    click.ClickException, FalNotebookError
+        One sentence each.
+    """
+    return commands.main(arguments, prog_name=prog_name, standalone_mode=False)
+
+
+def main() -> None:
+    """Run the command line of this process; a refusal is one line and status 1 or 2."""
+    try:
+        for line in as_lines(run(sys.argv[1:], "fal-notebook")):
+            print(line, flush=True)
+    except click.ClickException as error:
+        print(f"fal-notebook: {error.format_message()}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except FalNotebookError as error:
+        print(f"fal-notebook: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort, BrokenPipeError):
+        sys.exit(130)
+
+
+def as_lines(shown: Any) -> Iterator[str]:
+    """Return a result as lines of text, as they come."""
+    if shown is None or isinstance(shown, int):
+        return iter(())
+    return shown if isinstance(shown, Iterator) else iter([str(shown)])
+
+
+def _client() -> Client:
+    return shared_client()
+
+
+def _handle(name: str) -> Handle:
+    """Return the handle of ``name`` or ``owner/name``; ``_`` stands for ``-``."""
+    owner, _, app = name.rpartition("/")
+    return Handle(owner or settings.owner(), app.replace("_", "-").lower())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The one client of the gateway, async; `sync` is its thin sync edge. It finds or starts one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from fal_notebook import discovery, exceptions, settings
+
+_ERRORS = {
+    name: kind
+    for name, kind in vars(exceptions).items()
+    if isinstance(kind, type) and issubclass(kind, exceptions.FalNotebookError)
+}
+
+
+class Client:
+    """Talks to the user's gateway, started on demand, or to the one that started this runner.
+
+    Every method may raise `GatewayUnavailableError` when no gateway answers or can be started,
+    and the error of the tree that the gateway names. Use an instance on one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._http: httpx.AsyncClient | None = None
+        self._lock = asyncio.Lock()
+
+    # --- the gateway -------------------------------------------------------------------------
+    async def about(self) -> dict[str, Any]:
+        """Return URL, pid, version, owner and state folder of the gateway."""
+        return await self._json("GET", "/api/gateway")
+
+    async def stop_gateway(self, keep_runners: bool = False) -> None:
+        """Ask the gateway to end, with its runners unless they are kept for the next one."""
+        await self._json("POST", "/api/gateway/stop", params={"keep_runners": keep_runners})
+
+    # --- apps --------------------------------------------------------------------------------
+    async def upload(self, payload: bytes) -> str:
+        """Store a payload and return its SHA-256."""
+        digest = hashlib.sha256(payload).hexdigest()
+        await self._json("PUT", f"/api/blobs/{digest}", content=payload)
+        return digest
+
+    async def deploy(self, owner: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Start a deploy; `request` and answer as in `gateway.operations.deploy`."""
+        return await self._json("POST", f"/api/apps/{owner}", json=request)
+
+    async def cancel_deploy(self, owner: str, name: str) -> None:
+        """Cancel the deploy that is under way."""
+        await self._json("DELETE", f"/api/apps/{owner}/{name}/deploy")
+
+    async def apps(self) -> list[dict[str, Any]]:
+        """Return the status of every app."""
+        return await self._json("GET", "/api/apps")
+
+    async def status(self, owner: str, name: str) -> dict[str, Any]:
+        """Return the status of an app."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}")
+
+    async def runners(self, owner: str, name: str) -> list[dict[str, Any]]:
+        """Return the runners of an app that have not ended."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/runners")
+
+    async def timeline(self, owner: str, name: str) -> list[dict[str, Any]]:
+        """Return samples of an app's load: at, runners, in_flight, queued."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/timeline")
+
+    async def openapi(self, owner: str, name: str) -> dict[str, Any]:
+        """Return the OpenAPI document of an app."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/openapi")
+
+    async def scale(self, owner: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Change scaling options of an app and return its status."""
+        return await self._json("PATCH", f"/api/apps/{owner}/{name}/scaling", json=values)
+
+    async def delete(self, owner: str, name: str) -> None:
+        """Delete an app."""
+        await self._json("DELETE", f"/api/apps/{owner}/{name}")
+
+    async def logs(self, owner: str, name: str, **filters: Any) -> list[dict[str, Any]]:
+        """Return log lines; filters are `runner`, `request` and `tail` (200)."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/logs", params=filters)
+
+    async def follow_logs(
+        self, owner: str, name: str, **filters: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield log lines, the last ones first, then new ones until the iterator is closed."""
+        path = f"/api/apps/{owner}/{name}/logs"
+        async for line in self._events(path, {**filters, "follow": True}):
+            yield line
+
+    async def events(self, owner: str, name: str, since: int) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events of an app after `since`, then live ones."""
+        query = {"owner": owner, "app": name, "since": since}
+        async for event in self._events("/api/events", query):
+            yield event
+
+    # --- keys --------------------------------------------------------------------------------
+    async def keys(self) -> list[dict[str, Any]]:
+        """Return every key without its secret."""
+        return await self._json("GET", "/api/keys")
+
+    async def create_key(self, scope: str = "API", alias: str = "") -> dict[str, Any]:
+        """Make a key; its text is in ``key`` of this answer only."""
+        return await self._json("POST", "/api/keys", params={"scope": scope, "alias": alias})
+
+    async def revoke_key(self, identity: str) -> None:
+        """Revoke a key."""
+        await self._json("DELETE", f"/api/keys/{identity}")
+
+    # --- calls -------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def run(
+        self, owner: str, name: str, path: str, content: bytes, content_type: str
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request to an app and give its response as a stream.
+
+        Raises
+        ------
+        GatewayError
+            When the gateway or the app answers with an error status.
+        """
+        headers = {"content-type": content_type}
+        target = f"/run/{owner}/{name}{path}"
+        async with self._stream("POST", target, content=content, headers=headers) as response:
+            if response.is_error:
+                await response.aread()
+                _raise(response)
+            yield response
+
+    # --- transport ---------------------------------------------------------------------------
+    async def _json(self, method: str, path: str, **request: Any) -> Any:
+        async with self._stream(method, path, **request) as response:
+            await response.aread()
+            if response.is_error:
+                _raise(response)
+            return response.json()
+
+    async def _events(self, path: str, query: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        async with self._stream("GET", path, params=query) as response:
+            if response.is_error:
+                await response.aread()
+                _raise(response)
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line[6:])
+
+    @asynccontextmanager
+    async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[Any]:
+        """Send a request; a gateway that has gone is looked for, or started, once more.
+
+        That is safe for every request: a refused connection has carried nothing.
+        """
+        http = await self._connected()
+        try:
+            response = await http.send(http.build_request(method, path, **request), stream=True)
+        except httpx.ConnectError:
+            http = await self._connected(again=True)
+            response = await http.send(http.build_request(method, path, **request), stream=True)
+        try:
+            yield response
+        except httpx.HTTPError as error:
+            raise exceptions.GatewayUnavailableError(f"the gateway went away: {error}") from error
+        finally:
+            await response.aclose()
+
+    async def _connected(self, again: bool = False) -> httpx.AsyncClient:
+        async with self._lock:
+            if self._http is not None and again:
+                await self._http.aclose()
+                self._http = None
+            if self._http is None:
+                self._http = await asyncio.get_running_loop().run_in_executor(None, _connect)
+            return self._http
+
+
+def _connect() -> httpx.AsyncClient:
+    """Inside a runner its own gateway and key count; elsewhere the user's gateway is found."""
+    if "FAL_RUNNER_ID" in os.environ:
+        url, authorization = os.environ["FAL_NOTEBOOK_URL"], f"Key {os.environ['FAL_KEY']}"
+    else:
+        info = discovery.ensure(settings.state_folder())
+        url, authorization = info.url, f"Bearer {info.token}"
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"authorization": authorization},
+        timeout=httpx.Timeout(None, connect=5.0),
+        limits=httpx.Limits(max_connections=None),
+        trust_env=False,
+    )
+
+
+def _raise(response: httpx.Response) -> None:
+    """Raise the error that the gateway named, else one that holds status and detail."""
+    try:
+        content = response.json()
+    except ValueError:
+        content = {"detail": response.text}
+    detail = content.get("detail", content) if isinstance(content, dict) else content
+    kind = _ERRORS.get(content.get("error", "")) if isinstance(content, dict) else None
+    if kind is not None:
+        raise kind(str(detail))
+    if response.status_code == 401:
+        raise exceptions.UnauthorizedError(str(detail))
+    if response.status_code == 404:
+        raise exceptions.NotFoundError(str(detail))
+    raise exceptions.GatewayError(f"{response.status_code}: {detail}")

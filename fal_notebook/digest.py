@@ -1,0 +1,214 @@
+"""A digest of functions and values by what they mean, the same in every process.
+
+Pickles will not do: their bytes hold set order (the hash seed), file names and random class ids.
+So each value is hashed from its parts, in a canonical order; classes are left to `class_parts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import marshal
+import os
+import struct
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import cloudpickle
+
+from fal_notebook.class_parts import class_parts
+from fal_notebook.references import (
+    CachedFunction,
+    is_by_value,
+    is_class,
+    is_function,
+    named_references,
+)
+from fal_notebook.sources import source_of
+
+_SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
+_SORTABLE = ({str}, {int}, {bytes})
+_ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 hex digest of a value and all that it refers to.
+
+    Parameters
+    ----------
+    value : Any
+        Anything. Call it inside `local_modules.shipped_by_value`, or their code is left out.
+
+    Returns
+    -------
+    str
+        64 hex digits. What cannot be hashed counts as changed: it gives another digest each time.
+    """
+    return _Digester().digest(value).hex()
+
+
+class _Digester:
+    def __init__(self) -> None:
+        self._done: dict[int, bytes] = {}
+        self._depth: dict[int, int] = {}  # values being hashed, to end cycles
+        self._alive: list[Any] = []  # an id is only good while its object lives
+
+    def digest(self, value: Any) -> bytes:
+        if type(value) in _SCALARS:
+            return _hash(b"scalar", marshal.dumps(value, 2))
+        key = id(value)
+        if key in self._done:
+            return self._done[key]
+        if key in self._depth:
+            return _hash(b"cycle", struct.pack("<q", self._depth[key]))
+        self._depth[key] = len(self._depth)
+        self._alive.append(value)
+        try:
+            found = self._compound(value)
+        except Exception:  # a value's own code may raise anything; not hashable means changed
+            found = os.urandom(32)
+        finally:
+            del self._depth[key]
+        self._done[key] = found
+        return found
+
+    def _compound(self, value: Any) -> bytes:
+        for test, method in _METHODS:
+            if test(value):
+                return method(self, value)
+        return self._by_reduction(value)
+
+    def _sequence(self, value: Any) -> bytes:
+        tag = type(value).__name__.encode()
+        if set(map(type, value)) <= _SCALARS:  # marshal 2 writes no references: canonical and fast
+            return _hash(tag, b"scalars", marshal.dumps(value, 2))
+        return _hash(tag, *map(self.digest, value))
+
+    def _mapping(self, value: Mapping[Any, Any]) -> bytes:
+        keys, values = set(map(type, value)), set(map(type, value.values()))
+        if keys in _SORTABLE and values <= _SCALARS:
+            return _hash(b"dict", b"scalars", marshal.dumps(sorted(value.items(), key=_first), 2))
+        if keys in _SORTABLE:
+            ordered = sorted(value)
+            return _hash(
+                b"dict", marshal.dumps(ordered, 2), *(self.digest(value[k]) for k in ordered)
+            )
+        hashed = sorted(((self._isolated(k), v) for k, v in value.items()), key=_first)
+        return _hash(b"dict", *(part for k, v in hashed for part in (k, self.digest(v))))
+
+    def _set(self, value: Iterable[Any]) -> bytes:
+        return _hash(type(value).__name__.encode(), *sorted(map(self._isolated, value)))
+
+    def _isolated(self, value: Any) -> bytes:
+        """Hash without what was hashed before, so that the order of visits leaves no trace."""
+        if type(value) in _SCALARS:
+            return self.digest(value)
+        done, self._done = self._done, {}
+        try:
+            return self.digest(value)
+        finally:
+            self._done = done
+
+    def _module(self, value: types.ModuleType) -> bytes:
+        name = value.__name__
+        if not is_by_value(value):
+            return _hash(b"module", name.encode(), _version(name))
+        public = {k: v for k, v in vars(value).items() if not k.startswith("__")}
+        return _hash(b"local module", name.encode(), self._mapping(public))
+
+    def _imported(self, value: Any) -> bytes:
+        path = f"{value.__module__}:{value.__qualname__}"
+        return _hash(b"import", path.encode(), _version(str(value.__module__)))
+
+    def _function(self, value: types.FunctionType) -> bytes:
+        attributes = {k: v for k, v in vars(value).items() if not k.startswith("__")}
+        wrapped = vars(value).get("__wrapped__")
+        references = [tuple(r) for r in sorted(named_references(value), key=_name)]
+        parts = (source_of(value), value.__code__, references, value.__annotations__)
+        return _hash(b"function", *map(self.digest, (*parts, attributes, wrapped)))
+
+    def _cached(self, value: Any) -> bytes:
+        return _hash(b"cached", *map(self.digest, (value.cache_parameters(), value.__wrapped__)))
+
+    def _code(self, code: types.CodeType) -> bytes:
+        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        names = (code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        table = getattr(code, "co_exceptiontable", b"")
+        return self.digest(("code", counts, names, code.co_code, table, code.co_consts))
+
+    def _class(self, cls: type) -> bytes:
+        return _hash(b"class", self.digest(source_of(cls)), self._mapping(class_parts(cls)))
+
+    def _array(self, array: Any) -> bytes:
+        head = repr((array.dtype.descr if array.dtype.names else array.dtype.str, array.shape))
+        if array.dtype.names:  # field by field, for the padding between them may hold anything
+            return _hash(
+                b"record", head.encode(), *(self._array(array[n]) for n in array.dtype.names)
+            )
+        if array.dtype.hasobject:
+            return _hash(b"objects", head.encode(), self.digest(array.ravel().tolist()))
+        flat = array.ravel(order="C")
+        data = flat.view("u1") if flat.size and array.dtype.itemsize else flat.tobytes()
+        return _hash(b"array", head.encode(), data)
+
+    def _alias(self, value: Any) -> bytes:
+        names = ("__name__", "__bound__", "__constraints__", "__covariant__", "__supertype__")
+        parts = [getattr(value, name, None) for name in (*names, "__value__")]
+        return _hash(b"alias", self.digest(parts))
+
+    def _by_reduction(self, value: Any) -> bytes:
+        reducer = cloudpickle.Pickler.dispatch_table.get(type(value))
+        reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
+        if isinstance(reduced, str):
+            return _hash(b"global", self.digest((type(value), value.__module__, reduced)))
+        self._alive.append(reduced)
+        padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
+        padded[3:5] = list(padded[3] or ()), dict(padded[4] or ())
+        return _hash(b"object", *map(self.digest, padded))
+
+
+_METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]], ...] = (
+    (lambda v: type(v) in (list, tuple), _Digester._sequence),
+    (lambda v: type(v) in (dict, types.MappingProxyType), _Digester._mapping),
+    (lambda v: type(v) in (set, frozenset), _Digester._set),
+    (lambda v: type(v) is _numpy_array(), _Digester._array),
+    (lambda v: isinstance(v, types.ModuleType), _Digester._module),
+    (lambda v: (is_function(v) or is_class(v)) and not is_by_value(v), _Digester._imported),
+    (lambda v: isinstance(v, types.FunctionType), _Digester._function),
+    (lambda v: isinstance(v, CachedFunction), _Digester._cached),
+    (is_class, _Digester._class),
+    (lambda v: isinstance(v, types.CodeType), _Digester._code),
+    (lambda v: isinstance(v, _ALIASES), _Digester._alias),
+)
+
+
+def _numpy_array() -> Any:
+    """Return numpy's array type if the notebook has loaded it."""
+    return getattr(sys.modules.get("numpy"), "ndarray", None)
+
+
+@functools.lru_cache(maxsize=256)
+def _version(module: str) -> bytes:
+    top = sys.modules.get(module.split(".")[0])
+    version = getattr(top, "__version__", "")
+    return version.encode() if isinstance(version, str) else b""
+
+
+def _hash(*parts: Any) -> bytes:
+    """Hash bytes-like parts, each after its length."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(struct.pack("<q", memoryview(part).nbytes))
+        state.update(part)
+    return state.digest()
+
+
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
+
+
+def _name(reference: Any) -> tuple[str, str]:
+    return reference.how, reference.name

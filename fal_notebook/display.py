@@ -1,0 +1,165 @@
+"""How deploys, apps and lists look in a notebook and in a terminal; user text is escaped."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fal_notebook.deploy import Progress
+from fal_notebook.payload import Payload
+
+_COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
+_STEPS_SHOWN = 6
+_LOG_SHOWN = 20
+
+
+class DeployView:
+    """The output of a deploying cell, as HTML and as text."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __repr__(self) -> str:
+        p = self._progress
+        lines = [f"{p.name}: {p.state} (revision {p.number})  {p.url}"]
+        lines += [f"  inherited {k}={v} (reset_scale=true resets)" for k, v in p.inherited.items()]
+        lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
+        lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
+        if p.state == "failed":
+            lines += [f"  {p.error}", *(f"  | {line}" for line in p.log[-_LOG_SHOWN:])]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        p = self._progress
+        colour = _COLOURS.get(p.state, "#1565c0")
+        head = (
+            f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_text(p.state)}</span> "
+            f"· revision {p.number} · <code>{_text(p.url)}</code>"
+        )
+        inherited = [f"inherited {k}={v} (reset_scale=true resets)" for k, v in p.inherited.items()]
+        notes = [*inherited, *p.notices, *p.payload.warnings]
+        rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
+        if p.state == "deploying":
+            rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
+        if p.state == "failed":
+            log = "\n".join(p.log[-_LOG_SHOWN:])
+            rows.append(
+                f"<div style='color:{colour}'>{_text(p.error)}</div><pre>{_text(log)}</pre>"
+            )
+        return f"<div>{head}{''.join(rows)}</div>"
+
+
+class Table:
+    """Rows under named columns."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
+        self._columns = columns
+        self._rows = [[str(cell) for cell in row] for row in rows]
+        self._empty = empty
+
+    def __repr__(self) -> str:
+        if not self._rows:
+            return self._empty
+        lines = [list(self._columns), *self._rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self._columns))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+    def _repr_html_(self) -> str:
+        if not self._rows:
+            return f"<div>{_text(self._empty)}</div>"
+        head = "".join(f"<th style='text-align:left'>{_text(name)}</th>" for name in self._columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{_text(c)}</td>" for c in row) + "</tr>"
+            for row in self._rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def captured_table(payload: Payload) -> Table:
+    """Return what a payload captures: name, kind, bytes."""
+    rows = [(item.name, item.kind, f"{item.size:,}") for item in payload.captured]
+    return Table(("captured", "kind", "bytes"), rows, "nothing is captured")
+
+
+def apps_table(apps: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per app."""
+    rows = [
+        (a["name"], _state(a), a["number"], a["runners"], a["in_flight"], a["queued"], a["url"])
+        for a in apps
+    ]
+    columns = ("app", "state", "revision", "runners", "in flight", "queued", "url")
+    return Table(columns, rows, "no apps yet: run a cell that begins with %%fal_function")
+
+
+def status_table(app: dict[str, Any]) -> Table:
+    """Return an app's facts and every option in force, one per row."""
+    machine = app["machine"]
+    facts = {
+        "app": f"{app['owner']}/{app['name']}",
+        "url": app["url"],
+        "state": _state(app),
+        "revision": f"{app['number']} ({app['revision']})",
+        "notebook": app["notebook"],
+        "runners": app["runners"],
+        "in flight / queued": f"{app['in_flight']} / {app['queued']}",
+        "machine": f"{machine['name']}: {machine['memory_mb']} MB, {machine['cores']:g} cores",
+    }
+    if app["last_error"]:
+        facts["last error"] = app["last_error"]
+    rows = [(name, value, "") for name, value in facts.items()]
+    rows += [(name, value, _origin(app, name)) for name, value in sorted(app["options"].items())]
+    return Table(("", "value", "from"), rows, "")
+
+
+def runners_table(runners: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per runner."""
+    rows = [
+        (
+            r["id"],
+            r["state"],
+            r["in_flight"],
+            r["machine_type"],
+            f"{time.time() - r['created_at']:.0f} s",
+            f"{r.get('memory_bytes', 0) / 1e6:.0f} MB",
+            r["cause"],
+        )
+        for r in runners
+    ]
+    columns = ("runner", "state", "in flight", "machine", "age", "memory", "cause")
+    return Table(columns, rows, "no runners: the app is scaled to zero")
+
+
+def keys_table(keys: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per key, without secrets."""
+    rows = [(k["id"], k["scope"], k["alias"], "revoked" if k["revoked_at"] else "") for k in keys]
+    return Table(("key id", "scope", "alias", ""), rows, "no keys: make one with keys create")
+
+
+def log_line(line: dict[str, Any]) -> str:
+    """Return a log line as one line of text."""
+    at = time.strftime("%H:%M:%S", time.localtime(line["at"])) if line["at"] else " " * 8
+    request = f" {line['request'][:8]}" if line["request"] else ""
+    return f"{at} {line['runner'][:6]}{request} {line['level']:5} {line['message']}"
+
+
+def _state(app: dict[str, Any]) -> str:
+    if app["deploying"]:
+        return f"deploying revision {app['deploying']}"
+    if app["crash_backoff"]:
+        return "CRASH_BACKOFF"
+    return "up" if app["runners"] else "scaled to zero"
+
+
+def _origin(app: dict[str, Any], name: str) -> str:
+    if name in app["scaled"]:
+        return "scale"
+    return "cell" if name in app["explicit"] else ""
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

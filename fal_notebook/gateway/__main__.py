@@ -1,0 +1,95 @@
+"""The gateway process: take the lock, listen, publish the address, serve, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from filelock import FileLock, Timeout
+
+from fal_notebook import __version__, discovery, settings
+from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.gateway.app import GatewayApp
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.operations import apps
+from fal_notebook.runner.program import new_loop
+
+# How long runners may drain when the gateway is asked to stop with them.
+STOP_GRACE = 15.0
+
+
+def main() -> None:
+    """Run the gateway of the state folder until it is asked to stop; exit 1 if there is one."""
+    os.umask(0o077)
+    state = settings.state_folder()
+    lock = FileLock(state / "gateway.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit(f"a gateway already runs on {state}; stop it with: fal-notebook gateway stop")
+    with lock:
+        loop = new_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(_serve(state))
+        except FalNotebookError as error:
+            sys.exit(str(error))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers; SIGTERM stops the gateway and leaves the runners."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(state: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", int(settings.setting("port", 0))), backlog=2048)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    token = secrets.token_urlsafe(32)
+    info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
+    gateway = Gateway(state, info)
+    gateway.restore()
+    apps.prune(gateway)
+    warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
+    server = _Server(_config(GatewayApp(gateway)))
+    serving = asyncio.ensure_future(server.serve([listener]))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
+    discovery.write(state, info)
+    await gateway.stop_requested.wait()
+    discovery.info_file(state).unlink(missing_ok=True)
+    if not gateway.keep_runners:
+        await gateway.stop_runners(STOP_GRACE)
+    warming.cancel()
+    await gateway.close()
+    server.should_exit = server.force_exit = True
+    await serving
+
+
+def _config(app: GatewayApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The control API as HTTP: each route translates to one operation, nothing more."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from fal_notebook import __version__, exceptions
+from fal_notebook.discovery import PROTOCOL
+from fal_notebook.gateway import paths
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.operations import apps, deploy, keys, logs
+
+_STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
+    (exceptions.OptionError, 422),
+    (exceptions.NotFoundError, 404),
+    (exceptions.UnauthorizedError, 401),
+    (exceptions.ConflictError, 409),
+    (exceptions.FalNotebookError, 500),
+]
+
+
+def create_control(gateway: Gateway) -> FastAPI:
+    """Return the control API; every route asks for the owner's token or an ADMIN key."""
+    api = FastAPI(title="fal_notebook gateway", version=__version__, docs_url=None, redoc_url=None)
+
+    def authorised(request: Request) -> None:
+        header = request.headers.get("authorization")
+        principal = gateway.auth.identify(header.encode("latin-1") if header else None)
+        if principal is None or not principal.controls:
+            raise exceptions.UnauthorizedError("the control API needs the owner's token")
+
+    guard = [Depends(authorised)]
+    for router in (_gateway_routes(gateway), _app_routes(gateway), _key_routes(gateway)):
+        api.include_router(router, dependencies=guard)
+    for kind, status in _STATUS:
+        api.add_exception_handler(kind, _refusal(status))
+    return api
+
+
+def _refusal(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handler(request: Request, error: Exception) -> Response:
+        content = {"detail": str(error), "error": type(error).__name__}
+        return JSONResponse(content, status_code=status)
+
+    return handler
+
+
+def _gateway_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/api/gateway")
+    async def about() -> dict[str, Any]:
+        """Who this gateway is."""
+        return {
+            "url": gateway.info.url,
+            "pid": os.getpid(),
+            "version": __version__,
+            "protocol": PROTOCOL,
+            "owner": gateway.owner,
+            "state": str(gateway.state),
+            "max_body": gateway.max_body,
+        }
+
+    @router.post("/api/gateway/stop")
+    async def stop(keep_runners: bool = False) -> dict[str, Any]:
+        """End the gateway; runners end too unless they are kept for the next one."""
+        gateway.request_stop(keep_runners)
+        return {"stopping": True}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus metrics under fal's names."""
+        return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @router.get("/api/events")
+    async def events(owner: str = "", app: str = "", since: int = 0) -> Response:
+        """Events after `since` and live ones, as SSE; of one app if it is named."""
+        stream = gateway.events.follow(since, owner, app)
+        return StreamingResponse(stream, media_type="text/event-stream")
+
+    @router.put("/api/blobs/{digest}")
+    async def put_blob(digest: str, request: Request) -> dict[str, Any]:
+        """Store a payload under its SHA-256."""
+        return await _store_blob(gateway, digest, request)
+
+    return router
+
+
+async def _store_blob(gateway: Gateway, digest: str, request: Request) -> dict[str, Any]:
+    content = await request.body()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise exceptions.OptionError("the payload does not match its SHA-256; deploy again")
+    path = paths.blob(gateway.state, digest)
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    temporary = path.with_suffix(f".{os.urandom(4).hex()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+    return {"size": len(content)}
+
+
+def _app_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api/apps")
+
+    @router.get("")
+    async def list_apps() -> list[dict[str, Any]]:
+        """Every app with its status."""
+        return apps.list_apps(gateway)
+
+    @router.post("/{owner}")
+    async def deploy_app(owner: str, request: deploy.DeployRequest) -> deploy.DeployReply:
+        """Start a deploy, or find the app up to date."""
+        return deploy.deploy(gateway, owner, request)
+
+    @router.get("/{owner}/{name}")
+    async def status(owner: str, name: str) -> dict[str, Any]:
+        """One app's status."""
+        return apps.status(gateway, owner, name)
+
+    @router.delete("/{owner}/{name}")
+    async def delete(owner: str, name: str) -> dict[str, Any]:
+        """Delete an app."""
+        apps.delete(gateway, owner, name)
+        return {"deleted": True}
+
+    @router.delete("/{owner}/{name}/deploy")
+    async def cancel(owner: str, name: str) -> dict[str, Any]:
+        """Cancel the deploy under way."""
+        deploy.cancel(gateway, owner, name)
+        return {"cancelled": True}
+
+    @router.patch("/{owner}/{name}/scaling")
+    async def scale(
+        owner: str, name: str, values: Annotated[dict[str, Any], Body()]
+    ) -> dict[str, Any]:
+        """Change scaling options."""
+        return apps.scale(gateway, owner, name, values)
+
+    @router.get("/{owner}/{name}/runners")
+    async def runners(owner: str, name: str) -> list[dict[str, Any]]:
+        """Runners that have not ended."""
+        return apps.runners(gateway, owner, name)
+
+    @router.get("/{owner}/{name}/timeline")
+    async def timeline(owner: str, name: str) -> list[dict[str, Any]]:
+        """Samples of the load."""
+        return apps.timeline(gateway, owner, name)
+
+    @router.get("/{owner}/{name}/openapi")
+    async def openapi(owner: str, name: str) -> dict[str, Any]:
+        """The app's own OpenAPI document."""
+        return apps.openapi(gateway, owner, name)
+
+    @router.get("/{owner}/{name}/logs")
+    async def read_logs(
+        owner: str,
+        name: str,
+        runner: str = "",
+        request: str = "",
+        tail: int = 200,
+        follow: bool = False,
+    ) -> Any:
+        """Log lines, as a list or followed as SSE."""
+        if follow:
+            apps.find(gateway, owner, name)
+            lines = logs.follow(gateway, owner, name, runner, request, tail)
+            return StreamingResponse(lines, media_type="text/event-stream")
+        return logs.read(gateway, owner, name, runner, request, tail)
+
+    return router
+
+
+def _key_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api/keys")
+
+    @router.get("")
+    async def list_keys() -> list[dict[str, Any]]:
+        """Every key without its secret."""
+        return keys.list_keys(gateway)
+
+    @router.post("")
+    async def create(scope: str = "API", alias: str = "") -> dict[str, Any]:
+        """Make a key; its text is in this answer only."""
+        return keys.create(gateway, scope, alias)
+
+    @router.delete("/{identity}")
+    async def revoke(identity: str) -> dict[str, Any]:
+        """Revoke a key."""
+        keys.revoke(gateway, identity)
+        return {"revoked": True}
+
+    return router

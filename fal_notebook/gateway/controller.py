@@ -1,0 +1,85 @@
+"""The loop around the autoscaler: observe a fleet, decide, start and stop runners; nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+
+
+class Controller:
+    """Runs `autoscaler.decide` for a fleet whenever something happened to it or a time has come.
+
+    Parameters
+    ----------
+    start, stop : callable
+        Start a runner of the fleet; stop one gracefully.
+    """
+
+    def __init__(
+        self, start: Callable[[Fleet], Runner], stop: Callable[[Fleet, Runner, str], None]
+    ) -> None:
+        self._start = start
+        self._stop = stop
+        self._due: dict[Fleet, asyncio.TimerHandle | asyncio.Handle] = {}
+        self._closed = False
+
+    def poke(self, fleet: Fleet) -> None:
+        """Decide for this fleet in the next turn of the loop; many pokes are one decision."""
+        self._schedule(fleet, None)
+
+    def nudge(self, fleet: Fleet) -> None:
+        """Decide unless a decision is due already: enough after a request has ended.
+
+        A due decision is never later than what the end of a request could ask for, because
+        keep_alive counts from the last request; so a busy app costs no decision per request.
+        """
+        if fleet not in self._due:
+            self._schedule(fleet, None)
+
+    def forget(self, fleet: Fleet) -> None:
+        """Never decide for this fleet again."""
+        handle = self._due.pop(fleet, None)
+        if handle is not None:
+            handle.cancel()
+
+    def close(self) -> None:
+        """Decide no more."""
+        self._closed = True
+        for fleet in list(self._due):
+            self.forget(fleet)
+
+    def _schedule(self, fleet: Fleet, at: float | None) -> None:
+        if self._closed:
+            return
+        self.forget(fleet)
+        loop = asyncio.get_running_loop()
+        if at is None:
+            self._due[fleet] = loop.call_soon(self._reconcile, fleet)
+        else:
+            self._due[fleet] = loop.call_later(max(0.0, at - time.time()), self._reconcile, fleet)
+
+    def _reconcile(self, fleet: Fleet) -> None:
+        self._due.pop(fleet, None)
+        now = time.time()
+        decision = autoscaler.decide(fleet.scaling, fleet.observe(now), now)
+        if decision.blocked_until is not None and not fleet.active():
+            fleet.refuse(_backing_off(fleet, decision.blocked_until - now))
+        for _ in range(decision.start):
+            self._start(fleet)
+        for runner_id in decision.stop:
+            self._stop(fleet, fleet.runners[runner_id], "scaled down")
+        if decision.wake_at is not None and fleet not in self._due:
+            self._schedule(fleet, decision.wake_at)
+
+
+def _backing_off(fleet: Fleet, seconds: float) -> SchedulingError:
+    return SchedulingError(
+        503,
+        "runner_scheduling_failure",
+        f"the app's runners fail to start (CRASH_BACKOFF, next try in {seconds:.0f} s): "
+        f"{fleet.last_error}",
+    )

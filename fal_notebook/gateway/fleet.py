@@ -1,0 +1,238 @@
+"""One app's runners and the requests that wait for one: who serves the next request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway.metrics import AppMetrics
+from fal_notebook.gateway.store import Revision, RunnerRow
+from fal_notebook.gateway.upstream import Pool
+
+SAMPLES_KEPT = 6_000  # ten minutes at 10 Hz
+SAMPLE_PERIOD = 0.1
+
+# fal's defaults (seconds) for options that are None when they are not given.
+REQUEST_TIMEOUT = 3600.0
+STARTUP_TIMEOUT = 600.0
+
+
+class SchedulingError(Exception):
+    """No runner could be given to a request. `status` and `kind` are what the caller is told."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+
+@dataclass(eq=False)
+class Runner:
+    """A runner as the gateway uses it; its row in the store holds what must survive."""
+
+    row: RunnerRow
+    since: float
+    proving: bool = False
+    in_flight: int = 0
+    last_request_at: float | None = None
+    openapi: dict[str, Any] = field(default_factory=dict)
+    pool: Pool = field(default_factory=lambda: Pool(""))
+    ready: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def state(self) -> str:
+        """The state to show: IDLE becomes RUNNING while requests are in flight."""
+        return "RUNNING" if self.row.state == "IDLE" and self.in_flight else self.row.state
+
+    @property
+    def live(self) -> bool:
+        """Whether it serves or is on its way to."""
+        return self.row.state in ("PENDING", "SETUP", "IDLE")
+
+
+@dataclass(eq=False)
+class Waiter:
+    """A request that waits for a runner."""
+
+    arrived: float
+    granted: asyncio.Future[Runner]
+
+
+class Fleet:
+    """Runners and waiting requests of one app, and the options that each request needs.
+
+    It is not reachable before `configure` gave it an active revision.
+
+    Parameters
+    ----------
+    on_need, on_idle : callable
+        Called when requests wait or have gone, and when a runner has become idle.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        name: str,
+        metrics: AppMetrics,
+        on_need: Callable[[Fleet], None],
+        on_idle: Callable[[Fleet], None],
+    ) -> None:
+        self.owner = owner
+        self.name = name
+        self.metrics = metrics
+        self.revision: Revision | None = None
+        self.scaling = autoscaler.Scaling()
+        self.auth = "private"
+        self.serve = False
+        self.request_timeout = 0.0
+        self.startup_timeout = 0.0
+        self.runners: dict[str, Runner] = {}
+        self.failures = 0
+        self.last_failure_at: float | None = None
+        self.last_error = ""
+        self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
+        self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
+        self._waiting: deque[Waiter] = deque()
+        self._on_need = on_need
+        self._on_idle = on_idle
+        self._loop = asyncio.get_running_loop()
+        self._sampling: asyncio.TimerHandle | None = None
+
+    def configure(
+        self, revision: Revision, options: dict[str, Any], scaling: autoscaler.Scaling
+    ) -> None:
+        """Serve `revision` from now on, with these effective options."""
+        self.revision = revision
+        self.scaling = scaling
+        self.auth = options["auth"]
+        self.serve = options["serve"]
+        self.request_timeout = float(options["request_timeout"] or REQUEST_TIMEOUT)
+        self.startup_timeout = float(options["startup_timeout"] or STARTUP_TIMEOUT)
+        self.grant()
+        self._on_need(self)
+
+    # --- requests ----------------------------------------------------------------------------
+    def serving(self) -> Runner | None:
+        """Return the least loaded runner with a free slot, or None."""
+        best: Runner | None = None
+        active = self.revision.id if self.revision else None
+        for runner in self.runners.values():
+            if (
+                runner.row.state == "IDLE"
+                and runner.row.revision == active
+                and runner.in_flight < self.scaling.max_multiplexing
+                and (best is None or runner.in_flight < best.in_flight)
+            ):
+                best = runner
+        return best
+
+    def take(self) -> Runner | None:
+        """Take a slot if one is free and nobody waits."""
+        runner = None if self._waiting else self.serving()
+        if runner is not None:
+            runner.in_flight += 1
+            self.changed()
+        return runner
+
+    def enqueue(self) -> Waiter:
+        """Stand in line for a slot; `granted` resolves to a runner whose slot is taken."""
+        waiter = Waiter(time.time(), self._loop.create_future())
+        self._waiting.append(waiter)
+        self.grant()
+        self.changed()
+        self._on_need(self)
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """Leave the line; a slot granted in the meantime is given back."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        elif _granted(waiter):
+            self.release(waiter.granted.result())
+        waiter.granted.cancel()
+        self.changed()
+        self._on_need(self)
+
+    def release(self, runner: Runner) -> None:
+        """Give a slot back; the next in line gets it."""
+        runner.in_flight -= 1
+        runner.last_request_at = time.time()
+        if self._waiting:
+            self.grant()
+        self.changed()
+        if not runner.in_flight:
+            self._on_idle(self)
+
+    def grant(self) -> None:
+        """Give free slots to those who wait, first come first served."""
+        while self._waiting and (runner := self.serving()) is not None:
+            waiter = self._waiting.popleft()
+            if waiter.granted.done():
+                continue
+            runner.in_flight += 1
+            waiter.granted.set_result(runner)
+
+    def refuse(self, error: SchedulingError) -> None:
+        """Fail every request that waits."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.granted.done():
+                waiter.granted.set_exception(error)
+        self.changed()
+
+    # --- what the autoscaler sees ------------------------------------------------------------
+    def observe(self, now: float) -> autoscaler.Observed:
+        """Return the load of the active revision."""
+        delay = self.scaling.scaling_delay
+        due = [w.arrived + delay for w in self._waiting]
+        later = [at for at in due if at > now]
+        return autoscaler.Observed(
+            runners=tuple(
+                autoscaler.Runner(r.row.id, r.state, r.in_flight, r.since, r.last_request_at)
+                for r in self.active()
+            ),
+            queued=len(due) - len(later),
+            next_due_at=later[0] if later else None,
+            failures=self.failures,
+            last_failure_at=self.last_failure_at,
+        )
+
+    def active(self) -> list[Runner]:
+        """Return the live runners of the active revision."""
+        active = self.revision.id if self.revision else None
+        return [r for r in self.runners.values() if r.live and r.row.revision == active]
+
+    # --- the live picture --------------------------------------------------------------------
+    def changed(self) -> None:
+        """Take a sample soon; at most ten in a second."""
+        if self._sampling is None:
+            self._sampling = self._loop.call_later(SAMPLE_PERIOD, self._sample)
+
+    def picture(self) -> dict[str, Any]:
+        """Return the present load: runners that are up or starting, in flight, queued."""
+        live = [r for r in self.runners.values() if r.row.state != "TERMINATED"]
+        return {
+            "at": time.time(),
+            "runners": len(live),
+            "in_flight": sum(r.in_flight for r in live),
+            "queued": len(self._waiting),
+        }
+
+    def _sample(self) -> None:
+        self._sampling = None
+        sample = self.picture()
+        self.samples.append(sample)
+        self.on_sample(sample)
+
+
+def _granted(waiter: Waiter) -> bool:
+    future = waiter.granted
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -1,0 +1,156 @@
+"""The gateway's parts in one place: who owns what, and how they are tied together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fal_notebook import settings
+from fal_notebook.backends.local import LocalBackend
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway import plan
+from fal_notebook.gateway.auth import Auth, HostCheck
+from fal_notebook.gateway.controller import Controller
+from fal_notebook.gateway.events import Events
+from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.lifecycle import Lifecycle
+from fal_notebook.gateway.metrics import Metrics
+from fal_notebook.gateway.proxy import Proxy
+from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
+from fal_notebook.machines import MachineType, this_host
+
+MAX_BODY = 100 * 1024 * 1024
+
+
+@dataclass
+class Deployment:
+    """A deploy under way."""
+
+    revision: Revision
+    task: asyncio.Task[None]
+
+
+class Gateway:
+    """Everything that lives as long as the process does.
+
+    Parameters
+    ----------
+    state : Path
+        The state folder; the caller holds its lock.
+    info : GatewayInfo
+        URL and token under which it will be found.
+    """
+
+    def __init__(self, state: Path, info: GatewayInfo) -> None:
+        self.state = state
+        self.info = info
+        self.owner = settings.owner()
+        self.host = this_host()
+        self.max_body = int(settings.setting("max_body", MAX_BODY))
+        self.stop_requested = asyncio.Event()
+        self.keep_runners = True
+        self.fleets: dict[tuple[str, str], Fleet] = {}
+        self.deployments: dict[tuple[str, str], Deployment] = {}
+        self.store = Store(state / "store.db")
+        self.events = Events(self.store)
+        self.backend = LocalBackend(state, sockets_folder(self.store))
+        self.lifecycle = Lifecycle(state, self.store, self.backend, info.url, self._poke)
+        self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
+        self.metrics = Metrics(self.fleets.values, self.backend.stats)
+        self.auth = Auth(self.owner, info.token, self.lifecycle.runner_key, self._runner_owner)
+        self.auth.load(self.store.select(Key))
+        self.proxy = Proxy(self._find, self.auth, self.lifecycle.kill, self.max_body)
+        self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
+
+    def restore(self) -> None:
+        """Serve what the store says is active; adopt runners that still live."""
+        for app in self.store.select(App):
+            revision = self.store.revision(app.revision)
+            if revision is not None:
+                self.activate(app, revision)
+        for revision in self.store.select(Revision, "state = 'PROVING'"):
+            revision.state, revision.error = "FAILED", "the gateway was stopped during the deploy"
+            with self.store.transaction():
+                self.store.put(revision)
+        for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
+            self._adopt(row)
+
+    def fleet(self, owner: str, name: str) -> Fleet:
+        """Return the fleet of an app, made if there is none yet."""
+        fleet = self.fleets.get((owner, name))
+        if fleet is None:
+            metrics = self.metrics.for_app(f"{owner}/{name}")
+            poke, nudge = self.controller.poke, self.controller.nudge
+            fleet = self.fleets[owner, name] = Fleet(owner, name, metrics, poke, nudge)
+            fleet.on_sample = lambda sample: self.events.sample(owner, name, sample)
+        return fleet
+
+    def activate(self, app: App, revision: Revision) -> None:
+        """Let the fleet of an app serve a revision, or serve it with changed options."""
+        options = plan.effective(app, revision)
+        scaling = plan.scaling(options, MachineType(**revision.machine), self.host)
+        self.fleet(app.owner, app.name).configure(revision, options, scaling)
+
+    def forget(self, fleet: Fleet) -> None:
+        """Take an app off the map."""
+        self.controller.forget(fleet)
+        del self.fleets[fleet.owner, fleet.name]
+
+    def request_stop(self, keep_runners: bool) -> None:
+        """End the process soon; runners stay for the next gateway or are stopped too."""
+        self.keep_runners = keep_runners
+        self.stop_requested.set()
+
+    async def stop_runners(self, grace: float) -> None:
+        """Drain every runner and wait until all have ended, at most `grace` seconds."""
+        self.controller.close()
+        ending = []
+        for fleet in self.fleets.values():
+            for runner in list(fleet.runners.values()):
+                self.lifecycle.stop(fleet, runner, "the gateway stops")
+                ending.append(asyncio.ensure_future(runner.ended.wait()))
+        if ending:
+            await asyncio.wait(ending, timeout=grace)
+
+    async def close(self) -> None:
+        """Release everything; runners live on for the next gateway."""
+        self.controller.close()
+        for deployment in list(self.deployments.values()):
+            deployment.task.cancel()
+        self.events.close()
+        await self.lifecycle.close()
+        await self.backend.close()
+        self.store.close()
+
+    def _adopt(self, row: RunnerRow) -> None:
+        revision = self.store.revision(row.revision)
+        if revision is not None:
+            self.lifecycle.adopt(self.fleet(row.owner, row.app), row, revision)
+
+    def _poke(self, fleet: Fleet) -> None:
+        self.controller.poke(fleet)
+
+    def _find(self, owner: str, name: str) -> Fleet | None:
+        fleet = self.fleets.get((owner, name))
+        return fleet if fleet is not None and fleet.revision is not None else None
+
+    def _runner_owner(self, runner_id: str) -> str | None:
+        return next((f.owner for f in self.fleets.values() if runner_id in f.runners), None)
+
+
+def sockets_folder(store: Store) -> Path:
+    """Return the 0700 folder of the runners' sockets, recorded in the store.
+
+    It lies outside the state folder because a socket's path ends at 107 bytes (macOS: 103).
+    """
+    folder = Path(store.note("sockets", _make_sockets_folder))
+    if not folder.is_dir():  # a reboot clears it
+        folder = Path(store.set_note("sockets", _make_sockets_folder()))
+    return folder
+
+
+def _make_sockets_folder() -> str:
+    return tempfile.mkdtemp(prefix="fal-", dir=os.environ.get("XDG_RUNTIME_DIR") or None)

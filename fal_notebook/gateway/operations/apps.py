@@ -1,0 +1,166 @@
+"""Ask about apps, change their scaling, delete them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from fal_notebook.exceptions import NotFoundError, OptionError
+from fal_notebook.gateway import paths, plan
+from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.store import App, Revision, RunnerRow
+from fal_notebook.options import parse_options, parse_scaling
+
+# Ended runners are shown, and their logs kept, for this long.
+RUNNERS_KEPT = 7 * 24 * 3600.0
+
+
+def list_apps(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return the status of every app, by owner and name."""
+    apps = gateway.store.select(App, "1 ORDER BY owner, name")
+    return [status(gateway, app.owner, app.name) for app in apps]
+
+
+def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
+    """Return what a person wants to know of an app: URL, revision, options in force, load.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such app.
+    """
+    app, revision = find(gateway, owner, name)
+    fleet = gateway.fleet(owner, name)
+    deployment = gateway.deployments.get((owner, name))
+    options = plan.effective(app, revision)
+    return {
+        "owner": owner,
+        "name": name,
+        "url": f"{gateway.info.url}/run/{owner}/{name}",
+        "revision": revision.id,
+        "number": revision.number,
+        "digest": revision.digest,
+        "deployed_at": revision.created_at,
+        "notebook": app.notebook,
+        "deploying": deployment.revision.number if deployment else None,
+        "machine": revision.machine,
+        "options": {**options, "max_concurrency": fleet.scaling.max_concurrency},
+        "explicit": revision.explicit,
+        "scaled": app.scaling,
+        "crash_backoff": fleet.failures > 0 and not fleet.active(),
+        "last_error": fleet.last_error if fleet.failures else "",
+        **fleet.picture(),
+    }
+
+
+def runners(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
+    """Return an app's runners that have not ended, oldest first."""
+    find(gateway, owner, name)
+    return [
+        {
+            "id": runner.row.id,
+            "revision": runner.row.revision,
+            "state": runner.state,
+            "cause": runner.row.cause,
+            "in_flight": runner.in_flight,
+            "machine_type": runner.row.machine_type,
+            "created_at": runner.row.created_at,
+            "ready_at": runner.row.ready_at,
+            "last_request_at": runner.last_request_at,
+            **gateway.backend.stats(runner.row.process),
+        }
+        for runner in gateway.fleet(owner, name).runners.values()
+    ]
+
+
+def scale(gateway: Gateway, owner: str, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Change scaling options of a running app, at once and without a new revision.
+
+    Raises
+    ------
+    OptionError
+        When an option is wrong, contradicts another, or needs a new revision.
+    """
+    app, revision = find(gateway, owner, name)
+    if not values:
+        raise OptionError("name at least one option to change, such as keep_alive=60")
+    scaling = {**app.scaling, **parse_scaling(values)}
+    parse_options({**revision.explicit, **_comparable(revision, scaling)})
+    app.scaling = scaling
+    with gateway.store.transaction():
+        gateway.store.put(app)
+        gateway.store.emit("scale", owner, name, {"scaling": scaling})
+    gateway.activate(app, revision)
+    return status(gateway, owner, name)
+
+
+def _comparable(revision: Revision, scaling: dict[str, Any]) -> dict[str, Any]:
+    """Return all options in force, so that a contradiction with one not named is found too."""
+    names = ("min_concurrency", "max_concurrency")
+    return {**{name: revision.options[name] for name in names}, **scaling}
+
+
+def delete(gateway: Gateway, owner: str, name: str) -> None:
+    """Delete an app: its runners drain, its revisions, payloads and logs go."""
+    app, _ = find(gateway, owner, name)
+    deployment = gateway.deployments.get((owner, name))
+    if deployment is not None:
+        deployment.task.cancel()
+    with gateway.store.transaction():
+        unused = gateway.store.delete_app(app.owner, app.name)
+        gateway.store.emit("delete", owner, name, {})
+    fleet = gateway.fleet(owner, name)
+    for runner in list(fleet.runners.values()):
+        gateway.lifecycle.stop(fleet, runner, "the app was deleted")
+    gateway.forget(fleet)
+    for digest in unused:
+        with contextlib.suppress(OSError):
+            paths.blob(gateway.state, digest).unlink()
+
+
+def timeline(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
+    """Return samples of the app's load, oldest first, the present one last."""
+    fleet = _fleet(gateway, owner, name)
+    return [*fleet.samples, fleet.picture()]
+
+
+def openapi(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
+    """Return the OpenAPI document of the active revision."""
+    return find(gateway, owner, name)[1].openapi
+
+
+def find(gateway: Gateway, owner: str, name: str) -> tuple[App, Revision]:
+    """Return an app and its active revision.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such app; the message names the nearest ones.
+    """
+    app = gateway.store.app(owner, name)
+    revision = gateway.store.revision(app.revision) if app else None
+    if app is None or revision is None:
+        known = ", ".join(sorted(a.name for a in gateway.store.select(App))) or "none yet"
+        raise NotFoundError(f"there is no app {owner}/{name}; apps here: {known}")
+    return app, revision
+
+
+def _fleet(gateway: Gateway, owner: str, name: str) -> Fleet:
+    find(gateway, owner, name)
+    return gateway.fleet(owner, name)
+
+
+def prune(gateway: Gateway) -> None:
+    """Remove rows and logs of runners that ended long ago."""
+    with gateway.store.transaction():
+        for runner_id in gateway.store.forget_runners(time.time() - RUNNERS_KEPT):
+            with contextlib.suppress(OSError):
+                paths.runner_log(gateway.state, runner_id).unlink()
+
+
+def past_runners(gateway: Gateway, owner: str, name: str) -> list[RunnerRow]:
+    """Return every runner of an app that is still recorded, oldest first."""
+    where = "owner = ? AND app = ? ORDER BY created_at"
+    return gateway.store.select(RunnerRow, where, owner, name)

@@ -1,0 +1,23 @@
+"""Names of files inside the state folder, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def blob(state: Path, digest: str) -> Path:
+    """Return the file of a payload; `digest` is its SHA-256 in hex, checked by the caller."""
+    return state / "blobs" / digest
+
+
+def runner_folder(state: Path, runner_id: str) -> Path:
+    """Return a runner's working folder, made when it is missing."""
+    folder = state / "runners" / runner_id
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def runner_log(state: Path, runner_id: str) -> Path:
+    """Return the file of a runner's output; its folder is made when it is missing."""
+    (state / "logs").mkdir(exist_ok=True, mode=0o700)
+    return state / "logs" / f"{runner_id}.log"

@@ -1,0 +1,57 @@
+"""Pure decisions of a deploy: effective options, what is inherited, scaling, up to date or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fal_notebook.gateway.autoscaler import Scaling
+from fal_notebook.gateway.store import App, Revision
+from fal_notebook.machines import Host, MachineType, default_max_concurrency
+from fal_notebook.options import SCALING, Options
+
+
+def inherited(
+    explicit: Mapping[str, Any], app: App | None, active: Revision | None
+) -> dict[str, Any]:
+    """Return the scaling options that a new revision takes over from the running one.
+
+    What the new code gives explicitly is not among them, nor what stands at its default.
+    """
+    if app is None or active is None:
+        return {}
+    present = {**{name: active.options[name] for name in SCALING}, **app.scaling}
+    defaults = Options()
+    return {
+        name: value
+        for name, value in sorted(present.items())
+        if name not in explicit and value != getattr(defaults, name)
+    }
+
+
+def up_to_date(digest: str, active: Revision | None) -> bool:
+    """Say whether the running revision was made from the same code, values and options."""
+    return active is not None and active.digest == digest
+
+
+def effective(app: App | None, revision: Revision) -> dict[str, Any]:
+    """Return the options in force: the revision's, with what ``scale`` changed since."""
+    return {**revision.options, **(app.scaling if app else {})}
+
+
+def scaling(options: Mapping[str, Any], machine: MachineType, host: Host) -> Scaling:
+    """Return the autoscaler's settings; an unset max_concurrency means what the host holds."""
+    return Scaling(
+        min_concurrency=options["min_concurrency"],
+        max_concurrency=options["max_concurrency"] or max_of_host(options, machine, host),
+        max_multiplexing=options["max_multiplexing"],
+        concurrency_buffer=options["concurrency_buffer"],
+        concurrency_buffer_perc=options["concurrency_buffer_perc"],
+        scaling_delay=options["scaling_delay"] or 0,
+        keep_alive=options["keep_alive"],
+    )
+
+
+def max_of_host(options: Mapping[str, Any], machine: MachineType, host: Host) -> int:
+    """Return how many runners the host holds, never fewer than the minimum that was asked for."""
+    return max(default_max_concurrency(machine, host), int(options["min_concurrency"]))

@@ -1,0 +1,29 @@
+"""Answers of the gateway itself, in FastAPI's shape with fal's error type beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Reply = Callable[[Send], Awaitable[None]]
+
+
+def error_reply(status: int, detail: str, request_id: str = "", kind: str = "") -> Reply:
+    """Return a callable that sends ``{"detail", "error_type"}`` with the matching headers."""
+    content = {"detail": detail, **({"error_type": kind} if kind else {})}
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if kind:
+        headers.append((b"x-fal-error-type", kind.encode()))
+    if request_id:
+        headers.append((b"x-fal-request-id", request_id.encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Key"))
+
+    async def reply(send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return reply

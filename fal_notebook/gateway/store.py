@@ -1,0 +1,287 @@
+"""The gateway's state in SQLite (WAL): apps, revisions, runners, keys, events; its only owner.
+
+Every change is one transaction together with the event that tells of it. Followers of events are
+called after the commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fal_notebook.exceptions import GatewayError
+
+SCHEMA_VERSION = 1
+EVENTS_KEPT = 10_000
+
+_SCHEMA = """
+CREATE TABLE apps (
+  owner TEXT NOT NULL, name TEXT NOT NULL, revision TEXT, notebook TEXT NOT NULL,
+  scaling TEXT NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (owner, name));
+CREATE TABLE revisions (
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL, app TEXT NOT NULL, number INTEGER NOT NULL,
+  state TEXT NOT NULL, digest TEXT NOT NULL, payload TEXT NOT NULL, options TEXT NOT NULL,
+  explicit TEXT NOT NULL, manifest TEXT NOT NULL, machine TEXT NOT NULL,
+  variables TEXT NOT NULL, environment TEXT NOT NULL,
+  openapi TEXT NOT NULL, error TEXT NOT NULL, created_at REAL NOT NULL,
+  UNIQUE (owner, app, number));
+CREATE TABLE runners (
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL, app TEXT NOT NULL, revision TEXT NOT NULL,
+  state TEXT NOT NULL, cause TEXT NOT NULL, address TEXT NOT NULL, secret TEXT NOT NULL,
+  process TEXT NOT NULL, machine_type TEXT NOT NULL, created_at REAL NOT NULL,
+  ready_at REAL, ended_at REAL);
+CREATE INDEX runners_by_app ON runners (owner, app, created_at);
+CREATE TABLE keys (
+  id TEXT PRIMARY KEY, hash TEXT NOT NULL, user TEXT NOT NULL, scope TEXT NOT NULL,
+  alias TEXT NOT NULL, created_at REAL NOT NULL, revoked_at REAL);
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
+  owner TEXT NOT NULL, app TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX events_by_app ON events (owner, app, seq);
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@dataclass
+class App:
+    """An alias: the name under which a revision is reached, and what `scale` changed on it."""
+
+    owner: str
+    name: str
+    revision: str | None
+    notebook: str
+    scaling: dict[str, Any] = field(default_factory=dict)
+    created_at: float = field(default_factory=time.time)
+
+
+@dataclass
+class Revision:
+    """One deployed version of an app.
+
+    `state` is PROVING, ACTIVE, SUPERSEDED or FAILED; `options` are all options, `explicit` those
+    that the code gave; `machine` is what a runner gets, `variables` its declared environment,
+    `environment` what its backend built.
+    """
+
+    id: str
+    owner: str
+    app: str
+    number: int
+    state: str
+    digest: str
+    payload: str
+    options: dict[str, Any]
+    explicit: dict[str, Any]
+    manifest: dict[str, Any]
+    machine: dict[str, Any]
+    variables: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    openapi: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    created_at: float = field(default_factory=time.time)
+
+
+@dataclass
+class RunnerRow:
+    """One runner that lives or lived; `process` is what its backend needs to find it again."""
+
+    id: str
+    owner: str
+    app: str
+    revision: str
+    state: str
+    secret: str
+    machine_type: str
+    cause: str = ""
+    address: str = ""
+    process: dict[str, Any] = field(default_factory=dict)
+    created_at: float = field(default_factory=time.time)
+    ready_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass
+class Key:
+    """A caller's key; only the SHA-256 of its secret is kept (128+ random bits need no salt)."""
+
+    id: str
+    hash: str
+    user: str
+    scope: str
+    alias: str = ""
+    created_at: float = field(default_factory=time.time)
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that changed; `seq` orders events over restarts."""
+
+    seq: int
+    at: float
+    kind: str
+    owner: str
+    app: str
+    data: dict[str, Any]
+
+
+Row = TypeVar("Row", App, Revision, RunnerRow, Key)
+_TABLES: dict[type, str] = {App: "apps", Revision: "revisions", RunnerRow: "runners", Key: "keys"}
+_JSON = frozenset(
+    (
+        *("scaling", "options", "explicit", "manifest", "machine", "variables", "environment"),
+        *("openapi", "process", "data"),
+    )
+)
+
+
+class Store:
+    """The database; used from the gateway's event loop only.
+
+    Raises
+    ------
+    GatewayError
+        When the file was written by a newer version; it is left untouched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        self.followers: list[Callable[[Event], None]] = []
+        self._pending: list[Event] = []
+        self._depth = 0
+        self._migrate(path)
+
+    def _migrate(self, path: Path) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            self._db.close()
+            raise GatewayError(
+                f"{path} was written by a newer fal_notebook (schema {version}, here "
+                f"{SCHEMA_VERSION}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
+            )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        if version == 0:
+            self._db.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all changes inside one transaction; followers hear of them after the commit."""
+        if self._depth:
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._depth = 1
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._pending.clear()
+            self._db.execute("ROLLBACK")
+            raise
+        finally:
+            self._depth = 0
+        events, self._pending = self._pending, []
+        for event in events:
+            for follower in list(self.followers):
+                follower(event)
+
+    def emit(self, kind: str, owner: str, app: str, data: dict[str, Any]) -> None:
+        """Record an event, in the running transaction if there is one."""
+        with self.transaction():
+            at = time.time()
+            cursor = self._db.execute(
+                "INSERT INTO events (at, kind, owner, app, data) VALUES (?, ?, ?, ?, ?)",
+                (at, kind, owner, app, json.dumps(data)),
+            )
+            seq = cursor.lastrowid or 0
+            if seq % 1000 == 0:
+                self._db.execute("DELETE FROM events WHERE seq <= ?", (seq - EVENTS_KEPT,))
+            self._pending.append(Event(seq, at, kind, owner, app, data))
+
+    def put(self, row: Row) -> None:
+        """Insert or replace a row; the caller emits the event inside the same transaction."""
+        values = {
+            name: json.dumps(value) if name in _JSON else value
+            for name, value in asdict(row).items()
+        }
+        marks = ", ".join("?" * len(values))
+        self._db.execute(
+            f"INSERT OR REPLACE INTO {_TABLES[type(row)]} ({', '.join(values)}) VALUES ({marks})",
+            tuple(values.values()),
+        )
+
+    def select(self, kind: type[Row], where: str = "1", *arguments: Any) -> list[Row]:
+        """Return the rows of a table; `where` is SQL of ours, `arguments` fill its marks."""
+        names = [f.name for f in fields(kind)]
+        found = self._db.execute(f"SELECT * FROM {_TABLES[kind]} WHERE {where}", arguments)
+        return [kind(**{name: _decode(name, row[name]) for name in names}) for row in found]
+
+    def app(self, owner: str, name: str) -> App | None:
+        """Return an app, or None."""
+        return next(iter(self.select(App, "owner = ? AND name = ?", owner, name)), None)
+
+    def revision(self, revision: str | None) -> Revision | None:
+        """Return a revision by its id, or None."""
+        return next(iter(self.select(Revision, "id = ?", revision)), None)
+
+    def next_number(self, owner: str, app: str) -> int:
+        """Return the number of the app's next revision, counted from 1."""
+        query = "SELECT COALESCE(MAX(number), 0) + 1 FROM revisions WHERE owner = ? AND app = ?"
+        return int(self._db.execute(query, (owner, app)).fetchone()[0])
+
+    def delete_app(self, owner: str, name: str) -> list[str]:
+        """Remove an app with its revisions; return payload digests that nothing uses any more."""
+        used = {r.payload for r in self.select(Revision, "owner = ? AND app = ?", owner, name)}
+        self._db.execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
+        self._db.execute("DELETE FROM revisions WHERE owner = ? AND app = ?", (owner, name))
+        kept = {row[0] for row in self._db.execute("SELECT payload FROM revisions")}
+        return sorted(used - kept)
+
+    def forget_runners(self, before: float) -> list[str]:
+        """Remove runners that ended before `before` (unix seconds); return their ids."""
+        rows = self.select(RunnerRow, "ended_at < ?", before)
+        self._db.execute("DELETE FROM runners WHERE ended_at < ?", (before,))
+        return [row.id for row in rows]
+
+    def events(self, since: int, owner: str = "", app: str = "") -> list[Event]:
+        """Return events after `since`, of one app if it is named."""
+        found = self._db.execute(
+            "SELECT * FROM events WHERE seq > ? "
+            "AND (? = '' OR (owner = ? AND app = ?)) ORDER BY seq",
+            (since, app, owner, app),
+        )
+        return [Event(**{k: _decode(k, row[k]) for k in row.keys()}) for row in found]  # noqa: SIM118
+
+    def last_seq(self) -> int:
+        """Return the number of the newest event, 0 when there is none."""
+        return int(self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()[0])
+
+    def note(self, name: str, make: Callable[[], str]) -> str:
+        """Return a value that belongs to this state folder, made and recorded at first use."""
+        row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row is not None else self.set_note(name, make())
+
+    def set_note(self, name: str, value: str) -> str:
+        """Record a value and return it."""
+        self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+        return value
+
+
+def _decode(name: str, value: Any) -> Any:
+    return json.loads(value) if name in _JSON else value

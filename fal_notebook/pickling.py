@@ -1,0 +1,218 @@
+"""Picklers on top of cloudpickle: one that writes the payload, one that looks at a single value.
+
+cloudpickle ships most things; what it would ship by a reference to the notebook's ``__main__``
+(cached functions, type aliases) or split in two (a module and its functions' globals) is mended.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+
+from fal_notebook.references import (
+    CachedFunction,
+    class_body_names,
+    is_by_value,
+    is_class,
+    is_function,
+    local_module_of,
+)
+
+_ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
+# What the import system puts into a module and a runner must not inherit.
+_NOT_SHIPPED = ("__builtins__", "__loader__", "__spec__", "__cached__")
+_BASE_GLOBALS = ("__package__", "__name__", "__path__", "__file__")
+
+
+class _ModuleGlobals:
+    """Stands for the globals of a shipped module's functions: the module's own dictionary."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        self._module = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return vars, (self._module,)
+
+
+class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles a function with all that it needs; use inside `local_modules.shipped_by_value`."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, protocol=5)
+        for name in cloudpickle.list_registry_pickle_by_value():
+            module = sys.modules[name]
+            self.globals_ref[id(vars(module))] = _ModuleGlobals(module)
+
+    def add_class_body_globals(self, function: types.FunctionType) -> None:
+        """Ship the globals that class bodies inside `function` use; cloudpickle misses them."""
+        scope = function.__globals__
+        names = [n for n in class_body_names(function.__code__) if n in scope]
+        if names and not isinstance(self.globals_ref.get(id(scope)), _ModuleGlobals):
+            base = {name: scope[name] for name in _BASE_GLOBALS if name in scope}
+            self.globals_ref.setdefault(id(scope), base).update((n, scope[n]) for n in names)
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce what cloudpickle would ship wrongly; called for all but plain builtin values."""
+        kind = type(obj)
+        if kind is types.ModuleType and is_by_value(obj):
+            state = {k: v for k, v in vars(obj).items() if k not in _NOT_SHIPPED}
+            return types.ModuleType, (obj.__name__,), state
+        if kind is CachedFunction and is_by_value(obj):
+            return _reduce_cached(obj)
+        if kind in _ALIASES and obj.__module__ == "__main__":
+            return _reduce_alias(obj)
+        return super().reducer_override(obj)
+
+
+def _reduce_cached(function: Any) -> tuple[Any, ...]:
+    options = function.cache_parameters()
+    state = {k: v for k, v in vars(function).items() if k != "cache_parameters"}
+    info = functools._CacheInfo
+    return (
+        CachedFunction,
+        (function.__wrapped__, options["maxsize"], options["typed"], info),
+        state,
+    )
+
+
+def _reduce_alias(alias: Any) -> tuple[Any, ...]:
+    kind = type(alias)
+    if kind is typing.NewType:
+        return kind, (alias.__name__, alias.__supertype__)
+    return kind, (alias.__name__,) if kind is typing.ParamSpec else (
+        alias.__name__,
+        alias.__value__,
+    )
+
+
+class ValuePickler(PayloadPickler):
+    """Pickles one value without the notebook's functions and classes that it refers to.
+
+    Attributes
+    ----------
+    found : list
+        The functions, classes and modules that were left out, in order.
+    referred : set of str
+        Modules of the functions and classes that are shipped by import path.
+    """
+
+    def __init__(self, file: Any, root: Any) -> None:
+        super().__init__(file)
+        self.found: list[Any] = []
+        self.referred: set[str] = set()
+        self._root = root
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Replace a by-value function, class or module by its name, unless it is the root."""
+        nameable = is_function(obj) or is_class(obj) or isinstance(obj, types.ModuleType)
+        if nameable and obj is not self._root and not self._belongs_to_root(obj):
+            if is_by_value(obj):
+                self.found.append(local_module_of(obj) or obj)
+                return str, (obj.__name__,)
+            name = obj.__name__ if isinstance(obj, types.ModuleType) else obj.__module__
+            self.referred.add(str(name))
+        return super().reducer_override(obj)
+
+    def _belongs_to_root(self, obj: Any) -> bool:
+        home = obj if isinstance(obj, types.ModuleType) else local_module_of(obj)
+        return home is not None and home is self._root
+
+
+class CountingSink:
+    """A file that counts what is written and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: Any) -> int:
+        """Count `data`, a bytes-like object."""
+        length = memoryview(data).nbytes
+        self.size += length
+        return length
+
+
+class SizeExceeded(Exception):  # noqa: N818  a signal, not an error for people
+    """More was written than a `LimitedBuffer` takes."""
+
+
+class LimitedBuffer(io.BytesIO):
+    """A buffer that stops a pickler once more than `limit` bytes are written."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def write(self, data: Any) -> int:
+        """Write `data`, or raise `SizeExceeded`."""
+        if self.tell() + memoryview(data).nbytes > self._limit:
+            raise SizeExceeded
+        return super().write(data)
+
+
+def pickled_alone(value: Any, sink: Any) -> ValuePickler:
+    """Pickle what is the value's own into `sink`: a function's code, a class's members, data.
+
+    A function's globals, closure variables and defaults are not its own; they have names.
+    """
+    pickler = ValuePickler(sink, value)
+    pickler.dump(_own_parts(value) if isinstance(value, types.FunctionType) else value)
+    return pickler
+
+
+def own_bytes(value: Any) -> bytes:
+    """Return the pickle of what is the value's own."""
+    buffer = io.BytesIO()
+    pickled_alone(value, buffer)
+    return buffer.getvalue()
+
+
+def can_pickle(value: Any) -> bool:
+    """Whether the value's own parts can be pickled."""
+    return pickling_error(value) is None
+
+
+def pickling_error(value: Any) -> Exception | None:
+    """Return the error that pickling the value's own parts raises, if it does."""
+    try:
+        pickled_alone(value, CountingSink())
+    except Exception as error:  # any class may raise anything from its __reduce__
+        return error
+    return None
+
+
+def parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the labelled parts of a value, to find which of them cannot be pickled."""
+    if isinstance(value, dict):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(value))
+    elif isinstance(value, (set, frozenset)):
+        yield from ((f"{{{part!r}}}", part) for part in value)
+    else:
+        yield from _attributes(value)
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    names: dict[str, Any] = dict(getattr(value, "__dict__", None) or {})
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
+                names[slot] = getattr(value, slot)
+    if isinstance(value, functools.partial):
+        names |= {"func": value.func, "args": value.args, "keywords": value.keywords}
+    elif isinstance(value, types.MethodType):
+        names = {"__self__": value.__self__}
+    skipped = (*_NOT_SHIPPED, "__dict__", "__weakref__", "_abc_impl")
+    yield from ((f".{name}", part) for name, part in names.items() if name not in skipped)
+
+
+def _own_parts(function: types.FunctionType) -> tuple[Any, ...]:
+    return function.__code__, function.__name__, function.__dict__, function.__annotations__

@@ -1,0 +1,123 @@
+"""How captured code refers to things: by value or by import path, and through which names.
+
+Walking the references is left to `capturing` and `digest`.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+_GLOBAL_OPERATIONS = {
+    "LOAD_GLOBAL",
+    "STORE_GLOBAL",
+    "DELETE_GLOBAL",
+    "LOAD_FROM_DICT_OR_GLOBALS",
+}
+CachedFunction = type(functools.lru_cache(lambda: None))
+_HEAP_TYPE = 1 << 9  # CPython's Py_TPFLAGS_HEAPTYPE: classes that Python code can define
+
+
+class Reference(NamedTuple):
+    """One thing that a function refers to by name; `how` says by what kind of name."""
+
+    how: str
+    name: str
+    value: Any
+
+
+def is_class(value: Any) -> bool:
+    """Whether `value` is a class, without triggering its ``__class__`` property."""
+    return issubclass(type(value), type)
+
+
+def is_function(value: Any) -> bool:
+    """Whether `value` is a Python function, cached ones included."""
+    return isinstance(value, (types.FunctionType, CachedFunction))
+
+
+def is_by_value(value: Any) -> bool:
+    """Whether cloudpickle ships this function, class or module itself, not its import path."""
+    if isinstance(value, types.ModuleType):
+        return _registered(value.__name__)
+    if not is_function(value) and not (is_class(value) and value.__flags__ & _HEAP_TYPE):
+        return False
+    name = getattr(value, "__module__", None)
+    if not isinstance(name, str) or name == "__main__" or _registered(name):
+        return True
+    return _find(sys.modules.get(name), value.__qualname__) is not value
+
+
+def local_module_of(value: Any) -> types.ModuleType | None:
+    """Return the module shipped by value in which `value` is defined, if there is one."""
+    name = getattr(value, "__module__", None)
+    return sys.modules.get(name) if isinstance(name, str) and _registered(name) else None
+
+
+def named_references(function: types.FunctionType) -> Iterator[Reference]:
+    """Yield the globals, closure variables and default arguments that a function uses."""
+    for name in global_names(function.__code__):
+        if name in function.__globals__:
+            yield Reference("global", name, function.__globals__[name])
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield Reference("closure variable", name, cell.cell_contents)
+        except ValueError:  # a variable that is not assigned yet
+            continue
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    for name, value in zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True):
+        yield Reference("default argument", name, value)
+    for name, value in (function.__kwdefaults__ or {}).items():
+        yield Reference("default argument", name, value)
+
+
+@functools.lru_cache(maxsize=1024)
+def global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the global names that code reads or writes, nested functions and classes included."""
+    names = {i.argval: None for i in dis.get_instructions(code) if i.opname in _GLOBAL_OPERATIONS}
+    for nested in _nested(code):
+        names |= dict.fromkeys((*class_body_names(nested), *global_names(nested)))
+    return tuple(names)
+
+
+@functools.lru_cache(maxsize=1024)
+def class_body_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return names that class bodies inside a function take from globals.
+
+    cloudpickle looks for LOAD_GLOBAL only, while a class body compiles to LOAD_NAME.
+    """
+    instructions = list(dis.get_instructions(code))
+    stored = {i.argval for i in instructions if i.opname == "STORE_NAME"}
+    names = {i.argval: None for i in instructions if i.opname == "LOAD_NAME"}
+    for nested in _nested(code):
+        names |= dict.fromkeys(class_body_names(nested))
+    return tuple(n for n in names if n not in stored and not n.startswith("__"))
+
+
+def imported_names(code: types.CodeType) -> set[str]:
+    """Return the modules that code imports while it runs, relative imports excepted."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"}
+    return names.union(*(imported_names(nested) for nested in _nested(code))) - {""}
+
+
+def _nested(code: types.CodeType) -> list[types.CodeType]:
+    return [const for const in code.co_consts if isinstance(const, types.CodeType)]
+
+
+def _registered(name: str) -> bool:
+    registry = cloudpickle.list_registry_pickle_by_value()
+    return bool(registry) and any(name == r or name.startswith(r + ".") for r in registry)
+
+
+def _find(module: types.ModuleType | None, qualname: str) -> Any:
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found

@@ -1,0 +1,52 @@
+"""What a runner is told when it starts; it comes over a pipe, never over a command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class RunnerSpec:
+    """Everything one runner needs.
+
+    Parameters
+    ----------
+    runner_id : str
+        Names the runner in logs and events.
+    secret : str
+        Every request must carry it in ``x-fal-runner-secret``.
+    socket : str
+        Path of the Unix socket on which it listens.
+    payload : str
+        Path of the payload file.
+    log : str
+        File that receives its output.
+    folder : str
+        Its working folder.
+    environment : dict
+        Its whole environment; nothing else is inherited.
+    max_multiplexing : int
+        Requests that run at the same time; sync ones get a thread each.
+    orphan_timeout : float
+        Seconds without a gateway after which it drains and ends.
+    """
+
+    runner_id: str
+    secret: str
+    socket: str
+    payload: str
+    log: str
+    folder: str
+    environment: dict[str, str] = field(default_factory=dict)
+    max_multiplexing: int = 1
+    orphan_timeout: float = 60.0
+
+    def to_json(self) -> str:
+        """Return the one-line form that travels over the pipe."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> RunnerSpec:
+        """Read the one-line form."""
+        return cls(**json.loads(line))

@@ -1,0 +1,349 @@
+"""Capture: what a payload holds, what it says about it, and that it loads elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import fal_notebook
+from fal_notebook import payload as payload_module
+from fal_notebook.exceptions import CaptureError, PayloadTooLargeError, UnpicklableError
+from fal_notebook.payload import capture
+from fal_notebook.runner.envelope import unpack
+
+MATRIX = Path(__file__).with_name("capture_matrix.py")
+MINORS = ("3.10", "3.11", "3.12", "3.13")
+HERE = "{}.{}".format(*sys.version_info)
+PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython")
+
+
+def notebook(source: str, **names: Any) -> dict[str, Any]:
+    """Return the names that a cell defines, as if its module were ``__main__``."""
+    namespace = {"__name__": "__main__", **names}
+    exec(source, namespace)  # a cell
+    return namespace
+
+
+def loaded(content: bytes) -> dict[str, Any]:
+    result: dict[str, Any] = pickle.loads(unpack(content)[1])
+    return result
+
+
+# The matrix
+
+
+def _find_python(minor: str) -> str | None:
+    """Return an interpreter of this minor; a pyenv shim may stand for one that is not there."""
+    if minor == HERE:
+        return sys.executable
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{minor}.*/bin/python"))
+    for candidate in [*map(str, pyenv), shutil.which(f"python{minor}")]:
+        if candidate and _answers(candidate, minor):
+            return candidate
+    return None
+
+
+def _answers(python: str, minor: str) -> bool:
+    code = "import sys; print('{}.{}'.format(*sys.version_info))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == minor
+
+
+PYTHONS = {minor: python for minor in MINORS if (python := _find_python(minor)) is not None}
+
+
+@pytest.fixture(scope="session")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a function that makes an environment of a Python minor, once per session."""
+
+    @functools.lru_cache
+    def make(minor: str) -> Path:
+        if minor == HERE:
+            return Path(sys.executable)
+        folder = tmp_path_factory.mktemp("python") / minor
+        python = folder / "bin" / "python"
+        uv = [sys.executable, "-m", "uv"]
+        _run([*uv, "venv", "--quiet", "--python", PYTHONS[minor], str(folder)])
+        _run([*uv, "pip", "install", "--quiet", "--python", str(python), *PACKAGES])
+        return python
+
+    return make
+
+
+def _run(command: list[str], **options: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _matrix(python: Path, action: str, folder: Path, seed: int) -> dict[str, Any]:
+    package = str(Path(fal_notebook.__file__).parent.parent)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONPATH": package,
+        "PYTHONHASHSEED": str(seed),
+    }
+    output = _run(
+        [str(python), str(MATRIX), action, str(folder)], env=environment, cwd=str(folder.parent)
+    )
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def test_the_current_python_is_in_the_matrix() -> None:
+    assert HERE in PYTHONS
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_cells_are_captured_by_a_real_shell_and_run_in_a_fresh_interpreter(
+    minor: str, environments: Any, tmp_path: Path
+) -> None:
+    from capture_matrix import CASES
+
+    python = environments(minor)
+    folder = tmp_path / "payloads"
+    folder.mkdir()
+    first = _matrix(python, "capture", folder, seed=1)
+    results = _matrix(python, "load", folder, seed=2)
+    expected = {case.name: case.expected for case in CASES if case.name in first}
+    expected |= {name: results[name] for name, value in expected.items() if value is None}
+    assert results == expected
+    assert results.get("trained_model", 0) in range(10)
+    again = _matrix(python, "capture", folder, seed=3)
+    assert again == first, "the digest is the same after a kernel restart with another hash seed"
+
+
+# What a payload says about itself
+
+
+def test_manifest_names_the_versions_that_load_the_payload() -> None:
+    def answer(x: int) -> int:
+        """Answer."""
+        return x
+
+    manifest, _ = unpack(capture(answer).content)
+    assert manifest["python"] == HERE
+    assert manifest["cloudpickle"] == cloudpickle.__version__
+    assert manifest["interpreter"] == sys.executable
+    assert (manifest["name"], manifest["kind"], manifest["doc"]) == (
+        "answer",
+        "function",
+        "Answer.",
+    )
+
+
+def test_captured_lists_name_kind_and_size_of_each_value() -> None:
+    model = LogisticRegression().fit(np.eye(4), [0, 1, 0, 1])
+    cell = notebook(
+        "import json as j\n"
+        "from math import sqrt\nfrom pathlib import Path\n"
+        "class Thing: pass\n"
+        "def helper(): return j, sqrt, Path, Thing()\n"
+        "def predict(x=3): return model, helper()\n",
+        model=model,
+    )
+    captured = {c.name: c for c in capture(cell["predict"]).captured}
+    kinds = {name: c.kind for name, c in captured.items()}
+    assert kinds == {
+        "predict": "function",
+        "model": "LogisticRegression",
+        "helper": "function",
+        "x": "int",
+        "j": "module",
+        "sqrt": "builtin_function_or_method",
+        "Path": "import",
+        "Thing": "class",
+    }
+    assert next(iter(captured)) == "predict"
+    assert captured["model"].size == pytest.approx(len(pickle.dumps(model, 5)), rel=0.2)
+    assert captured["j"].size == 0
+
+
+def test_a_handle_is_listed_as_a_handle() -> None:
+    kind = type(
+        "Handle", (), {"__module__": "fal_notebook.handle", "__reduce__": lambda s: (int, ())}
+    )
+    cell = notebook("def call(): return other", other=kind())
+    assert [c.kind for c in capture(cell["call"]).captured][1] == "handle"
+
+
+def test_hints_are_resolved_from_strings() -> None:
+    cell = notebook(
+        "from __future__ import annotations\nclass A: pass\ndef f(a: A) -> int: return 1"
+    )
+    hints = loaded(capture(cell["f"]).content)["hints"]
+    assert hints["return"] is int
+    assert hints["a"].__name__ == "A"
+
+
+def test_an_annotation_that_cannot_be_resolved_is_refused() -> None:
+    cell = notebook("def f(a: 'Missing') -> int: return 1")
+    with pytest.raises(CaptureError, match="annotations of `f` cannot be resolved: name 'Missing'"):
+        capture(cell["f"])
+
+
+def test_setup_function_travels_beside_the_function() -> None:
+    cell = notebook("K = 4\ndef load(): return K\ndef f(k): return k")
+    content = capture(cell["f"], setup_function=cell["load"]).content
+    assert loaded(content)["setup"]() == 4
+
+
+# Local modules
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "beside_notebook.py").write_text("def one(): return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("beside_notebook", None)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import beside_notebook as b\ndef f(): return b.one()",
+        "from beside_notebook import one\ndef f(): return one()",
+        "def f():\n    import beside_notebook\n    return beside_notebook.one()",
+    ],
+)
+def test_a_module_beside_the_notebook_is_warned_about(beside: Path, source: str) -> None:
+    cell = notebook(source)
+    (warning,) = capture(cell["f"]).warnings
+    assert warning.startswith("`f` uses the module `beside_notebook`")
+    assert "local_python_modules=beside_notebook" in warning
+    assert capture(cell["f"], local_python_modules=["beside_notebook"]).warnings == ()
+
+
+def test_modules_are_not_left_registered(beside: Path) -> None:
+    cell = notebook("def f(): return db", db=sqlite3.connect(":memory:"))
+    with pytest.raises(UnpicklableError):
+        capture(cell["f"], local_python_modules=["beside_notebook"])
+    assert "beside_notebook" not in cloudpickle.list_registry_pickle_by_value()
+    cell["db"].close()
+
+
+def test_an_unknown_local_module_is_refused() -> None:
+    cell = notebook("def f(): return 1")
+    with pytest.raises(CaptureError, match="local_python_modules names `nowhere_mod`"):
+        capture(cell["f"], local_python_modules=["nowhere_mod"])
+
+
+# What cannot be pickled
+
+UNPICKLABLE = {
+    "def predict(): return db": "`predict` uses global `db`, a sqlite3.Connection, which",
+    "def helper(): return db\ndef predict(): return helper()": (
+        "`predict` calls `helper`, which uses global `db`, a sqlite3.Connection, which"
+    ),
+    "config = {'db': db, 'a': 1}\ndef predict(): return config": (
+        "`predict` uses global `config`, whose ['db'] is a sqlite3.Connection, which"
+    ),
+    "config = {'pools': [1, (2, db)]}\ndef predict(): return config": (
+        "`predict` uses global `config`, whose ['pools'][1][1] is a sqlite3.Connection, which"
+    ),
+    "class S: pass\ns = S(); s.me = s; s.conn = db\ndef predict(): return s": (
+        "`predict` uses global `s`, whose .conn is a sqlite3.Connection, which"
+    ),
+    "def make():\n    inner = db\n    def predict(): return inner\n    return predict\n"
+    "predict = make()": "`predict` uses closure variable `inner`, a sqlite3.Connection, which",
+    "def predict(c=db): return c": (
+        "`predict` has the default argument `c`, a sqlite3.Connection, which"
+    ),
+    "def predict(*, c=db): return c": (
+        "`predict` has the default argument `c`, a sqlite3.Connection, which"
+    ),
+    "class S:\n    def go(self): return db\ndef predict(): return S()": (
+        "`predict` uses the class `S`, which has the method `go`, which uses global `db`, "
+        "a sqlite3.Connection, which"
+    ),
+    "class S:\n    conn = db\ndef predict(): return S()": (
+        "`predict` uses the class `S`, whose .conn is a sqlite3.Connection, which"
+    ),
+    "class S: pass\ndef predict(): return S()\npredict.conn = db": (
+        "`predict` holds at .conn a sqlite3.Connection, which"
+    ),
+    "import functools\ndef go(): return db\npredict = functools.partial(go)": (
+        "`go` uses global `db`, a sqlite3.Connection, which"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", UNPICKLABLE)
+def test_what_cannot_be_pickled_is_named_with_the_path_to_it(source: str) -> None:
+    db = sqlite3.connect(":memory:")
+    cell = notebook(source, db=db)
+    with pytest.raises(UnpicklableError) as caught:
+        capture(cell["predict"])
+    db.close()
+    assert str(caught.value) == (
+        f"{UNPICKLABLE[source]} cannot be pickled; create it in setup_function or inside the function"
+    )
+
+
+def test_a_lock_in_a_big_object_is_found() -> None:
+    cell = notebook("def f(): return data", data=[*range(1000), {"lock": threading.Lock()}])
+    with pytest.raises(
+        UnpicklableError, match=r"`data`, whose \[1000\]\['lock'\] is a _thread.lock"
+    ):
+        capture(cell["f"])
+
+
+# Size
+
+
+def test_above_the_first_limit_the_three_largest_values_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(payload_module, "WARN_BYTES", 500_000)
+    sizes = {"a": 300_000, "b": 200_000, "c": 100_000, "d": 50_000}
+    cell = notebook("def f(): return a, b, c, d", **{n: bytes(s) for n, s in sizes.items()})
+    (warning,) = capture(cell["f"]).warnings
+    assert warning == (
+        "the payload of `f` is 0.7 MB; the largest values are `a` (0.3 MB), `b` (0.2 MB), `c` (0.1 MB)"
+    )
+
+
+def test_above_the_second_limit_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload_module, "MAX_BYTES", 1_000_000)
+    cell = notebook("def f(): return weights", weights=np.zeros(1_000_000))
+    with pytest.raises(PayloadTooLargeError, match=r"above 1.0 MB; .* are `weights` \(8.0 MB\)"):
+        capture(cell["f"])
+
+
+# Warnings
+
+
+def test_writes_to_globals_and_relative_reads_are_warned_about(tmp_path: Path) -> None:
+    path = tmp_path / "cell.py"
+    path.write_text("n = 0\ndef count():\n    global n\n    n += 1\n    return open('a.txt')\n")
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(path.read_text(), str(path), "exec"), cell)
+    write, read = capture(cell["count"]).warnings
+    assert write.startswith("`count` writes to the global `n` (line 3)")
+    assert read.startswith("`count` reads the relative file 'a.txt' (line 5)")
+
+
+def test_an_open_file_is_captured_by_its_contents(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("hello")
+    with (tmp_path / "t.txt").open() as file:
+        cell = notebook("def f(): return file.read()", file=file)
+        content = capture(cell["f"]).content
+    assert isinstance(loaded(content)["function"].__globals__["file"], io.StringIO)
