@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fal_notebook.exceptions import UnauthorizedError
@@ -191,6 +191,10 @@ class Exchange:
         while self._more and len(self._body) < READ_AHEAD:
             self._body += await self._next(receive)
 
+    async def _rest(self, receive: Receive) -> AsyncIterator[bytes]:
+        while self._more:
+            yield await self._next(receive)
+
     async def _next(self, receive: Receive) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -266,10 +270,8 @@ class Exchange:
         connection.begin(head)
         chunked = b"content-length" not in self._headers
         await connection.send(_chunk(self._body) if chunked else self._body)
-        while self._more:
-            data = await self._next(receive)
-            if data:
-                await connection.send(_chunk(data) if chunked else data)
+        async for data in self._rest(receive):
+            await connection.send(_chunk(data) if chunked else data)
         if chunked:
             await connection.send(b"0\r\n\r\n")
 
