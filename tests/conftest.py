@@ -1,13 +1,19 @@
-"""Which tests run here, and that CI skips none of them."""
+"""Which tests run here, that CI skips none of them, and the real parts that they share."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator
-from typing import TypeVar
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
+
+from fal_notebook import cli, discovery
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.handle import Handle
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -34,3 +40,75 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     return _fail_if_skipped((yield))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder of this test run; no test ever touches the user's own."""
+    state = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
+        patch.setenv("FAL_NOTEBOOK_CONFIG", str(state / "config.toml"))
+        patch.setenv("FAL_NOTEBOOK_OWNER", "tester")
+        patch.delenv("JPY_SESSION_NAME", raising=False)
+        yield state
+        cli.run(["gateway", "stop"], "fal-notebook")
+
+
+@pytest.fixture(scope="session")
+def gateway(private_state: Path) -> GatewayInfo:
+    """The one gateway that most tests share."""
+    return discovery.ensure(private_state)
+
+
+class Shell:
+    """A real IPython shell, driven cell by cell."""
+
+    def __init__(self) -> None:
+        from IPython.core.interactiveshell import InteractiveShell
+
+        self.ip = InteractiveShell.instance()
+        self.ip.reset(new_session=True)
+        self.ip.run_line_magic("reload_ext", "fal_notebook")
+
+    def run(self, source: str) -> Any:
+        """Run a cell; return the value of its last expression, raise what it raised."""
+        result = self.ip.run_cell(source, store_history=True)
+        result.raise_error()
+        return result.result
+
+    def __getitem__(self, name: str) -> Any:
+        return self.ip.user_ns[name]
+
+
+@pytest.fixture
+def shell(gateway: GatewayInfo) -> Iterator[Shell]:
+    """A fresh notebook; the apps that it deployed are deleted at its end."""
+    shell = Shell()
+    yield shell
+    for value in list(shell.ip.user_ns.values()):
+        if isinstance(value, Handle):
+            _delete(value)
+
+
+def _delete(handle: Handle) -> None:
+    from fal_notebook.exceptions import GatewayError
+
+    try:
+        handle.delete()
+    except GatewayError:
+        return
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Any]], Any]:
+    """Poll a condition, at most 20 s, and return its first true value."""
+
+    def poll(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            assert time.monotonic() < deadline, "it did not come true in time"
+            time.sleep(0.02)
+        return value
+
+    return poll
