@@ -28,6 +28,7 @@ from fal_notebook.references import (
 _ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
 # What the import system puts into a module and a runner must not inherit.
 _NOT_SHIPPED = ("__builtins__", "__loader__", "__spec__", "__cached__")
+_PYDANTIC_NAMESPACE = "__pydantic_parent_namespace__"
 _BASE_GLOBALS = ("__package__", "__name__", "__path__", "__file__")
 
 
@@ -68,7 +69,21 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _reduce_cached(obj)
         if kind in _ALIASES and obj.__module__ == "__main__":
             return _reduce_alias(obj)
+        if is_class(obj) and _PYDANTIC_NAMESPACE in vars(obj) and is_by_value(obj):
+            return self._reduce_model(obj)
         return super().reducer_override(obj)
+
+    def _reduce_model(self, model: Any) -> Any:
+        """Reduce a pydantic model without the namespace it was defined in: that is the notebook.
+
+        It serves to resolve forward references, so they are resolved here.
+        """
+        if not model.__pydantic_complete__:
+            model.model_rebuild(raise_errors=False)
+        reduced = super().reducer_override(model)
+        members: dict[str, Any] = reduced[2][0]
+        members.pop(_PYDANTIC_NAMESPACE, None)
+        return reduced
 
 
 def _reduce_cached(function: Any) -> tuple[Any, ...]:

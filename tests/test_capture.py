@@ -35,7 +35,7 @@ PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython")
 def notebook(source: str, **names: Any) -> dict[str, Any]:
     """Return the names that a cell defines, as if its module were ``__main__``."""
     namespace = {"__name__": "__main__", **names}
-    exec(source, namespace)  # a cell
+    exec(source, namespace)
     return namespace
 
 
@@ -294,7 +294,8 @@ def test_what_cannot_be_pickled_is_named_with_the_path_to_it(source: str) -> Non
         capture(cell["predict"])
     db.close()
     assert str(caught.value) == (
-        f"{UNPICKLABLE[source]} cannot be pickled; create it in setup_function or inside the function"
+        f"{UNPICKLABLE[source]} cannot be pickled; "
+        "create it in setup_function or inside the function"
     )
 
 
@@ -317,7 +318,8 @@ def test_above_the_first_limit_the_three_largest_values_are_named(
     cell = notebook("def f(): return a, b, c, d", **{n: bytes(s) for n, s in sizes.items()})
     (warning,) = capture(cell["f"]).warnings
     assert warning == (
-        "the payload of `f` is 0.7 MB; the largest values are `a` (0.3 MB), `b` (0.2 MB), `c` (0.1 MB)"
+        "the payload of `f` is 0.7 MB; the largest values are "
+        "`a` (0.3 MB), `b` (0.2 MB), `c` (0.1 MB)"
     )
 
 

@@ -1,0 +1,287 @@
+"""The digest: equal for what means the same, different for what does not, in every process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+
+import fal_notebook
+from fal_notebook.digest import digest_of
+from fal_notebook.payload import capture
+
+
+def cell(source: str, **names: Any) -> dict[str, Any]:
+    namespace = {"__name__": "__main__", **names}
+    exec(source, namespace)
+    return namespace
+
+
+def of(source: str, name: str = "f", **names: Any) -> str:
+    return digest_of(cell(source, **names)[name])
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+)
+
+
+@given(st.lists(st.text() | st.integers() | st.tuples(st.integers(), st.text()), unique=True))
+def test_sets_and_dicts_hash_independently_of_order(keys: list[Any]) -> None:
+    backwards = keys[::-1]
+    assert digest_of(set(keys)) == digest_of(set(backwards))
+    forth, back = ({k: [k] for k in order} for order in (keys, backwards))
+    assert digest_of(forth) == digest_of(back)
+
+
+@given(PLAIN)
+def test_an_equal_copy_has_the_same_digest(value: Any) -> None:
+    assert digest_of(value) == digest_of(pickle.loads(pickle.dumps(value)))
+
+
+@given(PLAIN, PLAIN)
+def test_different_values_have_different_digests(one: Any, other: Any) -> None:
+    if repr(one) != repr(other):
+        assert digest_of([one]) != digest_of([other]) or one == other
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, True),
+        (1, 1.0),
+        (0.0, -0.0),
+        ("a", b"a"),
+        ([1], (1,)),
+        ({1}, frozenset({1})),
+        ([], None),
+        ({}, []),
+        ({"a": 1}, {"a": 2}),
+        ([[1], 2], [[1, 2]]),
+        (np.zeros(4), np.zeros((2, 2))),
+        (np.zeros(2, "f4"), np.zeros(1, "f8")),
+        (np.array(["a"], object), np.array(["b"], object)),
+        (np.float32(1), np.float64(1)),
+        (defaultdict(int), defaultdict(float)),
+        (OrderedDict(a=1), {"a": 1}),
+        (range(3), range(4)),
+        (print, len),
+        (os, sys),
+    ],
+)
+def test_values_of_another_kind_or_shape_differ(one: Any, other: Any) -> None:
+    assert digest_of(one) != digest_of(other)
+    assert digest_of([one, 1j]) != digest_of([other, 1j])
+    assert digest_of(one) == digest_of(one)
+
+
+def test_arrays_hash_by_their_values_whatever_the_memory_order() -> None:
+    array = np.arange(12).reshape(3, 4)
+    assert digest_of(array) == digest_of(np.asfortranarray(array))
+    assert digest_of(array[:, ::2]) == digest_of(array[:, ::2].copy())
+    times = np.array(["2024-01-01"], "M8[s]")
+    assert digest_of(times) == digest_of(times.copy())
+    assert digest_of(np.zeros(0)) == digest_of(np.zeros(0))
+    assert digest_of(np.array(["", ""])) == digest_of(np.array(["", ""]))
+
+
+def test_padding_of_records_is_left_out() -> None:
+    kind = np.dtype([("a", "u1"), ("b", "f8")], align=True)
+    one, other = (np.frombuffer(bytes([fill] * 32), "u1").copy().view(kind) for fill in (0, 7))
+    other["a"], other["b"] = one["a"], one["b"]
+    assert digest_of(one) == digest_of(other)
+    other["b"][1] = 2
+    assert digest_of(one) != digest_of(other)
+
+
+def test_cycles_end() -> None:
+    def ring(n: int) -> list[Any]:
+        values: list[Any] = [n]
+        values.append({"me": values})
+        return values
+
+    assert digest_of(ring(1)) == digest_of(ring(1))
+    assert digest_of(ring(1)) != digest_of(ring(2))
+
+
+def test_what_cannot_be_hashed_counts_as_changed() -> None:
+    lock = threading.Lock()
+    assert digest_of([lock]) != digest_of([lock])
+
+
+HELPED = "A = {a}\ndef g(x): return x + A\ndef f(x={d}): return g(x)"
+
+
+def test_a_function_changes_with_all_that_it_uses() -> None:
+    base = of(HELPED.format(a=1, d=1))
+    assert base == of(HELPED.format(a=1, d=1))
+    assert base == of("unused = 5\n\n" + HELPED.format(a=1, d=1)), (
+        "lines and other names are not it"
+    )
+    assert base != of(HELPED.format(a=2, d=1))
+    assert base != of(HELPED.format(a=1, d=2))
+    assert base != of(HELPED.format(a=1, d=1).replace("x + A", "x - A"))
+
+
+MODEL = "from pydantic import BaseModel, Field, field_validator as check\nclass M(BaseModel):\n "
+METHOD = " \0classmethod\n def v(cls, x): return x\n"
+CHANGES = [
+    ("def f(): return @", "1", "2"),
+    ("def f(): return @", "a", "b"),
+    ("def f(x): return lambda: @", "x", "-x"),
+    ("def f(x: @): pass", "int", "float"),
+    ("def f(x): return x in {1, @}", "2", "3"),
+    ("def m(k):\n def g(): return k\n return g\nf = m(@)", "1", "2"),
+    ("class C:\n x = @\ndef f(): C", "1", "2"),
+    ("class C:\n def m(self): return @\ndef f(): C", "1", "2"),
+    ("class C(@): pass\ndef f(): C", "int", "str"),
+    ("class C:\n \0property\n def p(self): return @\ndef f(): C", "1", "2"),
+    ("import enum\nclass E(enum.Enum):\n A = @\ndef f(): E", "1", "2"),
+    ("import enum\nclass E(enum.Enum):\n A = 1\n B = 2\nv = E.@\ndef f(): v", "A", "B"),
+    ("import dataclasses as d\n\0d.dataclass\nclass D:\n x: int = @\ndef f(): D", "1", "2"),
+    ("from collections import namedtuple\nN = namedtuple('N', '@')\ndef f(): N", "a b", "a c"),
+    ("from typing import TypeVar\nT = TypeVar('T', bound=@)\ndef f(): T", "int", "str"),
+    (MODEL + "x: @\ndef f(): M", "int", "float"),
+    (MODEL + "x: int = Field(ge=@)\ndef f(): M", "1", "2"),
+    (MODEL + "x: int = Field(1, alias=@)\ndef f(): M", "'a'", "'b'"),
+    (MODEL + "model_config = {'extra': @}\ndef f(): M", "'forbid'", "'allow'"),
+    (MODEL + f"x: int\n \0check('x', mode=@)\n{METHOD}def f(): M", "'after'", "'before'"),
+]
+
+
+@pytest.mark.parametrize(("source", "one", "other"), CHANGES)
+def test_a_change_of_code_changes_the_digest(source: str, one: str, other: str) -> None:
+    before, after = (source.replace("@", x).replace("\0", "@") for x in (one, other))
+    assert of(before, a=1, b=2) == of(before, a=1, b=2)
+    assert of(before, a=1, b=2) != of(after, a=1, b=2)
+
+
+def test_mutual_recursion_is_hashed() -> None:
+    source = "def f(n): return g(n)\ndef g(n): return n and f(n - {k})"
+    assert of(source.format(k=1)) == of(source.format(k=1))
+    assert of(source.format(k=1)) != of(source.format(k=2))
+
+
+def test_a_rebuilt_pydantic_model_is_the_same() -> None:
+    source = "from pydantic import BaseModel\nclass M(BaseModel):\n x: int\ndef f(): return M"
+    names = cell(source)
+    before = digest_of(names["f"])
+    names["M"](x=1).model_dump_json()
+    names["M"].model_json_schema()
+    assert digest_of(names["f"]) == before
+
+
+def trained(seed: int, samples: int = 300) -> Any:
+    pixels, labels = load_digits(return_X_y=True)
+    forest = RandomForestClassifier(5, random_state=seed)
+    return forest.fit(pixels[:samples], labels[:samples])
+
+
+PREDICT = "def predict(x: list) -> int: return int(model.predict([x])[0])"
+
+
+def test_a_retrained_model_is_a_change_and_an_identical_one_is_not() -> None:
+    first, same, other = (
+        capture(cell(PREDICT, model=model)["predict"]).digest
+        for model in (trained(1), trained(1), trained(2))
+    )
+    assert first == same
+    assert first != other
+
+
+def test_options_given_as_identity_take_part() -> None:
+    function = cell("def f(): return 1")["f"]
+    one = capture(function, identity={"options": {"keep_alive": 10, "x": [1]}})
+    assert (
+        one.digest == capture(function, identity={"options": {"x": [1], "keep_alive": 10}}).digest
+    )
+    assert (
+        one.digest != capture(function, identity={"options": {"keep_alive": 11, "x": [1]}}).digest
+    )
+    assert one.manifest["digest"] == one.digest
+
+
+def test_a_local_module_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    digests = []
+    for number in (1, 1, 2):
+        (tmp_path / "digested_module.py").write_text(f"def one(): return {number} + {number}00\n")
+        sys.modules.pop("digested_module", None)
+        importlib.invalidate_caches()
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        function = cell("import digested_module as d\ndef f(): return d.one()")["f"]
+        digests.append(capture(function, local_python_modules=["digested_module"]).digest)
+    sys.modules.pop("digested_module")
+    assert digests[0] == digests[1] != digests[2]
+
+
+IN_ANOTHER_PROCESS = """
+import enum, numpy as np
+from dataclasses import dataclass
+from pydantic import BaseModel
+from fal_notebook.payload import capture
+WORDS = {"alpha", "beta", "gamma", ("x", 1), frozenset({"p", "q", "r"})}
+TABLE = {w: {w} for w in ("one", "two", "three")}
+class Color(enum.Enum):
+    RED = {"a", "b", "c"}
+@dataclass
+class Job:
+    tags: frozenset
+    array: object
+    def size(self):
+        self.extra = 1; self.more = 2; self.other = 3
+        return len(self.tags)
+class Model(BaseModel):
+    tags: set[str] = {"x", "y", "z"}
+JOB = Job(frozenset("abcdef"), np.arange(6).reshape(2, 3).T)
+def f(x, kind=Color.RED):
+    return x in {"k", "l", "m"}, WORDS, TABLE, JOB.size(), Model()
+print(capture(f).digest)
+"""
+
+
+def test_the_digest_is_the_same_in_processes_with_other_hash_seeds(tmp_path: Path) -> None:
+    script = tmp_path / "cell.py"
+    script.write_text(IN_ANOTHER_PROCESS)
+    package = str(Path(fal_notebook.__file__).parent.parent)
+    digests = set()
+    for seed in ("0", "1", "77"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": package}
+        command = [sys.executable, str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout)
+    assert len(digests) == 1
+
+
+def test_a_long_list_is_hashed_fast() -> None:
+    numbers = list(range(1_000_000))
+    start = time.perf_counter()
+    digest_of(numbers)
+    generic = time.perf_counter()
+    digest_of([(n,) for n in numbers[:10_000]])
+    # A million plain numbers cost about as much as ten thousand objects do one by one.
+    assert generic - start < 40 * (time.perf_counter() - generic)
+
+
+def test_a_model_hashes_without_importing_anything_for_it() -> None:
+    model = LogisticRegression().fit(np.eye(4), [0, 1, 0, 1])
+    before = set(sys.modules)
+    digest_of(model)
+    assert set(sys.modules) == before
