@@ -57,7 +57,15 @@ class Item:
         if is_function(self.value) or is_class(self.value):
             own = "function" if is_function(self.value) else "class"
             return own if is_by_value(self.value) else "import"
+        if isinstance(self.value, types.BuiltinFunctionType):
+            return "import"
         return "handle" if _is_handle(self.value) else type(self.value).__name__
+
+    @property
+    def is_method(self) -> bool:
+        """Whether this is a function of a class that is captured."""
+        owner = self.owner.value if self.owner is not None else None
+        return self.how == "part" and is_class(owner) and is_function(self.value)
 
     def sentence(self) -> str:
         """Return the path to the value, such as "`predict` calls `helper`, which uses `db`"."""
@@ -79,13 +87,16 @@ def collect(roots: Iterable[Item]) -> list[Item]:
         When the value of an item cannot be pickled.
     """
     queue = deque(roots)
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str | None, int]] = set()
     items: list[Item] = []
     while queue:
         item = queue.popleft()
-        if (item.name, id(item.value)) in seen:
+        # What is met under its own name again, or under another one first, is the same item.
+        own_name = item.name == getattr(item.value, "__name__", None)
+        key = (None if own_name else item.name, id(item.value))
+        if key in seen:
             continue
-        seen.add((item.name, id(item.value)))
+        seen |= {key, (None, id(item.value))}
         items.append(item)
         queue.extend(_references(item))
     return items
@@ -158,8 +169,7 @@ def _a_type(value: Any) -> str:
 
 
 def _step(item: Item) -> str:
-    owner = item.owner.value if item.owner is not None else None
-    if item.how == "part" and is_class(owner) and is_function(item.value):
+    if item.is_method:
         return f"has the method `{item.name}`"
     if item.how == "signature":
         return "has a signature"

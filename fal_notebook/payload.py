@@ -6,17 +6,13 @@ is left to others.
 
 from __future__ import annotations
 
-import functools
+import collections
 import heapq
-import inspect
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import cloudpickle
 
 from fal_notebook import cell, local_modules
 from fal_notebook.capturing import Item, collect
@@ -24,13 +20,14 @@ from fal_notebook.digest import digest_of
 from fal_notebook.exceptions import (
     CaptureError,
     PayloadTooLargeError,
-    SecretInPayloadError,
     UnpicklableError,
 )
-from fal_notebook.pickling import LimitedBuffer, PayloadPickler, SizeExceeded, own_bytes
-from fal_notebook.references import is_by_value, is_class, is_function
+from fal_notebook.manifest import manifest_of, name_of, plain, python_minor, sources_of
+from fal_notebook.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
+from fal_notebook.references import is_by_value
 from fal_notebook.runner.envelope import pack
-from fal_notebook.secret_scan import Finding, environment_secrets, scan, scan_known
+from fal_notebook.secret_check import refuse_secrets
+from fal_notebook.secret_scan import environment_secrets
 from fal_notebook.sources import source_of
 
 WARN_BYTES = 10 * 1000 * 1000
@@ -126,76 +123,40 @@ def capture(
             "hints": hints,
         }
         pickled = _dump(content, items)
-        sources = _sources(items)
+        sources = sources_of(items)
         known = {**environment_secrets(), **known_secrets}
-        _refuse_secrets(pickled, sources, items, known, allow_secret)
-        digest = digest_of({**content, "identity": dict(identity), "python": _python()})
+        refuse_secrets(pickled, sources, items, known, allow_secret)
+        digest = digest_of({**content, "identity": dict(identity), "python": python_minor()})
         warnings = (*_size_warning(len(pickled), items), *_code_warnings(items, modules))
-        captured = tuple(Captured(i.name, i.kind, i.size) for i in items if i.how != "signature")
-    manifest = _manifest(function, sources, digest, captured)
+        captured = _captured(items)
+    manifest = manifest_of(function, sources, digest, map(asdict, captured))
     return Payload(pack(manifest, pickled), digest, manifest, captured, warnings)
 
 
-def _manifest(
-    function: Any, sources: dict[str, str], digest: str, captured: Sequence[Captured]
-) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "python": _python(),
-        "implementation": sys.implementation.name,
-        "interpreter": sys.executable,
-        "cloudpickle": cloudpickle.__version__,
-        "name": _name(function),
-        "kind": _kind(function),
-        "doc": inspect.getdoc(_plain(function)),
-        "sources": sources,
-        "digest": digest,
-        "captured": [asdict(value) for value in captured],
-    }
-
-
-def _python() -> str:
-    return "{}.{}".format(*sys.version_info)
-
-
-def _plain(function: Any) -> Any:
-    """Return the function inside a partial, or the method behind a callable object."""
-    while isinstance(function, (functools.partial, functools.partialmethod)):
-        function = function.func
-    if is_function(function) or is_class(function) or hasattr(function, "__name__"):
-        return function
-    return type(function).__call__
-
-
-def _name(function: Any) -> str:
-    named = _plain(function)
-    own = named if named.__name__ != "__call__" else type(function)
-    return str(own.__name__)
-
-
-def _kind(function: Any) -> str:
-    plain = _plain(function)
-    if inspect.isasyncgenfunction(plain):
-        return "asyncgen"
-    if inspect.isgeneratorfunction(plain):
-        return "generator"
-    return "async" if inspect.iscoroutinefunction(plain) else "function"
+def _captured(items: list[Item]) -> tuple[Captured, ...]:
+    """Return what people are shown: methods count as a part of their class."""
+    methods = collections.Counter[int]()
+    for item in items:
+        if item.is_method:
+            methods[id(item.owner)] += item.size
+    shown = [item for item in items if item.how != "signature" and not item.is_method]
+    return tuple(Captured(i.name, i.kind, i.size + methods[id(i)]) for i in shown)
 
 
 def _hints(function: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(_plain(function), include_extras=True)
+        return typing.get_type_hints(plain(function), include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything
         raise CaptureError(
-            f"the annotations of `{_name(function)}` cannot be resolved: {error}"
+            f"the annotations of `{name_of(function)}` cannot be resolved: {error}"
         ) from error
 
 
 def _roots(
     function: Any, setup: Any, hints: dict[str, Any], modules: Mapping[str, types.ModuleType]
 ) -> list[Item]:
-    root = Item(_name(function), function)
-    setups = [Item(_name(setup), setup)] if setup is not None else []
+    root = Item(name_of(function), function)
+    setups = [Item(name_of(setup), setup)] if setup is not None else []
     shipped = [Item(name, module, "module", root) for name, module in modules.items()]
     return [root, *setups, *shipped, Item("signature", hints, "signature", root)]
 
@@ -237,19 +198,6 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _sources(items: list[Item]) -> dict[str, str]:
-    """Return the sources of captured functions and classes; methods are in those of their class."""
-    sources: dict[str, str] = {}
-    for item in items:
-        code = item.value
-        if not (is_function(code) or is_class(code)):
-            code = _plain(code) if item.how == "root" else None
-        source = source_of(code) if code is not None and is_by_value(code) else None
-        if source is not None and code is not None:
-            sources.setdefault(code.__qualname__, source)
-    return sources
-
-
 def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
     found: dict[str, None] = {}
     for item in items:
@@ -264,45 +212,3 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
             f"runner finds it; add local_python_modules={name}"
         ] = None
     return list(found)
-
-
-def _refuse_secrets(
-    pickled: bytes,
-    sources: dict[str, str],
-    items: list[Item],
-    known: Mapping[str, str],
-    allowed: Sequence[str],
-) -> None:
-    text = "\n".join(sources.values()).encode()
-    findings = [
-        f for content in (pickled, text) for f in (*scan(content), *scan_known(content, known))
-    ]
-    for finding in findings:
-        holders = [item for item in items if _holds(item, finding.text)]
-        refused = [item for item in holders if item.name not in allowed]
-        if refused or not holders:
-            raise SecretInPayloadError(_secret(refused or items[:1], finding, items[0]))
-
-
-def _holds(item: Item, text: bytes) -> bool:
-    if (is_function(item.value) or is_class(item.value)) and not is_by_value(item.value):
-        return False
-    if text in own_bytes(item.value):
-        return True
-    return is_by_value(item.value) and text in (source_of(item.value) or "").encode()
-
-
-def _secret(holders: list[Item], finding: Finding, root: Item) -> str:
-    holder = next((item for item in holders if item.kind not in ("function", "class")), holders[0])
-    user = holder.owner.name if holder.owner is not None else root.name
-    looks = "holds" if finding.label.startswith("the value of ") else "holds what looks like"
-    if holder.kind in ("function", "class"):
-        subject = f"`{holder.name}` {looks.replace('holds', 'contains')} {finding.label}"
-    elif isinstance(holder.value, (str, bytes)) and looks != "holds":
-        subject = f"`{holder.name}`, which `{user}` uses, looks like {finding.label}"
-    else:
-        subject = f"`{holder.name}`, which `{user}` uses, {looks} {finding.label}"
-    return (
-        f"{subject}; pass it with pass_env (or, in a later release, secrets=…), "
-        f"or give allow_secret={holder.name} if it is meant to travel"
-    )

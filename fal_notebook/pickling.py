@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import operator
 import sys
 import types
 import typing
@@ -19,6 +20,7 @@ import cloudpickle
 from fal_notebook.references import (
     CachedFunction,
     class_body_names,
+    import_path,
     is_by_value,
     is_class,
     is_function,
@@ -65,6 +67,8 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is types.ModuleType and is_by_value(obj):
             state = {k: v for k, v in vars(obj).items() if k not in _NOT_SHIPPED}
             return types.ModuleType, (obj.__name__,), state
+        if kind is types.FunctionType and not is_by_value(obj):
+            return self._reduce_imported(obj)
         if kind is CachedFunction and is_by_value(obj):
             return _reduce_cached(obj)
         if kind in _ALIASES and obj.__module__ == "__main__":
@@ -72,6 +76,12 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
         if is_class(obj) and _PYDANTIC_NAMESPACE in vars(obj) and is_by_value(obj):
             return self._reduce_model(obj)
         return super().reducer_override(obj)
+
+    def _reduce_imported(self, function: types.FunctionType) -> Any:
+        module, path = import_path(function) or ("", "")
+        if (module, path) == (function.__module__, function.__qualname__):
+            return super().reducer_override(function)  # by a plain reference
+        return operator.attrgetter(path), (sys.modules[module],)
 
     def _reduce_model(self, model: Any) -> Any:
         """Reduce a pydantic model without the namespace it was defined in: that is the notebook.

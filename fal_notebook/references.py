@@ -21,6 +21,7 @@ _GLOBAL_OPERATIONS = {
     "LOAD_FROM_DICT_OR_GLOBALS",
 }
 CachedFunction = type(functools.lru_cache(lambda: None))
+_SHELL = "IPython.core.interactiveshell"
 _HEAP_TYPE = 1 << 9  # CPython's Py_TPFLAGS_HEAPTYPE: classes that Python code can define
 
 
@@ -51,7 +52,24 @@ def is_by_value(value: Any) -> bool:
     name = getattr(value, "__module__", None)
     if not isinstance(name, str) or name == "__main__" or _registered(name):
         return True
-    return _find(sys.modules.get(name), value.__qualname__) is not value
+    if is_class(value) or isinstance(value, CachedFunction):
+        return _find(sys.modules.get(name), value.__qualname__) is not value
+    return import_path(value) is None
+
+
+def import_path(function: types.FunctionType) -> tuple[str, str] | None:
+    """Return module and attribute path of a library's function, or None for one of the notebook.
+
+    The path leads through ``__func__`` for the function in a class method.
+    """
+    if function.__globals__.get("__name__") == _SHELL and function.__name__ == "open":
+        return "builtins", "open"  # IPython's guard around it, which every notebook has
+    found = _find(sys.modules.get(function.__module__), function.__qualname__)
+    if found is function:
+        return function.__module__, function.__qualname__
+    if isinstance(found, types.MethodType) and found.__func__ is function:
+        return function.__module__, f"{function.__qualname__}.__func__"
+    return None
 
 
 def local_module_of(value: Any) -> types.ModuleType | None:

@@ -170,6 +170,7 @@ CASES = (
         "4",
         7,
     ),
+    Case("open_as_the_shell_guards_it", ("def reads(path): return open(path).name",), "0", 0),
     Case("partial", ("part = functools.partial(times, 9)",), "", 27),
     Case(
         "cached_function",

@@ -92,17 +92,19 @@ def _run(command: list[str], **options: Any) -> str:
 
 
 def _matrix(python: Path, action: str, folder: Path, seed: int) -> dict[str, Any]:
-    package = str(Path(fal_notebook.__file__).parent.parent)
+    alone = folder.parent / "package"  # beside it may lie libraries of this Python minor
+    alone.mkdir(exist_ok=True)
+    if not (alone / "fal_notebook").exists():
+        (alone / "fal_notebook").symlink_to(Path(fal_notebook.__file__).parent)
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "IPYTHONDIR": str(folder / "ipython"),
-        "PYTHONPATH": package,
+        "PYTHONPATH": str(alone),
         "PYTHONHASHSEED": str(seed),
     }
-    output = _run(
-        [str(python), str(MATRIX), action, str(folder)], env=environment, cwd=str(folder.parent)
-    )
+    command = [str(python), str(MATRIX), action, str(folder)]
+    output = _run(command, env=environment, cwd=folder.parent, stdin=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
 
@@ -167,13 +169,45 @@ def test_captured_lists_name_kind_and_size_of_each_value() -> None:
         "helper": "function",
         "x": "int",
         "j": "module",
-        "sqrt": "builtin_function_or_method",
+        "sqrt": "import",
         "Path": "import",
         "Thing": "class",
     }
     assert next(iter(captured)) == "predict"
     assert captured["model"].size == pytest.approx(len(pickle.dumps(model, 5)), rel=0.2)
     assert captured["j"].size == 0
+
+
+def test_a_class_is_listed_once_and_with_its_methods() -> None:
+    cell = notebook(
+        "class Out:\n    def go(self): return 1\n"
+        "def helper(o: Out) -> Out: return Out()\ndef predict(x) -> Out: return helper(Out())"
+    )
+    payload = capture(cell["predict"])
+    assert [c.name for c in payload.captured] == ["predict", "helper", "Out"]
+    assert payload.captured[2].size > len("go")
+
+
+def test_sources_hold_a_wrapper_and_the_wrapped(tmp_path: Path) -> None:
+    source = (
+        "import functools\n"
+        "def logged(f):\n    @functools.wraps(f)\n    def inner(): return f()\n    return inner\n"
+        "class K:\n    def go(self): return 1\n"
+        "@logged\ndef predict(): return K().go()\n"
+    )
+    (tmp_path / "cell.py").write_text(source)
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, str(tmp_path / "cell.py"), "exec"), cell)
+    sources = capture(cell["predict"]).manifest["sources"]
+    assert set(sources) == {"inner", "predict", "K"}
+    assert sources["predict"] == "@logged\ndef predict(): return K().go()\n"
+    assert sources["K"] == "class K:\n    def go(self): return 1\n"
+
+
+def test_library_functions_travel_by_their_path() -> None:
+    cell = notebook("from pydantic import BaseModel\nclass M(BaseModel): x: int\ndef f(): return M")
+    names = [c.name for c in capture(cell["f"]).captured]
+    assert names == ["f", "M"], "nothing of pydantic itself"
 
 
 def test_a_handle_is_listed_as_a_handle() -> None:

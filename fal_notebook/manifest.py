@@ -1,0 +1,92 @@
+"""What a payload says about itself in plain JSON, to be read before anything is unpickled."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import cloudpickle
+
+from fal_notebook.capturing import Item
+from fal_notebook.references import is_by_value, is_class, is_function
+from fal_notebook.sources import source_of
+
+
+def manifest_of(
+    function: Any,
+    sources: Mapping[str, str],
+    digest: str,
+    captured: Iterable[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the manifest of a captured function: the versions that load it, and what it is."""
+    return {
+        "format": 1,
+        "python": python_minor(),
+        "implementation": sys.implementation.name,
+        "interpreter": sys.executable,
+        "cloudpickle": cloudpickle.__version__,
+        "name": name_of(function),
+        "kind": _kind(function),
+        "doc": inspect.getdoc(plain(function)),
+        "sources": dict(sources),
+        "digest": digest,
+        "captured": [dict(value) for value in captured],
+    }
+
+
+def python_minor() -> str:
+    """Return the running Python as ``3.11``."""
+    return "{}.{}".format(*sys.version_info)
+
+
+def plain(function: Any) -> Any:
+    """Return the function inside a partial, or the method behind a callable object."""
+    while isinstance(function, (functools.partial, functools.partialmethod)):
+        function = function.func
+    if is_function(function) or is_class(function) or hasattr(function, "__name__"):
+        return function
+    return type(function).__call__
+
+
+def name_of(function: Any) -> str:
+    """Return the name of a function, of the one in a partial, or of a callable object's class."""
+    named = plain(function)
+    own = named if named.__name__ != "__call__" else type(function)
+    return str(own.__name__)
+
+
+def _kind(function: Any) -> str:
+    code = plain(function)
+    if inspect.isasyncgenfunction(code):
+        return "asyncgen"
+    if inspect.isgeneratorfunction(code):
+        return "generator"
+    return "async" if inspect.iscoroutinefunction(code) else "function"
+
+
+def sources_of(items: list[Item]) -> dict[str, str]:
+    """Return the sources of captured functions and classes; methods are in those of their class."""
+    sources: dict[str, str] = {}
+    for item in items:
+        code = plain(item.value) if item.how == "root" else item.value
+        owner: Any = item.owner.value if item.owner is not None else None
+        in_class = is_class(owner) and owner.__qualname__ in sources
+        source = source_of(code) if is_by_value(code) and not in_class else None
+        if source is not None and source not in sources.values():
+            sources[_free_name(_source_name(code), sources)] = source
+    return sources
+
+
+def _source_name(code: Any) -> str:
+    """Return the name that the source itself defines: a wrapper calls itself like the wrapped."""
+    wrapper = is_function(code) and code.__code__.co_name != code.__name__
+    return str(code.__code__.co_name if wrapper else code.__qualname__)
+
+
+def _free_name(name: str, taken: Mapping[str, str]) -> str:
+    numbered = (f"{name} ({count})" for count in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if n not in taken)

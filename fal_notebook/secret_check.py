@@ -1,0 +1,64 @@
+"""Refuses a payload that holds a key, by the name of the variable that holds it.
+
+What a key looks like is known to `secret_scan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fal_notebook.capturing import Item
+from fal_notebook.exceptions import SecretInPayloadError
+from fal_notebook.pickling import own_bytes
+from fal_notebook.references import is_by_value, is_class, is_function
+from fal_notebook.secret_scan import Finding, scan, scan_known
+from fal_notebook.sources import source_of
+
+
+def refuse_secrets(
+    pickled: bytes,
+    sources: dict[str, str],
+    items: list[Item],
+    known: Mapping[str, str],
+    allowed: Sequence[str],
+) -> None:
+    """Raise if a key, or one of the `known` secrets, is in the pickle or the sources.
+
+    Raises
+    ------
+    SecretInPayloadError
+        Names a captured value that holds it and is not among the `allowed`; never the key itself.
+    """
+    text = "\n".join(sources.values()).encode()
+    findings = [
+        f for content in (pickled, text) for f in (*scan(content), *scan_known(content, known))
+    ]
+    for finding in findings:
+        holders = [item for item in items if _holds(item, finding.text)]
+        refused = [item for item in holders if item.name not in allowed]
+        if refused or not holders:
+            raise SecretInPayloadError(_secret(refused or items[:1], finding, items[0]))
+
+
+def _holds(item: Item, text: bytes) -> bool:
+    if (is_function(item.value) or is_class(item.value)) and not is_by_value(item.value):
+        return False
+    if text in own_bytes(item.value):
+        return True
+    return is_by_value(item.value) and text in (source_of(item.value) or "").encode()
+
+
+def _secret(holders: list[Item], finding: Finding, root: Item) -> str:
+    holder = next((item for item in holders if item.kind not in ("function", "class")), holders[0])
+    user = holder.owner.name if holder.owner is not None else root.name
+    looks = "holds" if finding.label.startswith("the value of ") else "holds what looks like"
+    if holder.kind in ("function", "class"):
+        subject = f"`{holder.name}` {looks.replace('holds', 'contains')} {finding.label}"
+    elif isinstance(holder.value, (str, bytes)) and looks != "holds":
+        subject = f"`{holder.name}`, which `{user}` uses, looks like {finding.label}"
+    else:
+        subject = f"`{holder.name}`, which `{user}` uses, {looks} {finding.label}"
+    return (
+        f"{subject}; pass it with pass_env (or, in a later release, secrets=…), "
+        f"or give allow_secret={holder.name} if it is meant to travel"
+    )
