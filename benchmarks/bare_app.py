@@ -1,0 +1,37 @@
+"""The peer without any platform: the benchmark's functions as FastAPI routes under uvicorn.
+
+``python bare_app.py PORT``
+"""
+
+from __future__ import annotations
+
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+app = FastAPI()
+
+
+class Echo(BaseModel):
+    text: str
+    times: int = 1
+
+
+class Answer(BaseModel):
+    text: str
+
+
+@app.post("/")
+def echo(body: Echo) -> Answer:
+    return Answer(text=body.text * body.times)
+
+
+@app.post("/async")
+async def echo_async(body: Echo) -> Answer:
+    return Answer(text=body.text * body.times)
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", access_log=False)
