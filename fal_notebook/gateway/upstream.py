@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import httptools
 
@@ -13,15 +13,22 @@ import httptools
 HIGH_WATER = 64 * 1024
 
 Header = tuple[bytes, bytes]
-Connect = Callable[[Callable[[], asyncio.Protocol]], Any]
 
 
 class UpstreamError(Exception):
-    """The runner went away. `answered` says whether any byte of a response had come."""
+    """The runner broke an exchange off. `status` and `kind` are what the caller is told."""
 
-    def __init__(self, message: str, answered: bool) -> None:
+    def __init__(self, message: str, status: int, kind: str) -> None:
         super().__init__(message)
-        self.answered = answered
+        self.status = status
+        self.kind = kind
+
+
+class RefusedError(UpstreamError):
+    """The runner does not accept connections; nothing was sent to it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 503, "runner_connection_refused")
 
 
 class Connection(asyncio.Protocol):
@@ -42,9 +49,10 @@ class Connection(asyncio.Protocol):
         self.complete = False
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
-        self._error: Exception | None = None
+        self._error: UpstreamError | None = None
         self._in_exchange = False
         self._bodyless = False
+        self._half_sent = False
 
     # --- what asyncio calls ------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,10 +61,13 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; bytes outside an exchange, or that are no HTTP, end the connection."""
+        if not self._in_exchange or self.complete:
+            self._fail("the runner sent what nobody asked for")
+            return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(f"the runner sent no valid HTTP: {error}")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"the runner sent no valid HTTP: {error}", "runner_connection_error")
         if self._buffered > HIGH_WATER and self._transport is not None:
             self._transport.pause_reading()
         self._notify()
@@ -80,6 +91,11 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     # --- what the parser calls ---------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        """Refuse a second response to one request."""
+        if self.complete:
+            self._fail("the runner answered twice")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header of the response (or a trailer, which is dropped)."""
         if not self.status:
@@ -88,14 +104,16 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Take the status; an interim answer (1xx) is dropped with its headers."""
         status = self._parser.get_status_code()
-        if status < 200 and status != 101:
+        if status < 200:
             self.headers.clear()
-        else:
+        elif not self.complete:
             self.status = status
             self.complete = self._bodyless
 
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of the body."""
+        """Keep a piece of the body; what follows a complete response is no part of it."""
+        if self.complete:
+            return
         self._chunks.append(body)
         self._buffered += len(body)
 
@@ -112,6 +130,7 @@ class Connection(asyncio.Protocol):
             and not self._transport.is_closing()
             and self._error is None
             and not self._bodyless
+            and not self._half_sent
             and (not self._in_exchange or (self.complete and self._parser.should_keep_alive()))
         )
 
@@ -125,12 +144,21 @@ class Connection(asyncio.Protocol):
             self._reset()
         self._in_exchange = True
         self._bodyless = bodyless
-        self._write(data)
+        if self._transport is None:
+            raise _disconnected()
+        self._transport.write(data)
 
-    async def send(self, data: bytes) -> None:
-        """Send a piece of the request's body, waiting while the runner does not take it."""
-        self._write(data)
-        await self._writable.wait()
+    async def send(self, data: bytes) -> bool:
+        """Send a piece of the request's body, waiting while the runner does not take it.
+
+        Returns False when the runner wants no more of it: it has answered or gone. Such a
+        connection is not used again, for the request was not sent to its end.
+        """
+        if self._transport is not None and not self.status:
+            self._transport.write(data)
+            await self._writable.wait()
+        self._half_sent = self._transport is None or self.status != 0
+        return not self._half_sent
 
     async def head(self) -> None:
         """Wait for `status` and `headers`.
@@ -141,7 +169,7 @@ class Connection(asyncio.Protocol):
             When the connection ends before.
         """
         while not self.status:
-            await self._progress(answered=False)
+            await self._progress()
 
     async def read(self) -> bytes:
         """Return the next piece of the body, b"" at its end.
@@ -154,7 +182,7 @@ class Connection(asyncio.Protocol):
         while not self._chunks:
             if self.complete:
                 return b""
-            await self._progress(answered=True)
+            await self._progress()
         return self.take()
 
     def take(self) -> bytes:
@@ -175,31 +203,39 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is None:
-            raise UpstreamError("the runner closed the connection", answered=False)
-        self._transport.write(data)
-
-    async def _progress(self, answered: bool) -> None:
+    async def _progress(self) -> None:
         if self._error is not None:
-            raise UpstreamError(str(self._error), answered)
+            raise self._error
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
+    @property
+    def endless(self) -> bool:
+        """Whether the response has a body whose length is not known beforehand."""
+        has_body = not self._bodyless and self.status not in (204, 304)
+        return has_body and not any(name == b"content-length" for name, _ in self.headers)
+
     def _until_close(self) -> bool:
         """Whether the body has no length of its own (RFC 9112, 6.3, rule 8)."""
         return not any(n in (b"content-length", b"transfer-encoding") for n, _ in self.headers)
 
-    def _fail(self, message: str) -> None:
-        self._error = self._error or ConnectionError(message)
+    def _fail(self, message: str, kind: str = "runner_disconnected") -> None:
+        if self._error is None and self.status:
+            self._error = UpstreamError(message, 502, "runner_incomplete_response")
+        elif self._error is None:
+            self._error = UpstreamError(message, 503, kind)
         self.close()
 
     def _notify(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _disconnected() -> UpstreamError:
+    return UpstreamError("the runner closed the connection", 503, "runner_disconnected")
 
 
 class Pool:
@@ -214,7 +250,7 @@ class Pool:
 
         Raises
         ------
-        UpstreamError
+        RefusedError
             When the runner does not accept.
         """
         while self._idle:
@@ -224,10 +260,22 @@ class Pool:
         try:
             return await self._connect()
         except OSError as error:
-            raise UpstreamError(f"the runner does not accept: {error}", False) from error
+            raise RefusedError(f"the runner does not accept: {error}") from error
+
+    async def notify(self, request: bytes) -> None:
+        """Send a request whose answer does not matter."""
+        with contextlib.suppress(UpstreamError):
+            connection = await self.acquire()
+            try:
+                connection.begin(request)
+                await connection.head()
+            finally:
+                self.release(connection)
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
+        if not self._address:
+            raise ConnectionError("it has no address")
         if self._address.startswith("unix:"):
             _, connection = await loop.create_unix_connection(Connection, self._address[5:])
         else:

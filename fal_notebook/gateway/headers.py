@@ -1,0 +1,89 @@
+"""Which headers pass between a caller and a runner, and what the gateway adds; pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fal_notebook.runner.frames import CONTENT_TYPE
+
+Header = tuple[bytes, bytes]
+
+_HOP_BY_HOP = frozenset(
+    (
+        *(b"connection", b"proxy-connection", b"keep-alive", b"proxy-authenticate"),
+        *(b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    )
+)
+_CALLER_MAY_SET = frozenset(
+    (
+        *(b"x-fal-runner-hint", b"x-fal-queue-priority", b"x-fal-request-timeout"),
+        *(b"x-fal-no-retry", b"x-fal-store-io", b"x-fal-object-lifecycle-preference"),
+    )
+)
+# Two of these would let the gateway and a runner read different requests.
+_ONCE = frozenset((b"host", b"origin", b"authorization", b"content-type", b"content-length"))
+_PICKLE = CONTENT_TYPE.encode()
+
+
+def repeated(headers: list[Header]) -> str | None:
+    """Return the name of a header that must not, but does, occur twice."""
+    seen = set()
+    for name, _ in headers:
+        if name in seen and name in _ONCE:
+            return name.decode("latin-1")
+        seen.add(name)
+    return None
+
+
+def is_pickle(content_type: bytes | None) -> bool:
+    """Say whether a body is declared as pickled Python, however that is spelled."""
+    return content_type is not None and _PICKLE in content_type.lower()
+
+
+def request_head(
+    method: bytes,
+    target: bytes,
+    headers: list[Header],
+    added: Iterable[Header],
+    keep_authorization: bool,
+) -> bytes:
+    """Return the head of the request that goes to a runner.
+
+    Parameters
+    ----------
+    target : bytes
+        Path and query, as the caller sent them.
+    added : iterable
+        The gateway's own headers; a caller cannot set any of them.
+    keep_authorization : bool
+        False when the header was for the gateway.
+    """
+    hidden = _hop_by_hop(headers) | {b"content-length", b"expect"}
+    if not keep_authorization:
+        hidden |= {b"authorization"}
+    lines = [method + b" " + target + b" HTTP/1.1"]
+    for name, value in headers:
+        if name in hidden or (name[:6] == b"x-fal-" and name not in _CALLER_MAY_SET):
+            continue
+        lines.append(name + b": " + value)
+    lines += [name + b": " + value for name, value in added]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def response_headers(headers: list[Header], status: int, request_id: bytes) -> list[Header]:
+    """Return the headers that the caller gets; a body's length stays unless there is no body."""
+    hidden = _hop_by_hop(headers) | {b"x-fal-request-id"}
+    if status in (204, 304):
+        hidden |= {b"content-length"}
+    passed = [(name, value) for name, value in headers if name not in hidden]
+    passed.append((b"x-fal-request-id", request_id))
+    return passed
+
+
+def _hop_by_hop(headers: list[Header]) -> frozenset[bytes]:
+    """Return the headers of this hop: the usual ones and those that `Connection` names."""
+    named: set[bytes] = set()
+    for name, value in headers:
+        if name == b"connection":
+            named.update(part.strip().lower() for part in value.split(b","))
+    return _HOP_BY_HOP | named if named else _HOP_BY_HOP

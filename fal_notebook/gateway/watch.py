@@ -1,0 +1,81 @@
+"""A watch over one exchange: it ends when it takes too long or its caller has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+# An exchange that is shorter than this costs no look at its caller.
+WATCH_AFTER = 0.25
+# A body that is streamed holds a slot: it may not stop for longer than this (seconds).
+UPLOAD_STALL = 30.0
+
+
+class Watch:
+    """Cancels the task of an exchange.
+
+    Parameters
+    ----------
+    receive : callable
+        Returns when the caller has gone; used only after `begin`.
+    timeout : float
+        Seconds that the exchange may take.
+    on_gone : callable
+        Called once when the caller has gone before `answered` was set. The exchange goes on then:
+        a runner that works is not free before it has answered.
+    """
+
+    def __init__(
+        self,
+        task: asyncio.Task[Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        timeout: float,
+        on_gone: Callable[[], None],
+    ) -> None:
+        self.timed_out = False
+        self.client_gone = False
+        self.answered = False
+        self.with_caller = False  # the caller, not the runner, has to go on
+        self._task = task
+        self._receive = receive
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(timeout, self._time_out)
+        self._stall: asyncio.TimerHandle | None = None
+        self._delay: asyncio.TimerHandle | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def expect_body(self, expected: bool) -> None:
+        """Say whether the next piece of the request's body is what everything waits for."""
+        self.with_caller = expected
+        if self._stall is not None:
+            self._stall.cancel()
+        self._stall = self._loop.call_later(UPLOAD_STALL, self._time_out) if expected else None
+
+    def begin(self) -> None:
+        """Start to look for the caller going away; the request's body has been read."""
+        self._delay = self._loop.call_later(WATCH_AFTER, self._watch)
+
+    def end(self) -> None:
+        """Stop watching."""
+        for pending in (self._timer, self._stall, self._delay, self._watching):
+            if pending is not None:
+                pending.cancel()
+
+    def _time_out(self) -> None:
+        self.timed_out = True
+        self._task.cancel()
+
+    def _watch(self) -> None:
+        self._watching = asyncio.ensure_future(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        message = await self._receive()
+        if message["type"] != "http.disconnect":
+            return
+        self.client_gone = True
+        if self.answered:
+            self._task.cancel()
+        else:
+            self._on_gone()
