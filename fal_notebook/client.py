@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -36,6 +36,12 @@ class Client:
     async def about(self) -> dict[str, Any]:
         """Return URL, pid, version, owner and state folder of the gateway."""
         return await self._json("GET", "/api/gateway")
+
+    async def url(self) -> str:
+        """Return the gateway's URL."""
+        if "FAL_RUNNER_ID" in os.environ:
+            return os.environ["FAL_NOTEBOOK_URL"]
+        return str((await self.about())["url"])
 
     async def stop_gateway(self, keep_runners: bool = False) -> None:
         """Ask the gateway to end, with its runners unless they are kept for the next one."""
@@ -154,31 +160,57 @@ class Client:
 
     @asynccontextmanager
     async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[Any]:
-        """Send a request; a gateway that has gone is looked for, or started, once more.
-
-        That is safe for every request: a refused connection has carried nothing.
-        """
-        http = await self._connected()
+        response = None
         try:
-            response = await http.send(http.build_request(method, path, **request), stream=True)
-        except httpx.ConnectError:
-            http = await self._connected(again=True)
-            response = await http.send(http.build_request(method, path, **request), stream=True)
-        try:
+            response = await self._send(method, path, **request)
             yield response
         except httpx.HTTPError as error:
-            raise exceptions.GatewayUnavailableError(f"the gateway went away: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise exceptions.GatewayUnavailableError(f"the gateway went away: {reason}") from error
         finally:
-            await response.aclose()
+            if response is not None:
+                await response.aclose()
 
-    async def _connected(self, again: bool = False) -> httpx.AsyncClient:
+    async def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Send a request; a gateway that has gone is looked for, or started, once more.
+
+        That is safe for every request: a refused connection has carried nothing, and a gateway
+        that does not know our token, because another took over its port, has done nothing.
+        """
+        http = await self._connected()
+        with suppress(httpx.ConnectError):
+            response = await _send(http, method, path, **request)
+            if response.status_code != 401:
+                return response
+            if await self._connected(unlike=http) is http:
+                return response
+        http = await self._connected(unlike=http)
+        return await _send(http, method, path, **request)
+
+    async def _connected(self, unlike: httpx.AsyncClient | None = None) -> httpx.AsyncClient:
+        """Return the connection to the gateway, a new one if it is the one that failed."""
         async with self._lock:
-            if self._http is not None and again:
-                await self._http.aclose()
-                self._http = None
             if self._http is None:
-                self._http = await asyncio.get_running_loop().run_in_executor(None, _connect)
+                self._http = await _found()
+            elif self._http is unlike:
+                found = await _found()
+                if _address(found) == _address(unlike):
+                    return unlike
+                await unlike.aclose()
+                self._http = found
             return self._http
+
+
+async def _found() -> httpx.AsyncClient:
+    return await asyncio.get_running_loop().run_in_executor(None, _connect)
+
+
+def _address(http: httpx.AsyncClient) -> tuple[str, str]:
+    return str(http.base_url), http.headers["authorization"]
+
+
+async def _send(http: httpx.AsyncClient, method: str, path: str, **request: Any) -> httpx.Response:
+    return await http.send(http.build_request(method, path, **request), stream=True)
 
 
 def _connect() -> httpx.AsyncClient:

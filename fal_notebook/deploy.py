@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,8 +14,10 @@ from typing import Any
 
 from fal_notebook import settings, sync
 from fal_notebook.client import Client
-from fal_notebook.exceptions import DeployError, OptionError, PayloadMissingError
+from fal_notebook.exceptions import DeployError, GatewayError, OptionError, PayloadMissingError
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.manifest import name_of
+from fal_notebook.notebook import identity
 from fal_notebook.options import (
     CellOptions,
     Options,
@@ -23,6 +27,8 @@ from fal_notebook.options import (
     split_options,
 )
 from fal_notebook.payload import Payload, capture
+
+LOG_LINES = 20
 
 
 @dataclass
@@ -56,13 +62,31 @@ class Progress:
 
     def step(self, data: Mapping[str, Any]) -> None:
         """Take one event of the deploy."""
-        if data["step"] in ("active", "failed"):
-            self.state = data["step"]
         if data["step"] == "failed":
-            self.error, self.log = data["message"], data.get("log", [])
-        else:
-            self.steps.append(f"{data['step']}: {data['message']}")
+            self.failed(data["message"], data.get("log", []))
+            return
+        if data["step"] == "active":
+            self.state = "active"
+        self.steps.append(f"{data['step']}: {data['message']}")
         self.on_change()
+
+    def failed(self, reason: str, log: list[str] | None = None) -> None:
+        """Take the reason why the deploy ended without success."""
+        self.state, self.error, self.log = "failed", reason, log or []
+        self.on_change()
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deploy that is on its way: it goes on whatever becomes of its caller.
+
+    `accepted` ends when the gateway has taken the deploy, or raises why it has not; the handle's
+    calls wait for the whole of it.
+    """
+
+    handle: Handle
+    progress: Progress
+    accepted: Future[dict[str, Any]]
 
 
 def deploy(
@@ -77,7 +101,8 @@ def deploy(
     setup_function : callable, optional
         Runs once per runner before the first request.
     **values
-        Any option of ``%%fal_function``; ``name`` defaults to the function's own.
+        Any option of ``%%fal_function`` but ``entry`` and ``dry_run`` (for that there is
+        `fal_notebook.capture`); ``name`` defaults to the function's own.
 
     Returns
     -------
@@ -94,48 +119,52 @@ def deploy(
     if setup_function is not None:
         values["setup_function"] = setup_function
     options, cell = split_options(values)
-    handle, _ = start(function, options, cell, notebook=f"a program in {os.getcwd()}")
-    return handle.wait() if cell.wait else handle
+    if cell.dry_run or cell.entry is not None:
+        raise OptionError("entry and dry_run are for cells; capture(function) says what is shipped")
+    deployment = start(function, options, cell)
+    deployment.accepted.result()
+    for notice in (*deployment.progress.notices, *deployment.progress.payload.warnings):
+        warnings.warn(notice, stacklevel=2)
+    return deployment.handle.wait() if cell.wait else deployment.handle
 
 
 def start(
     function: Callable[..., Any],
     options: Options,
     cell: CellOptions,
-    notebook: str,
+    name: str = "",
     on_change: Callable[[], None] = lambda: None,
-) -> tuple[Handle, Progress]:
-    """Capture a function and start its deploy; return when the gateway has accepted it.
+) -> Deployment:
+    """Capture a function and start its deploy, without waiting for anything.
 
     Parameters
     ----------
-    notebook : str
-        Who deploys, for "the app belongs to another notebook".
+    name : str
+        The app's name unless the options say it; by default the function's own.
     on_change : callable
         Called from a worker thread whenever there is something new to show.
     """
     _check_python(options)
+    if isinstance(function, Handle):
+        function = function.original
     owner = cell.owner or options.team or settings.owner()
-    name = app_name(options.name or function.__name__)
-    variables = _variables(options)
+    app = app_name(options.name or name or name_of(function))
     payload = captured(function, options, cell)
-    progress = Progress(owner, name, payload, notices=_not_effective(options))
+    progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
     request = {
-        "name": name,
+        "name": app,
         "digest": payload.digest,
         "manifest": payload.manifest,
         "options": explicit(options),
-        "variables": variables,
-        "notebook": notebook,
+        "variables": _variables(options),
+        "notebook": identity(),
         "takeover": cell.takeover,
         "reset_scale": cell.reset_scale,
     }
     client = shared_client()
-    reply = sync.wait(_accept(client, owner, request, payload.content))
-    progress.accepted(reply)
-    progress.on_change = on_change
-    deployed: Future[None] = sync.submit(_follow(client, reply, progress))
-    return Handle(owner, name, function, deployed), progress
+    accepted = sync.submit(_accept(client, progress, request))
+    deployed = sync.submit(_follow(client, progress, accepted))
+    return Deployment(Handle(owner, app, function, deployed), progress, accepted)
 
 
 def captured(function: Callable[..., Any], options: Options, cell: CellOptions) -> Payload:
@@ -149,41 +178,47 @@ def captured(function: Callable[..., Any], options: Options, cell: CellOptions) 
     )
 
 
-async def _accept(
-    client: Client, owner: str, request: dict[str, Any], content: bytes
-) -> dict[str, Any]:
+async def _accept(client: Client, progress: Progress, request: dict[str, Any]) -> dict[str, Any]:
     """Ask for the deploy; the payload is sent only when the gateway lacks it."""
+    content = progress.payload.content
     request = {**request, "payload": hashlib.sha256(content).hexdigest()}
     try:
-        return await client.deploy(owner, request)
+        reply = await client.deploy(progress.owner, request)
     except PayloadMissingError:
         await client.upload(content)
-        return await client.deploy(owner, request)
+        reply = await client.deploy(progress.owner, request)
+    progress.accepted(reply)
+    return reply
 
 
-async def _follow(client: Client, reply: Mapping[str, Any], progress: Progress) -> None:
-    """Follow the deploy's events to its end.
+async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:
+    """Follow a deploy to its end.
 
     Raises
     ------
     DeployError
         With the reason and the last lines that the runner wrote.
     """
+    reply = await asyncio.wrap_future(accepted)
     if reply["up_to_date"]:
         return
+    try:
+        await _until_ended(client, progress, reply)
+    except GatewayError as error:
+        progress.failed(str(error))
+    if progress.state == "deploying":
+        progress.failed("the gateway stopped during the deploy; run the cell again")
+    if progress.state == "failed":
+        reason = f"{progress.name}: {progress.error}"
+        raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
+
+
+async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
     async for event in client.events(reply["owner"], reply["app"], reply["since"]):
-        data = event["data"]
-        if event["kind"] != "deploy" or data["revision"] != reply["revision"]:
-            continue
-        progress.step(data)
-        if progress.state == "active":
+        if event["kind"] == "deploy" and event["data"]["revision"] == reply["revision"]:
+            progress.step(event["data"])
+        if progress.state != "deploying":
             return
-        if progress.state == "failed":
-            raise DeployError(
-                "\n".join([f"{progress.name}: {progress.error}", *progress.log[-20:]])
-            )
-    progress.step({"step": "failed", "message": "the gateway stopped during the deploy"})
-    raise DeployError(f"{progress.name}: the gateway stopped during the deploy; run the cell again")
 
 
 def _check_python(options: Options) -> None:

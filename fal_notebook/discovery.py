@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,7 +27,7 @@ class GatewayInfo:
     """What a client needs to reach the gateway: URL, owner's token, process id, versions."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     pid: int
     protocol: int
     version: str
@@ -48,8 +50,10 @@ def write(state: Path, info: GatewayInfo) -> None:
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
     try:
-        info = GatewayInfo(**json.loads(info_file(state).read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(info_file(state).read_text())
+        # A newer gateway may say more than we know.
+        info = GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     return info if answers(info) else None
 
@@ -59,11 +63,10 @@ def answers(info: GatewayInfo) -> bool:
     request = urllib.request.Request(
         f"{info.url}/api/gateway", headers={"Authorization": f"Bearer {info.token}"}
     )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with direct.open(request, timeout=5) as reply:
+        with _direct().open(request, timeout=5) as reply:
             return bool(reply.status == 200)
-    except (OSError, urllib.error.URLError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -76,18 +79,46 @@ def ensure(state: Path) -> GatewayInfo:
         When it does not come up within 20 s; the message holds the end of its log.
     """
     found = find(state)
-    if found is None:
+    if found is not None and found.protocol >= PROTOCOL:
+        return found
+    try:
         with FileLock(state / "start.lock"):
-            found = find(state) or _start(state)
-    if found.protocol < PROTOCOL:
-        found = _replace(state, found)
-    return found
+            return _ensure_alone(state)
+    except OSError as error:
+        raise GatewayUnavailableError(f"the gateway cannot be started: {error}") from None
 
 
-def _start(state: Path) -> GatewayInfo:
+def _ensure_alone(state: Path) -> GatewayInfo:
+    """Find or start a gateway; one that is still starting or ending is waited for."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        found = find(state)
+        if found is not None and found.protocol >= PROTOCOL:
+            return found
+        if found is not None:
+            _make_room(found)
+        if _is_free(state):
+            return _start(state, deadline)
+        time.sleep(0.02)
+    raise GatewayUnavailableError(
+        f"a gateway holds {state} and does not answer; see {state / 'gateway.log'}"
+    )
+
+
+def _is_free(state: Path) -> bool:
+    """Say whether no gateway holds the state folder."""
+    try:
+        with FileLock(state / "gateway.lock", timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _start(state: Path, deadline: float) -> GatewayInfo:
     log = state / "gateway.log"
     environment = os.environ | {"FAL_NOTEBOOK_STATE": str(state)}
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+        begin = output.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "fal_notebook.gateway"],
             stdin=subprocess.DEVNULL,
@@ -97,34 +128,34 @@ def _start(state: Path) -> GatewayInfo:
             cwd=state,
             start_new_session=True,
         )
-    process.returncode = 0  # it outlives us: no ResourceWarning about a child nobody waits for
-    return _await(state, process.pid, log)
-
-
-def _await(state: Path, pid: int, log: Path) -> GatewayInfo:
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
+    while process.poll() is None and time.monotonic() < deadline:
         found = find(state)
         if found is not None:
+            # Reaped whenever it ends, or it would stay a zombie for as long as this kernel lives.
+            threading.Thread(target=process.wait, name="fal-gateway-end", daemon=True).start()
             return found
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            break
         time.sleep(0.02)
-    tail = " / ".join(log.read_text(errors="replace").splitlines()[-3:])
-    raise GatewayUnavailableError(f"the gateway did not start, see {log}: {tail}")
+    process.kill()
+    process.wait()
+    said = log.read_bytes()[begin:].decode(errors="replace").split("\n")
+    reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    raise GatewayUnavailableError(f"the gateway did not start: {reason.strip()} (log: {log})")
 
 
-def _replace(state: Path, old: GatewayInfo) -> GatewayInfo:
-    """Let a newer gateway take over from an older one; its runners stay and are adopted."""
+def _make_room(old: GatewayInfo) -> None:
+    """Ask an older gateway to end for a newer one; its runners stay and are adopted."""
     request = urllib.request.Request(
         f"{old.url}/api/gateway/stop?keep_runners=true",
         method="POST",
         headers={"Authorization": f"Bearer {old.token}"},
     )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    direct.open(request, timeout=10).close()
-    with FileLock(state / "start.lock"):
-        return find(state) or _start(state)
+    with suppress(OSError):  # it may have gone meanwhile
+        _direct().open(request, timeout=10).close()
+
+
+def _direct() -> urllib.request.OpenerDirector:
+    """Return an opener that no proxy variable diverts."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def wait_until_gone(state: Path, timeout: float = 30.0) -> None:

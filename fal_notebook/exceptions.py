@@ -4,6 +4,7 @@
 
     FalNotebookError
     ├── OptionError             an option is unknown, of the wrong type or contradicts another
+    ├── SettingError            an environment variable or config.toml is wrong
     ├── CellError               a cell has nothing that can be deployed
     ├── CaptureError            a function cannot be captured
     │   ├── UnpicklableError    a value it uses cannot be pickled
@@ -33,6 +34,10 @@ class FalNotebookError(Exception):
 
 class OptionError(FalNotebookError):
     """An option is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class SettingError(FalNotebookError):
+    """A setting from the environment or from config.toml cannot be used."""
 
 
 class CellError(FalNotebookError):
@@ -106,3 +111,7 @@ class RemoteError(FalNotebookError):
         super().__init__(message)
         self.type_name = type_name
         self.remote_traceback = remote_traceback
+
+    def _render_traceback_(self) -> list[str]:
+        shown = super()._render_traceback_()
+        return [*shown, self.remote_traceback] if self.remote_traceback else shown

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import pickle
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+import os
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from fal_notebook import sync
+from fal_notebook import calls, sync
 from fal_notebook.client import Client
-from fal_notebook.exceptions import FalNotebookError
-from fal_notebook.runner import frames
+from fal_notebook.exceptions import FalNotebookError, NotFoundError
 
 T = TypeVar("T")
 
 
-@functools.cache
 def shared_client() -> Client:
     """Return the client of this process; it lives on the background loop of `sync`."""
+    return _client_of(os.getpid())
+
+
+@functools.cache
+def _client_of(pid: int) -> Client:
     return Client()
 
 
@@ -27,8 +30,9 @@ class Handle:
     """A deployed app.
 
     Calling it runs the function remotely and returns its Python value; an exception comes back
-    with the remote traceback as text. A call waits for the deploy that its cell started. Inside
-    another payload a handle travels as owner and name only, never with a token.
+    with the remote traceback as text. A call waits for the deploy that its cell started, or raises
+    its error; questions such as `status` are answered after a failed deploy too, about what still
+    runs. Inside another payload a handle travels as owner and name only, never with a token.
 
     Parameters
     ----------
@@ -54,11 +58,14 @@ class Handle:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely; of a generator function, return an iterator."""
-        return sync.wait(self._call(args, kwargs))
+        result = sync.wait(self._call(calls.dump(self.name, args, kwargs)))
+        return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
 
-    def aio(self, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
-        """Run the function remotely: ``await handle.aio(…)``."""
-        return asyncio.wrap_future(sync.submit(self._call(args, kwargs)))
+    async def aio(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function remotely: ``await handle.aio(…)``; a generator gives ``async for``."""
+        call = self._call(calls.dump(self.name, args, kwargs))
+        result = await asyncio.wrap_future(sync.submit(call))
+        return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function here, as the cell defined it.
@@ -68,14 +75,19 @@ class Handle:
         FalNotebookError
             When this handle did not come from a cell of this kernel.
         """
+        return self.original(*args, **kwargs)
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The function as the cell defined it; raises as `local` does."""
         if self._original is None:
             raise FalNotebookError(f"{self.name} was not defined in this kernel; run its cell")
-        return self._original(*args, **kwargs)
+        return self._original
 
     @property
     def url(self) -> str:
         """Where the app answers: ``POST`` a JSON body."""
-        return f"{sync.wait(shared_client().about())['url']}/run/{self.owner}/{self.name}"
+        return f"{sync.wait(shared_client().url())}/run/{self.owner}/{self.name}"
 
     def status(self) -> dict[str, Any]:
         """Return URL, revision, options in force and load."""
@@ -95,22 +107,21 @@ class Handle:
 
     def scale(self, **options: Any) -> dict[str, Any]:
         """Change scaling options such as ``keep_alive=60`` at once; return the status."""
-        return sync.wait(self._scale(options))
+        return self._ask(functools.partial(shared_client().scale, values=options))
 
     def logs(
         self, follow: bool = False, runner: str = "", request: str = "", tail: int = 200
     ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Return the last log lines, or an iterator that goes on with new ones."""
-        filters = {"runner": runner, "request": request, "tail": tail}
-        self.wait()
-        if follow:
-            lines = shared_client().follow_logs(self.owner, self.name, **filters)
-            return sync.iterate(lines)
-        return sync.wait(shared_client().logs(self.owner, self.name, **filters))
+        filters: dict[str, Any] = {"runner": runner, "request": request, "tail": tail}
+        if not follow:
+            return self._ask(functools.partial(shared_client().logs, **filters))
+        self.status()  # says at once when there is no such app
+        return sync.iterate(shared_client().follow_logs(self.owner, self.name, **filters))
 
     def delete(self) -> None:
-        """Delete the app; its runners drain."""
-        sync.wait(shared_client().delete(self.owner, self.name))
+        """Delete the app and cancel a deploy of it that is under way; its runners drain."""
+        sync.wait(self._delete())
 
     def cancel_deploy(self) -> None:
         """Cancel the deploy that is under way; what ran before stays."""
@@ -129,41 +140,37 @@ class Handle:
     def __repr__(self) -> str:
         return f"<fal app {self.owner}/{self.name}>"
 
-    # --- how a call travels ------------------------------------------------------------------
+    # --- how it talks to the gateway ---------------------------------------------------------
     def _ask(self, method: Callable[[str, str], Coroutine[Any, Any, T]]) -> T:
-        self.wait()
-        return sync.wait(method(self.owner, self.name))
+        return sync.wait(self._answer(method))
 
-    async def _scale(self, options: dict[str, Any]) -> dict[str, Any]:
-        await self._ready()
-        return await shared_client().scale(self.owner, self.name, options)
+    async def _answer(self, method: Callable[[str, str], Coroutine[Any, Any, T]]) -> T:
+        """Ask when the deploy has ended; where nothing runs, its error says why."""
+        failed = None
+        try:
+            await self._ready()
+        except FalNotebookError as error:
+            failed = error
+        try:
+            return await method(self.owner, self.name)
+        except NotFoundError as error:
+            raise failed or error from None
 
     async def _ready(self) -> None:
         if self._deployed is not None:
-            await asyncio.wrap_future(self._deployed)
+            # Shielded: an interrupted call must not end the deploy's follower.
+            await asyncio.shield(asyncio.wrap_future(self._deployed))
 
-    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(self, body: bytes) -> Any:
         await self._ready()
-        received = self._frames(frames.dump_call(args, kwargs))
-        kind, *content = await received.__anext__()
-        if kind == "stream":
-            return sync.iterate(_values(received))
-        await received.aclose()
-        if kind == "raise":
-            raise frames.to_exception(*content)
-        return pickle.loads(content[0])
+        return await calls.call(shared_client(), self.owner, self.name, body)
 
-    async def _frames(self, body: bytes) -> Any:
+    async def _delete(self) -> None:
         client = shared_client()
-        async with client.run(self.owner, self.name, "/", body, frames.CONTENT_TYPE) as response:
-            async for frame in frames.read(response.aiter_raw()):
-                yield frame
-
-
-async def _values(received: AsyncIterator[tuple[Any, ...]]) -> AsyncIterator[Any]:
-    """Yield the values of a generator; its error is raised where it happened."""
-    async for kind, *content in received:
-        if kind == "raise":
-            raise frames.to_exception(*content)
-        if kind == "item":
-            yield pickle.loads(content[0])
+        try:
+            await client.delete(self.owner, self.name)
+        except NotFoundError as error:
+            try:  # a first deploy makes the app only when it succeeds
+                await client.cancel_deploy(self.owner, self.name)
+            except NotFoundError:
+                raise error from None

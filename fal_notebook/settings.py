@@ -7,14 +7,20 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from platformdirs import user_config_path, user_data_path
+
+from fal_notebook.exceptions import SettingError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # the same library under its older name
+
+T = TypeVar("T", int, str)
+
+_KINDS: dict[type, str] = {int: "a whole number", str: "text"}
 
 
 def state_folder() -> Path:
@@ -23,7 +29,10 @@ def state_folder() -> Path:
     ``FAL_NOTEBOOK_STATE`` if it is set, else the platform's user data folder.
     """
     folder = Path(os.environ.get("FAL_NOTEBOOK_STATE") or user_data_path("fal_notebook"))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SettingError(f"the state folder {folder} cannot be made: {error}") from None
     return folder.resolve()
 
 
@@ -34,15 +43,42 @@ def config_file() -> Path:
     )
 
 
-def setting(name: str, default: Any) -> Any:
-    """Return a setting: ``FAL_NOTEBOOK_<NAME>``, else the key of config.toml, else `default`."""
-    from_environment = os.environ.get(f"FAL_NOTEBOOK_{name.upper()}")
-    if from_environment is not None:
-        return type(default)(from_environment)
+def setting(name: str, default: T) -> T:
+    """Return a setting: ``FAL_NOTEBOOK_<NAME>``, else the key of config.toml, else `default`.
+
+    Raises
+    ------
+    SettingError
+        When it is not of the default's type, or config.toml cannot be read.
+    """
+    variable = f"FAL_NOTEBOOK_{name.upper()}"
+    value: Any = os.environ.get(variable)
+    if value is None:
+        value, variable = _configured().get(name, default), f"{name} in {config_file()}"
+    elif isinstance(default, int):
+        value = int(value) if value.isdecimal() else value
+    if type(value) is not type(default):
+        kind = _KINDS[type(default)]
+        raise SettingError(f"{variable} is {value!r}, which is not {kind}")
+    return value
+
+
+def _configured() -> dict[str, Any]:
     path = config_file()
-    return tomllib.loads(path.read_text()).get(name, default) if path.is_file() else default
+    try:
+        return tomllib.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path} cannot be read: {error}") from None
 
 
 def owner() -> str:
     """Return the name under which apps are deployed: the setting ``owner``, else the OS user."""
-    return re.sub(r"[^a-z0-9-]+", "-", str(setting("owner", getpass.getuser())).lower()).strip("-")
+    name = setting("owner", "") or _user()
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "user"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without an entry in passwd
+        return f"user-{os.getuid()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -34,23 +35,49 @@ def iterate(items: AsyncIterator[T]) -> Iterator[T]:
     try:
         while True:
             try:
-                yield wait(_next(items))
+                item = wait(_next(items))
             except StopAsyncIteration:
                 return
+            yield item
     finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            wait(close())
+        submit(_close(items))  # not waited for: an iterator may be collected on that very loop
+
+
+async def aiterate(items: AsyncIterator[T]) -> AsyncIterator[T]:
+    """Yield on the caller's loop what an async iterator on the background loop yields."""
+    try:
+        while True:
+            try:
+                item = await asyncio.wrap_future(submit(_next(items)))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        submit(_close(items))
 
 
 async def _next(items: AsyncIterator[T]) -> T:
     return await items.__anext__()
 
 
+async def _close(items: Any) -> None:
+    """Close an async iterator, also one whose last step has only just been cancelled."""
+    for _ in range(100):
+        try:
+            await items.aclose()
+        except RuntimeError:  # it is still running
+            await asyncio.sleep(0.01)
+        except Exception:
+            return
+        else:
+            return
+
+
 def _background() -> asyncio.AbstractEventLoop:
-    global _loop
+    """Return this process's loop; a forked child has the variable but not the thread."""
     with _lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="fal-notebook", daemon=True).start()
-        return _loop
+        loop = _loops.get(os.getpid())
+        if loop is None:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="fal-notebook", daemon=True).start()
+        return loop

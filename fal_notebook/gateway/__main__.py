@@ -16,7 +16,7 @@ import uvicorn
 from filelock import FileLock, Timeout
 
 from fal_notebook import __version__, discovery, settings
-from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.exceptions import FalNotebookError, GatewayError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import apps
@@ -53,7 +53,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(state: Path) -> None:
-    listener = socket.create_server(("127.0.0.1", int(settings.setting("port", 0))), backlog=2048)
+    listener = _listen(state)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     token = secrets.token_urlsafe(32)
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
@@ -74,6 +74,21 @@ async def _serve(state: Path) -> None:
     await gateway.close()
     server.should_exit = server.force_exit = True
     await serving
+
+
+def _listen(state: Path) -> socket.socket:
+    """Listen on the configured port, else on that of the last gateway, so that URLs stay valid."""
+    port, last = settings.setting("port", 0), state / "port"
+    if port:
+        try:
+            return socket.create_server(("127.0.0.1", port), backlog=2048)
+        except (OSError, OverflowError) as error:
+            raise GatewayError(f"port={port} cannot be used: {error}") from None
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        return socket.create_server(("127.0.0.1", int(last.read_text())), backlog=2048)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    last.write_text(str(listener.getsockname()[1]))
+    return listener
 
 
 def _config(app: GatewayApp) -> uvicorn.Config:

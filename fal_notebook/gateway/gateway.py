@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fal_notebook import settings
 from fal_notebook.backends.local import LocalBackend
@@ -15,7 +16,7 @@ from fal_notebook.gateway import plan
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.events import Events
-from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
@@ -25,12 +26,25 @@ from fal_notebook.machines import MachineType, this_host
 MAX_BODY = 100 * 1024 * 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class Deployment:
-    """A deploy under way."""
+    """A deploy under way: whose, the scaling when it began, the runner that proves it."""
 
     revision: Revision
-    task: asyncio.Task[None]
+    notebook: str
+    scaling: dict[str, Any]
+    task: asyncio.Task[None] = field(init=False)
+    runner: Runner | None = None
+    reason: str = ""
+
+    def cancel(self, reason: str) -> None:
+        """End it; what runs stays."""
+        self.reason = self.reason or reason
+        self.task.cancel()
+
+    def is_for(self, digest: str) -> bool:
+        """Say whether it goes on and deploys this."""
+        return self.revision.digest == digest and not self.reason
 
 
 class Gateway:
@@ -119,7 +133,7 @@ class Gateway:
         """Release everything; runners live on for the next gateway."""
         self.controller.close()
         for deployment in list(self.deployments.values()):
-            deployment.task.cancel()
+            deployment.cancel("the gateway was stopped during the deploy")
         self.events.close()
         await self.lifecycle.close()
         await self.backend.close()

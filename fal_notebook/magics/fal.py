@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import click
+from IPython.core.error import UsageError
 from IPython.core.magic import no_var_expand
 from IPython.display import display
 
@@ -28,13 +30,23 @@ def fal(line: str) -> Any:
         %fal gateway start | stop | status
         %fal keys create [--scope API|ADMIN] [--alias TEXT] | list | revoke KEY_ID
     """
-    with one_line("%fal"):
-        shown = cli.run(shlex.split(line) or ["--help"], "%fal")
-        if isinstance(shown, Table):
-            display(shown)
-            return
-        try:
-            for text in cli.as_lines(shown):
-                print(text, flush=True)
-        except KeyboardInterrupt:
-            print("(stopped following)")
+    try:
+        with one_line("%fal"):
+            _show(cli.run(_words(line) or ["--help"], "%fal"))
+    except (KeyboardInterrupt, click.Abort):
+        print("(interrupted)")
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"%fal: {error} in: {line}") from None
+
+
+def _show(shown: Any) -> None:
+    if isinstance(shown, Table):
+        display(shown)
+        return
+    for text in cli.as_lines(shown):
+        print(text, flush=True)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import no_var_expand
 from IPython.display import display
 
-from fal_notebook import cell as cells
 from fal_notebook import deploy
 from fal_notebook.display import DeployView, captured_table
-from fal_notebook.exceptions import OptionError
-from fal_notebook.magics.notebook import identity
+from fal_notebook.exceptions import CellError, DeployError
+from fal_notebook.handle import Handle
+from fal_notebook.magics.cell_code import CellCode
+from fal_notebook.magics.output import Output
 from fal_notebook.magics.parse import parse_line
-from fal_notebook.magics.run_cell import run_cell
 from fal_notebook.magics.usage import one_line
 from fal_notebook.options import CellOptions, Options, help_text, split_options
+from fal_notebook.payload import Payload
 
 _MAGIC = "%%fal_function"
 _HELP = """Deploy the cell's last function (or ``entry=``) as an autoscaled HTTP app.
@@ -48,53 +51,65 @@ class FunctionMagic:
 
     def _cell(self, line: str, cell: str) -> None:
         __tracebackhide__ = True
+        namespace = self._shell.user_ns
         with one_line(_MAGIC):
-            options, cell_options = _parse(line, self._shell.user_ns)
-        source = self._shell.transform_cell(cell)
+            options, cell_options = _parse(line, namespace)
+        code = CellCode(self._shell, cell)
         with one_line(_MAGIC):
-            entry = cells.analyse(source, cell_options.entry).entry
-        run_cell(self._shell, source)
-        with one_line(_MAGIC):
-            self._deploy(entry, options, cell_options)
+            entry = code.entry(cell_options.entry)
+        before = namespace.get(entry)
+        try:
+            code.run()
+            with one_line(_MAGIC):
+                self._deploy(entry, options, cell_options)
+        finally:
+            # What was not deployed leaves the handle of what runs in its place.
+            if isinstance(before, Handle) and not isinstance(namespace.get(entry), Handle):
+                namespace[entry] = before
 
     def _deploy(self, entry: str, options: Options, cell: CellOptions) -> None:
-        function = self._shell.user_ns[entry]
+        function = self._shell.user_ns.get(entry)
+        if not callable(function):
+            raise CellError(f"`{entry}` is not a function when the cell has run")
         if cell.dry_run:
-            display(captured_table(deploy.captured(function, options, cell)))
+            _show_captured(deploy.captured(function, options, cell))
             return
-        try:
-            shown = _Shown()
-            notebook = identity(self._shell)
-            handle, progress = deploy.start(function, options, cell, notebook, shown.update)
-            self._shell.user_ns[entry] = handle
-            shown.show(DeployView(progress))
+        output = Output(self._shell)
+        deployment = deploy.start(function, options, cell, entry, output.update)
+        with self._detached_by_interrupt(entry, deployment):
+            deployment.accepted.result()
+            self._shell.user_ns[entry] = deployment.handle
+            output.show(DeployView(deployment.progress))
             if cell.wait:
-                handle.wait()
+                self._wait(deployment, output)
+
+    def _wait(self, deployment: deploy.Deployment, output: Output) -> None:
+        try:
+            deployment.handle.wait()
+        except DeployError as error:
+            # The output shows the log, so the error need not.
+            raise DeployError(str(error).splitlines()[0]) from None
+        finally:
+            output.end()
+
+    @contextmanager
+    def _detached_by_interrupt(self, entry: str, deployment: deploy.Deployment) -> Iterator[None]:
+        try:
+            yield
         except KeyboardInterrupt:
-            name = options.name or entry
+            self._shell.user_ns[entry] = deployment.handle
+            name = deployment.handle.name
             print(f"Detached: the deploy continues. Cancel it with: %fal cancel {name}")
 
 
-class _Shown:
-    """An output that is updated in place; it belongs to its cell from whatever thread."""
-
-    def __init__(self) -> None:
-        self._view: DeployView | None = None
-        self._display: Any = None
-
-    def show(self, view: DeployView) -> None:
-        self._view = view
-        self._display = display(view, display_id=True)
-
-    def update(self) -> None:
-        if self._display is not None:
-            self._display.update(self._view)
+def _show_captured(payload: Payload) -> None:
+    display(captured_table(payload))
+    for warning in payload.warnings:
+        print(f"note: {warning}")
 
 
 def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
     name, values = parse_line(line, namespace)
-    if name is not None and "name" in values:
-        raise OptionError(f"the app has two names, {name!r} and name={values['name']!r}; give one")
     return split_options({**values, **({"name": name} if name is not None else {})})
 
 

@@ -107,7 +107,7 @@ def delete(gateway: Gateway, owner: str, name: str) -> None:
     app, _ = find(gateway, owner, name)
     deployment = gateway.deployments.get((owner, name))
     if deployment is not None:
-        deployment.task.cancel()
+        deployment.cancel("the app was deleted")
     with gateway.store.transaction():
         unused = gateway.store.delete_app(app.owner, app.name)
         gateway.store.emit("delete", owner, name, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from dataclasses import asdict
 from typing import Any
@@ -11,14 +12,15 @@ from pydantic import BaseModel, Field
 
 from fal_notebook.exceptions import ConflictError, NotFoundError, OptionError, PayloadMissingError
 from fal_notebook.gateway import paths, plan
-from fal_notebook.gateway.fleet import Runner
+from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.lifecycle import log_tail
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
-from fal_notebook.options import app_name, explicit, parse_options
+from fal_notebook.options import Options, app_name, explicit, parse_options
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+LOG_LINES = 50
 RESERVED_OWNERS = frozenset({"workflows", "comfy"})
 
 
@@ -56,6 +58,9 @@ class DeployReply(BaseModel):
 def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     """Start a deploy, or find that the app is up to date; what runs is not touched yet.
 
+    The newest request wins: a deploy of something else that is still under way is cancelled, one
+    of the same is joined.
+
     Raises
     ------
     OptionError, ConflictError, NotFoundError
@@ -65,22 +70,17 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
         raise OptionError(f"{owner!r} is a reserved name; set another owner in config.toml")
     name = app_name(request.name)
     app = gateway.store.app(owner, name)
-    _check_notebook(app, request)
+    running = gateway.deployments.get((owner, name))
+    _check_notebook(app, running, request)
     active = gateway.store.revision(app.revision) if app else None
     since = gateway.store.last_seq()
-    running = gateway.deployments.get((owner, name))
-    if active is not None and plan.up_to_date(request.digest, active) and running is None:
-        if app is not None and request.reset_scale and app.scaling:
-            _reset_scale(gateway, app, active)
-        return _reply(gateway, active, since, up_to_date=True)
+    same = plan.up_to_date(request.digest, active) and not request.options.get("force")
+    if same and app is not None and active is not None:
+        return _unchanged(gateway, app, active, running, request, since)
+    if running is not None and running.is_for(request.digest):
+        return _reply(gateway, running.revision, since=0)
     revision, taken_over, notices = _revision(gateway, owner, name, request, app, active)
-    if running is not None:
-        running.task.cancel()
-    with gateway.store.transaction():
-        gateway.store.put(revision)
-        _step(gateway, revision, "accepted", f"revision {revision.number}")
-    task = asyncio.ensure_future(_roll_out(gateway, revision, request, running))
-    gateway.deployments[owner, name] = Deployment(revision, task)
+    _begin(gateway, revision, request, app, running)
     return _reply(gateway, revision, since, inherited=taken_over, notices=notices)
 
 
@@ -95,15 +95,36 @@ def cancel(gateway: Gateway, owner: str, name: str) -> None:
     deployment = gateway.deployments.get((owner, name))
     if deployment is None:
         raise NotFoundError(f"no deploy of {owner}/{name} is under way")
-    deployment.task.cancel()
+    deployment.cancel("the deploy was cancelled")
 
 
-def _check_notebook(app: App | None, request: DeployRequest) -> None:
-    if app is not None and app.notebook != request.notebook and not request.takeover:
+def _check_notebook(app: App | None, running: Deployment | None, request: DeployRequest) -> None:
+    holder = app.notebook if app else running.notebook if running else request.notebook
+    if holder != request.notebook and not request.takeover:
         raise ConflictError(
-            f"the app {app.name!r} belongs to {app.notebook}; choose another name, "
+            f"the app {request.name!r} belongs to {holder}; choose another name, "
             "or add takeover=true to make it this notebook's"
         )
+
+
+def _unchanged(
+    gateway: Gateway,
+    app: App,
+    active: Revision,
+    running: Deployment | None,
+    request: DeployRequest,
+    since: int,
+) -> DeployReply:
+    """Answer that what runs is what was asked for; whose it is and its scaling may change."""
+    if running is not None:
+        running.cancel(f"revision {active.number} was deployed again")
+    if request.reset_scale and app.scaling:
+        _reset_scale(gateway, app, active)
+    if app.notebook != request.notebook:
+        app.notebook = request.notebook
+        with gateway.store.transaction():
+            gateway.store.put(app)
+    return _reply(gateway, active, since, up_to_date=True)
 
 
 def _revision(
@@ -117,7 +138,7 @@ def _revision(
     given = explicit(parse_options(request.options))
     reset = request.reset_scale or given.get("app_scale_settings", False)
     taken_over = {} if reset else plan.inherited(given, app, active)
-    options = parse_options({**taken_over, **given})
+    options = _merged(taken_over, given)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
     choice = choose(options.machine_type, options.num_gpus, gateway.host)
@@ -136,6 +157,16 @@ def _revision(
         variables=request.variables,
     )
     return revision, taken_over, [choice.notice] if choice.notice else []
+
+
+def _merged(taken_over: dict[str, Any], given: dict[str, Any]) -> Options:
+    try:
+        return parse_options({**taken_over, **given})
+    except OptionError as error:
+        inherited = ", ".join(name for name in taken_over if name in str(error))
+        raise OptionError(
+            f"{error} ({inherited} is inherited; set it too, or add reset_scale=true)"
+        ) from None
 
 
 def _reply(
@@ -167,44 +198,56 @@ def _reset_scale(gateway: Gateway, app: App, active: Revision) -> None:
     gateway.activate(app, active)
 
 
-async def _roll_out(
-    gateway: Gateway, revision: Revision, request: DeployRequest, before: Deployment | None
+def _begin(
+    gateway: Gateway,
+    revision: Revision,
+    request: DeployRequest,
+    app: App | None,
+    before: Deployment | None,
 ) -> None:
-    """Build, prove, switch; on any failure the revision is FAILED and nothing else changed."""
-    runner: Runner | None = None
+    if before is not None:
+        before.cancel(f"revision {revision.number} took its place")
+    with gateway.store.transaction():
+        gateway.store.put(revision)
+        _step(gateway, revision, "accepted", f"revision {revision.number}")
+    deployment = Deployment(revision, request.notebook, dict(app.scaling) if app else {})
+    gateway.deployments[revision.owner, revision.app] = deployment
     fleet = gateway.fleet(revision.owner, revision.app)
-    try:
-        if before is not None:
-            await asyncio.wait([before.task])
-        _step(gateway, revision, "building", "environment")
-        revision.environment = await gateway.backend.build(
-            revision.manifest,
-            revision.options,
-            lambda line: _step(gateway, revision, "building", line),
-        )
-        _step(gateway, revision, "starting", "runner")
-        runner = gateway.lifecycle.start(fleet, revision, proving=True)
-        await runner.ready
-        revision.openapi = (revision.options.get("metadata") or {}).get("openapi") or runner.openapi
-        _switch(gateway, revision, request, runner)
-    except (Exception, asyncio.CancelledError) as error:
-        cancelled = isinstance(error, asyncio.CancelledError)
-        reason = "the deploy was cancelled" if cancelled else str(error)
-        _fail(gateway, revision, runner, reason)
-    finally:
-        deployment = gateway.deployments.get((revision.owner, revision.app))
-        if deployment is not None and deployment.revision is revision:
-            del gateway.deployments[revision.owner, revision.app]
+    deployment.task = asyncio.ensure_future(_roll_out(gateway, fleet, deployment, before))
+    # Not a `finally` of the task: one that is cancelled before it began runs none of its code.
+    deployment.task.add_done_callback(functools.partial(_finish, gateway, fleet, deployment))
 
 
-def _switch(gateway: Gateway, revision: Revision, request: DeployRequest, runner: Runner) -> None:
-    """Point the app at the revision and let the runners of the one before drain."""
-    store = gateway.store
-    app = store.app(revision.owner, revision.app) or App(
-        revision.owner, revision.app, None, request.notebook
+async def _roll_out(
+    gateway: Gateway, fleet: Fleet, deployment: Deployment, before: Deployment | None
+) -> None:
+    """Build, prove, switch."""
+    revision = deployment.revision
+    if before is not None:
+        await asyncio.wait([before.task])
+    _step(gateway, revision, "building", "environment")
+    revision.environment = await gateway.backend.build(
+        revision.manifest,
+        revision.options,
+        lambda line: _step(gateway, revision, "building", line),
     )
+    _step(gateway, revision, "starting", "runner")
+    runner = deployment.runner = gateway.lifecycle.start(fleet, revision, proving=True)
+    await runner.ready
+    revision.openapi = (revision.options.get("metadata") or {}).get("openapi") or runner.openapi
+    _switch(gateway, fleet, deployment)
+    runner.proving = False
+
+
+def _switch(gateway: Gateway, fleet: Fleet, deployment: Deployment) -> None:
+    """Point the app at the revision and let the runners of the one before drain."""
+    store, revision = gateway.store, deployment.revision
+    app = store.app(fleet.owner, fleet.name)
+    app = app or App(fleet.owner, fleet.name, None, deployment.notebook)
     old = store.revision(app.revision)
-    app.revision, app.notebook, app.scaling = revision.id, request.notebook, {}
+    app.revision, app.notebook = revision.id, deployment.notebook
+    # What was inherited is the revision's own now; what was scaled meanwhile stays on top.
+    app.scaling = {k: v for k, v in app.scaling.items() if deployment.scaling.get(k) != v}
     revision.state = "ACTIVE"
     with store.transaction():
         if old is not None:
@@ -213,29 +256,38 @@ def _switch(gateway: Gateway, revision: Revision, request: DeployRequest, runner
         store.put(revision)
         store.put(app)
         _step(gateway, revision, "active", f"{gateway.info.url}/run/{app.owner}/{app.name}")
-    runner.proving = False
     gateway.activate(app, revision)
-    fleet = gateway.fleet(app.owner, app.name)
     for other in list(fleet.runners.values()):
         if other.row.revision != revision.id:
             gateway.lifecycle.stop(fleet, other, f"revision {revision.number} took over")
 
 
-def _fail(gateway: Gateway, revision: Revision, runner: Runner | None, reason: str) -> None:
-    fleet = gateway.fleet(revision.owner, revision.app)
+def _finish(
+    gateway: Gateway, fleet: Fleet, deployment: Deployment, task: asyncio.Task[None]
+) -> None:
+    """Clear up after a deploy; on any failure its revision is FAILED and nothing else changed."""
+    key = fleet.owner, fleet.name
+    if gateway.deployments.get(key) is deployment:
+        del gateway.deployments[key]
+    error = None if task.cancelled() else task.exception()
+    if task.cancelled() or error is not None:
+        _fail(gateway, fleet, deployment, deployment.reason if error is None else str(error))
+    unused = fleet.revision is None and key not in gateway.deployments
+    if unused and gateway.fleets.get(key) is fleet:
+        gateway.forget(fleet)
+
+
+def _fail(gateway: Gateway, fleet: Fleet, deployment: Deployment, reason: str) -> None:
+    revision, runner = deployment.revision, deployment.runner
     log: list[str] = []
     if runner is not None:
-        log = log_tail(paths.runner_log(gateway.state, runner.row.id), 50)
+        log = log_tail(paths.runner_log(gateway.state, runner.row.id), LOG_LINES)
         if not runner.ended.is_set():
             gateway.lifecycle.kill(fleet, runner, reason)
-    if fleet.revision is None and not any(
-        key == (fleet.owner, fleet.name) and d.revision is not revision
-        for key, d in gateway.deployments.items()
-    ):
-        gateway.forget(fleet)
     revision.state, revision.error = "FAILED", reason
     with gateway.store.transaction():
-        gateway.store.put(revision)
+        if gateway.store.revision(revision.id) is not None:  # else the app was deleted
+            gateway.store.put(revision)
         _step(gateway, revision, "failed", reason, log=log)
 
 

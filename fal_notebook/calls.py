@@ -1,0 +1,107 @@
+"""How a handle's call travels: Python values out, a value, an exception or a stream back."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from fal_notebook.client import Client
+from fal_notebook.exceptions import (
+    GatewayUnavailableError,
+    NotFoundError,
+    RemoteError,
+    UnpicklableError,
+)
+from fal_notebook.runner import frames
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a generator function answers: its values as they come."""
+
+    values: AsyncGenerator[Any, None]
+
+
+def dump(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Return the request body of a call.
+
+    Raises
+    ------
+    UnpicklableError
+        When an argument cannot travel.
+    """
+    try:
+        return frames.dump_call(args, kwargs)
+    except Exception as error:  # any class may raise anything from its __reduce__
+        raise UnpicklableError(f"an argument of {name} cannot be pickled: {error}") from None
+
+
+async def call(client: Client, owner: str, name: str, body: bytes) -> Any:
+    """Call an app and return its value, or a `Stream` of a generator's values.
+
+    Raises
+    ------
+    Exception
+        What the function raised, caused by a RemoteError that shows the remote traceback; a
+        RemoteError itself when that exception does not exist here.
+    GatewayError
+        When the app did not answer.
+    """
+    received = _frames(client, owner, name, body)
+    try:
+        kind, *content = await received.__anext__()
+    except StopAsyncIteration:
+        raise _ended_early(name) from None
+    if kind == "stream":
+        return Stream(_values(name, received))
+    await received.aclose()
+    if kind == "raise":
+        raise frames.to_exception(*content)
+    return _load(name, content[0])
+
+
+async def _frames(
+    client: Client, owner: str, name: str, body: bytes
+) -> AsyncGenerator[tuple[Any, ...], None]:
+    began = False
+    try:
+        async with client.run(owner, name, "/", body, frames.CONTENT_TYPE) as response:
+            began = True
+            async for frame in frames.read(response.aiter_raw()):
+                yield frame
+    except GatewayUnavailableError as error:
+        raise (_ended_early(name) if began else error) from None
+    except NotFoundError:
+        raise NotFoundError(f"there is no app {owner}/{name}; run its cell again") from None
+
+
+async def _values(
+    name: str, received: AsyncGenerator[tuple[Any, ...], None]
+) -> AsyncGenerator[Any, None]:
+    """Yield the values of a generator; its error is raised where it happened."""
+    try:
+        async for kind, *content in received:
+            if kind == "raise":
+                raise frames.to_exception(*content)
+            if kind == "return":
+                return
+            yield _load(name, content[0])
+        raise _ended_early(name)
+    finally:
+        await received.aclose()
+
+
+def _load(name: str, pickled: bytes) -> Any:
+    try:
+        return pickle.loads(pickled)
+    except Exception as error:  # any class may raise anything from its __setstate__
+        raise RemoteError(
+            f"what {name} returned cannot be read here ({type(error).__name__}: {error}); "
+            "return plain data"
+        ) from None
+
+
+def _ended_early(name: str) -> RemoteError:
+    return RemoteError(f"the answer of {name} ended early, its runner went away; see its logs")

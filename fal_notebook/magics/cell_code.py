@@ -1,0 +1,54 @@
+"""The code of a cell below its magic line: analysed, then run as a cell without magic runs."""
+
+from __future__ import annotations
+
+import ast
+from itertools import takewhile
+from typing import Any
+
+from fal_notebook import cell as cells
+
+
+class CellCode:
+    """Plain Python of a cell, on the lines that it has in the notebook (line 1 is the magic's)."""
+
+    def __init__(self, shell: Any, cell: str) -> None:
+        self._shell = shell
+        blank = sum(1 for _ in takewhile(lambda line: not line.strip(), cell.splitlines()))
+        self._source = "\n" * (1 + blank) + shell.transform_cell(cell)
+        # Under this name tracebacks find the lines, and call it "Cell In[3]".
+        self._name: str = shell.compile.cache(self._source, shell.execution_count)
+
+    def entry(self, wanted: str | None) -> str:
+        """Return the name of the function to deploy.
+
+        Raises
+        ------
+        SyntaxError
+            As Python itself raises it, with the line in the notebook's cell.
+        CellError
+            When there is no such function.
+        """
+        try:
+            return cells.analyse(self._source, wanted).entry
+        except SyntaxError as error:
+            error.filename = self._name
+            raise
+
+    def run(self) -> None:
+        """Execute the code in the notebook's namespace; show the value of a last expression.
+
+        Errors leave as they are, so that the notebook shows the ordinary traceback. (The shell's
+        own run_cell would show them too, but report the outer cell as successful.)
+        """
+        __tracebackhide__ = True
+        shell = self._shell
+        tree = shell.transform_ast(ast.parse(self._source, self._name))
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        code = shell.compile(tree, self._name, "exec")
+        exec(code, shell.user_global_ns, shell.user_ns)
+        if last is not None:
+            expression = shell.compile(ast.Expression(last.value), self._name, "eval")
+            value = eval(expression, shell.user_global_ns, shell.user_ns)
+            if value is not None and not self._source.rstrip().endswith(";"):
+                shell.displayhook(value)
