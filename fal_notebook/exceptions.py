@@ -18,7 +18,9 @@
     │   ├── NotFoundError
     │   │   └── PayloadMissingError
     │   ├── UnauthorizedError
-    │   └── ConflictError       the app belongs to another notebook
+    │   ├── ConflictError       the app belongs to another notebook
+    │   └── StoreError          the gateway cannot read or write its state
+    │       └── DiskFullError
     └── RemoteError             the deployed function raised; carries the remote traceback as text
 """
 
@@ -94,6 +96,14 @@ class UnauthorizedError(GatewayError):
 
 class ConflictError(GatewayError):
     """The app is owned by another notebook; the message says how to take it over."""
+
+
+class StoreError(GatewayError):
+    """The gateway cannot read or write its state; nothing of the change was made."""
+
+
+class DiskFullError(StoreError):
+    """There is no room left for the gateway's state."""
 
 
 class RemoteError(FalNotebookError):

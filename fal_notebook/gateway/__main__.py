@@ -19,7 +19,7 @@ from fal_notebook import __version__, discovery, settings
 from fal_notebook.exceptions import FalNotebookError, GatewayError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.operations import apps
+from fal_notebook.gateway.operations import apps, blobs
 from fal_notebook.runner.program import new_loop
 
 # How long runners may drain when the gateway is asked to stop with them.
@@ -60,6 +60,7 @@ async def _serve(state: Path) -> None:
     gateway = Gateway(state, info)
     gateway.restore()
     apps.prune(gateway)
+    blobs.prune(gateway)
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     server = _Server(_config(GatewayApp(gateway)))
     serving = asyncio.ensure_future(server.serve([listener]))

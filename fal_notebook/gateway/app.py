@@ -1,38 +1,60 @@
-"""The ASGI app of the gateway: check Host and Origin, then hot path or control API."""
+"""The ASGI app of the gateway: check name and caller, then hot path or control API."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.headers import repeated
 from fal_notebook.gateway.proxy import Receive, Scope, Send
-from fal_notebook.gateway.replies import error_reply
+from fal_notebook.gateway.replies import Reply, error_reply
 
 
 class GatewayApp:
-    """Dispatches every request; nothing answers that came under a foreign name."""
+    """Dispatches every request; nothing answers that came under a foreign name.
+
+    Callers of the control API are recognised here, before anything of their request is read.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self._control: Any = create_control(gateway)
-        self._proxy = gateway.proxy
-        self._check = gateway.host_check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        headers = scope["headers"]
-        refusal = self._check.refusal(_only(headers, b"host"), _only(headers, b"origin"))
+        headers = dict(scope["headers"])
+        to_app = scope["raw_path"].startswith(b"/run/")
+        refusal = self._misaddressed(scope, headers)
+        if refusal is None and to_app and self._gateway.stop_requested.is_set():
+            refusal = error_reply(503, "the gateway is stopping", kind="runner_scheduling_failure")
+        if refusal is None and not to_app:
+            refusal = self._unauthorised(scope["path"], headers)
         if refusal is not None:
-            await error_reply(403, refusal)(send)
-        elif scope["path"].startswith("/run/"):
-            await self._proxy(scope, receive, send)
+            await refusal(send)
+        elif to_app:
+            await self._gateway.proxy(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
+    def _misaddressed(self, scope: Scope, headers: dict[bytes, bytes]) -> Reply | None:
+        """Refuse what a web page could send, and headers that can be read in two ways."""
+        if len(headers) != len(scope["headers"]) and (name := repeated(scope["headers"])):
+            return error_reply(400, f"the header {name} occurs twice")
+        refusal = self._gateway.host_check.refusal(headers)
+        return error_reply(403, refusal) if refusal is not None else None
 
-def _only(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """Return the one value of a header; two of a kind count as a foreign value."""
-    values = [v for n, v in headers if n == name]
-    return b", ".join(values) if values else None
+    def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> Reply | None:
+        """Let the owner through; any key may read the metrics."""
+        try:
+            principal = self._gateway.auth.identify(headers.get(b"authorization"))
+        except UnauthorizedError as error:
+            return error_reply(401, str(error))
+        if principal is None:
+            return error_reply(401, "this needs the owner's token or an ADMIN key")
+        if principal.controls or path == "/metrics":
+            return None
+        return error_reply(403, "this key may call apps but not control them: use an ADMIN key")

@@ -101,6 +101,8 @@ def may_run(principal: Principal | None, owner: str, auth: str, serve: bool) -> 
 
     Parameters
     ----------
+    owner : str
+        Under whose name the app is deployed; the gateway's own user is the owner of all.
     auth : str
         ``public``: everybody; ``shared``: any key of this gateway; ``private``: the owner's keys.
     serve : bool
@@ -110,8 +112,8 @@ def may_run(principal: Principal | None, owner: str, auth: str, serve: bool) -> 
         return 0
     if principal is None:
         return 401
-    allowed = principal.user == owner or (serve and auth == "shared")
-    return 0 if allowed else 403
+    is_owner = principal.user == owner or principal.controls
+    return 0 if is_owner or (serve and auth == "shared") else 403
 
 
 def new_key(user: str, scope: str, alias: str) -> tuple[Key, str]:
@@ -133,10 +135,11 @@ class HostCheck:
         self._hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost", "[::1]")}
         self._origins = {b"http://" + host for host in self._hosts}
 
-    def refusal(self, host: bytes | None, origin: bytes | None) -> str | None:
+    def refusal(self, headers: dict[bytes, bytes]) -> str | None:
         """Return why a request is refused, None when it may pass."""
-        if host is None or host.lower() not in self._hosts:
+        if headers.get(b"host", b"").lower() not in self._hosts:
             return "this gateway answers under its own host name only"
+        origin = headers.get(b"origin")
         if origin is not None and origin.lower() not in self._origins:
             return "requests from other web pages are refused"
         return None

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from fal_notebook import __version__, exceptions
 from fal_notebook.discovery import PROTOCOL
-from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.operations import apps, deploy, keys, logs
+from fal_notebook.gateway.operations import apps, blobs, deploy, keys, logs
+
+Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 _STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
     (exceptions.OptionError, 422),
     (exceptions.NotFoundError, 404),
     (exceptions.UnauthorizedError, 401),
     (exceptions.ConflictError, 409),
+    (exceptions.PayloadTooLargeError, 413),
+    (exceptions.DiskFullError, 507),
     (exceptions.FalNotebookError, 500),
 ]
 
 
 def create_control(gateway: Gateway) -> FastAPI:
-    """Return the control API; every route asks for the owner's token or an ADMIN key."""
+    """Return the control API; who may use it is decided before, in `app`."""
     api = FastAPI(title="fal_notebook gateway", version=__version__, docs_url=None, redoc_url=None)
-
-    def authorised(request: Request) -> None:
-        header = request.headers.get("authorization")
-        principal = gateway.auth.identify(header.encode("latin-1") if header else None)
-        if principal is None or not principal.controls:
-            raise exceptions.UnauthorizedError("the control API needs the owner's token")
-
-    guard = [Depends(authorised)]
     for router in (_gateway_routes(gateway), _app_routes(gateway), _key_routes(gateway)):
-        api.include_router(router, dependencies=guard)
+        api.include_router(router)
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
+    api.add_exception_handler(ClientDisconnect, _nobody)
+    api.add_exception_handler(Exception, _broken)
     return api
 
 
@@ -49,6 +47,19 @@ def _refusal(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
         return JSONResponse(content, status_code=status)
 
     return handler
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """Answer for a bug: the traceback goes to the gateway's log, never to the caller."""
+    content = {
+        "detail": "internal error of the gateway; its log says more",
+        "error": "GatewayError",
+    }
+    return JSONResponse(content, status_code=500)
 
 
 def _gateway_routes(gateway: Gateway) -> APIRouter:
@@ -85,23 +96,11 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         return StreamingResponse(stream, media_type="text/event-stream")
 
     @router.put("/api/blobs/{digest}")
-    async def put_blob(digest: str, request: Request) -> dict[str, Any]:
+    async def put_blob(digest: Digest, request: Request) -> dict[str, Any]:
         """Store a payload under its SHA-256."""
-        return await _store_blob(gateway, digest, request)
+        return {"size": await blobs.store(gateway, digest, request.stream())}
 
     return router
-
-
-async def _store_blob(gateway: Gateway, digest: str, request: Request) -> dict[str, Any]:
-    content = await request.body()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise exceptions.OptionError("the payload does not match its SHA-256; deploy again")
-    path = paths.blob(gateway.state, digest)
-    path.parent.mkdir(exist_ok=True, mode=0o700)
-    temporary = path.with_suffix(f".{os.urandom(4).hex()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-    return {"size": len(content)}
 
 
 def _app_routes(gateway: Gateway) -> APIRouter:
@@ -113,7 +112,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         return apps.list_apps(gateway)
 
     @router.post("/{owner}")
-    async def deploy_app(owner: str, request: deploy.DeployRequest) -> deploy.DeployReply:
+    async def deploy_app(owner: Owner, request: deploy.DeployRequest) -> deploy.DeployReply:
         """Start a deploy, or find the app up to date."""
         return deploy.deploy(gateway, owner, request)
 
@@ -162,7 +161,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         name: str,
         runner: str = "",
         request: str = "",
-        tail: int = 200,
+        tail: Annotated[int, Query(ge=0)] = 200,
         follow: bool = False,
     ) -> Any:
         """Log lines, as a list or followed as SSE."""
@@ -170,7 +169,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
             apps.find(gateway, owner, name)
             lines = logs.follow(gateway, owner, name, runner, request, tail)
             return StreamingResponse(lines, media_type="text/event-stream")
-        return logs.read(gateway, owner, name, runner, request, tail)
+        return await logs.read(gateway, owner, name, runner, request, tail)
 
     return router
 

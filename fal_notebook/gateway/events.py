@@ -44,7 +44,7 @@ class Events:
             queue.put_nowait(None)
 
     async def follow(self, since: int, owner: str, app: str) -> AsyncIterator[bytes]:
-        """Yield server-sent events after `since`, then live ones; of one app if it is named."""
+        """Yield server-sent events after `since`, then live ones; of one owner or app if named."""
         with self._subscribed() as queue:
             for event in self._store.events(since, owner, app):
                 since = event.seq
@@ -58,7 +58,7 @@ class Events:
                 if event_or_end is None:
                     return
                 event = event_or_end
-                wanted = not app or (event.owner, event.app) == (owner, app)
+                wanted = owner in ("", event.owner) and app in ("", event.app)
                 if wanted and (event.seq == 0 or event.seq > since):
                     yield _encode(event)
 

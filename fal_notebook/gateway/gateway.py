@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fal_notebook.gateway import plan
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.events import Events
-from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
@@ -24,6 +25,8 @@ from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.machines import MachineType, this_host
 
 MAX_BODY = 100 * 1024 * 1024
+# Seconds until runners that were killed must have been seen to end.
+KILL_GRACE = 5.0
 
 
 @dataclass(eq=False)
@@ -68,6 +71,7 @@ class Gateway:
         self.keep_runners = True
         self.fleets: dict[tuple[str, str], Fleet] = {}
         self.deployments: dict[tuple[str, str], Deployment] = {}
+        self._ending: list[asyncio.Future[None]] = []
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
         self.backend = LocalBackend(state, sockets_folder(self.store))
@@ -110,8 +114,8 @@ class Gateway:
 
     def forget(self, fleet: Fleet) -> None:
         """Take an app off the map."""
-        self.controller.forget(fleet)
         del self.fleets[fleet.owner, fleet.name]
+        self.controller.forget(fleet)
 
     def request_stop(self, keep_runners: bool) -> None:
         """End the process soon; runners stay for the next gateway or are stopped too."""
@@ -119,30 +123,50 @@ class Gateway:
         self.stop_requested.set()
 
     async def stop_runners(self, grace: float) -> None:
-        """Drain every runner and wait until all have ended, at most `grace` seconds."""
+        """Drain every runner; what has not ended after `grace` seconds is killed."""
         self.controller.close()
-        ending = []
+        await self._cancel_deployments()
+        stop = SchedulingError(503, "runner_scheduling_failure", "the gateway is stopping")
         for fleet in self.fleets.values():
-            for runner in list(fleet.runners.values()):
-                self.lifecycle.stop(fleet, runner, "the gateway stops")
-                ending.append(asyncio.ensure_future(runner.ended.wait()))
-        if ending:
-            await asyncio.wait(ending, timeout=grace)
+            fleet.refuse(stop)
+        for end, patience in ((self.lifecycle.stop, grace), (self.lifecycle.kill, KILL_GRACE)):
+            ending = []
+            for fleet in self.fleets.values():
+                for runner in list(fleet.runners.values()):
+                    end(fleet, runner, "the gateway stops")
+                    ending.append(asyncio.ensure_future(runner.ended.wait()))
+            if ending:
+                await asyncio.wait(ending, timeout=patience)
+
+    async def _cancel_deployments(self) -> None:
+        deployments = list(self.deployments.values())
+        for deployment in deployments:
+            deployment.cancel("the gateway was stopped during the deploy")
+        await asyncio.gather(*(d.task for d in deployments), return_exceptions=True)
 
     async def close(self) -> None:
         """Release everything; runners live on for the next gateway."""
         self.controller.close()
-        for deployment in list(self.deployments.values()):
-            deployment.cancel("the gateway was stopped during the deploy")
+        await self._cancel_deployments()
         self.events.close()
         await self.lifecycle.close()
         await self.backend.close()
         self.store.close()
 
     def _adopt(self, row: RunnerRow) -> None:
-        revision = self.store.revision(row.revision)
-        if revision is not None:
-            self.lifecycle.adopt(self.fleet(row.owner, row.app), row, revision)
+        """Take a runner over; one whose revision does not serve, or is gone, is ended."""
+        revision, app = self.store.revision(row.revision), self.store.app(row.owner, row.app)
+        if revision is None:
+            row.state, row.cause, row.ended_at = "TERMINATED", "the app was deleted", time.time()
+            with self.store.transaction():
+                self.store.put(row)
+            if row.process:
+                self._ending.append(asyncio.ensure_future(self.backend.kill(row.process, row.id)))
+            return
+        fleet = self.fleet(row.owner, row.app)
+        self.lifecycle.adopt(fleet, row, revision)
+        if app is None or app.revision != row.revision:
+            self.lifecycle.stop(fleet, fleet.runners[row.id], "its revision does not serve")
 
     def _poke(self, fleet: Fleet) -> None:
         self.controller.poke(fleet)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 
 if TYPE_CHECKING:
     from fal_notebook.gateway.fleet import Fleet
+
+# Seconds; a request may take an hour.
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 
 Stats = Callable[[dict[str, Any]], dict[str, float]]
 
@@ -45,6 +54,7 @@ class Metrics:
     """
 
     def __init__(self, fleets: Callable[[], Iterable[Fleet]], stats: Stats) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         registry = self._registry
         self.received = Counter(
@@ -54,7 +64,11 @@ class Metrics:
             "fal_app_requests_completed", "Requests answered.", ["app", "status"], registry=registry
         )
         self.latency = Histogram(
-            "fal_app_request_latency", "Seconds from arrival to answer.", ["app"], registry=registry
+            "fal_app_request_latency",
+            "Seconds from arrival to answer.",
+            ["app"],
+            registry=registry,
+            buckets=LATENCY_BUCKETS,
         )
         self._fleets = fleets
         self._stats = stats
@@ -66,7 +80,10 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the text exposition format."""
-        return generate_latest(self._registry)
+        text = generate_latest(self._registry)
+        for name in (b"received", b"completed"):  # fal's own names have no suffix
+            text = text.replace(b"fal_app_requests_%b_total" % name, b"fal_app_requests_%b" % name)
+        return text
 
     def describe(self) -> list[Any]:
         """Return nothing: gauges are found when they are collected."""

@@ -6,7 +6,9 @@ called after the commit.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -16,7 +18,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fal_notebook.exceptions import GatewayError
+from fal_notebook.exceptions import DiskFullError, StoreError
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 EVENTS_KEPT = 10_000
@@ -142,29 +146,46 @@ _JSON = frozenset(
 )
 
 
+@contextmanager
+def io_errors() -> Iterator[None]:
+    """Translate errors of SQLite and of the file system: full, or not usable."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = "full" in str(error)
+        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
+
+
 class Store:
     """The database; used from the gateway's event loop only.
 
     Raises
     ------
-    GatewayError
-        When the file was written by a newer version; it is left untouched.
+    StoreError
+        When the file was written by a newer version (it is left untouched) or cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.row_factory = sqlite3.Row
         self.followers: list[Callable[[Event], None]] = []
         self._pending: list[Event] = []
         self._depth = 0
-        self._migrate(path)
+        with io_errors():
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            try:
+                self._migrate(path)
+            except BaseException:
+                self._db.close()
+                raise
 
     def _migrate(self, path: Path) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            self._db.close()
-            raise GatewayError(
+            raise StoreError(
                 f"{path} was written by a newer fal_notebook (schema {version}, here "
                 f"{SCHEMA_VERSION}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
             )
@@ -179,39 +200,59 @@ class Store:
         """Close the database."""
         self._db.close()
 
+    def _execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        with io_errors():
+            return self._db.execute(statement, arguments)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make all changes inside one transaction; followers hear of them after the commit."""
+        """Make all changes inside one transaction; followers hear of them after the commit.
+
+        Inside another transaction it is a part of that one.
+
+        Raises
+        ------
+        StoreError
+            When the changes could not be written; none was made.
+        """
         if self._depth:
             yield
             return
-        self._db.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         self._depth = 1
         try:
             yield
-            self._db.execute("COMMIT")
+            self._execute("COMMIT")
         except BaseException:
             self._pending.clear()
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._execute("ROLLBACK")
             raise
         finally:
             self._depth = 0
         events, self._pending = self._pending, []
         for event in events:
-            for follower in list(self.followers):
+            self._publish(event)
+
+    def _publish(self, event: Event) -> None:
+        """Tell every follower; what is committed stays so, whatever a follower does."""
+        for follower in list(self.followers):
+            try:
                 follower(event)
+            except Exception:
+                log.exception("a follower of events failed")
 
     def emit(self, kind: str, owner: str, app: str, data: dict[str, Any]) -> None:
         """Record an event, in the running transaction if there is one."""
         with self.transaction():
             at = time.time()
-            cursor = self._db.execute(
+            cursor = self._execute(
                 "INSERT INTO events (at, kind, owner, app, data) VALUES (?, ?, ?, ?, ?)",
                 (at, kind, owner, app, json.dumps(data)),
             )
             seq = cursor.lastrowid or 0
             if seq % 1000 == 0:
-                self._db.execute("DELETE FROM events WHERE seq <= ?", (seq - EVENTS_KEPT,))
+                self._execute("DELETE FROM events WHERE seq <= ?", (seq - EVENTS_KEPT,))
             self._pending.append(Event(seq, at, kind, owner, app, data))
 
     def put(self, row: Row) -> None:
@@ -221,7 +262,7 @@ class Store:
             for name, value in asdict(row).items()
         }
         marks = ", ".join("?" * len(values))
-        self._db.execute(
+        self._execute(
             f"INSERT OR REPLACE INTO {_TABLES[type(row)]} ({', '.join(values)}) VALUES ({marks})",
             tuple(values.values()),
         )
@@ -229,7 +270,7 @@ class Store:
     def select(self, kind: type[Row], where: str = "1", *arguments: Any) -> list[Row]:
         """Return the rows of a table; `where` is SQL of ours, `arguments` fill its marks."""
         names = [f.name for f in fields(kind)]
-        found = self._db.execute(f"SELECT * FROM {_TABLES[kind]} WHERE {where}", arguments)
+        found = self._execute(f"SELECT * FROM {_TABLES[kind]} WHERE {where}", arguments)
         return [kind(**{name: _decode(name, row[name]) for name in names}) for row in found]
 
     def app(self, owner: str, name: str) -> App | None:
@@ -243,43 +284,43 @@ class Store:
     def next_number(self, owner: str, app: str) -> int:
         """Return the number of the app's next revision, counted from 1."""
         query = "SELECT COALESCE(MAX(number), 0) + 1 FROM revisions WHERE owner = ? AND app = ?"
-        return int(self._db.execute(query, (owner, app)).fetchone()[0])
+        return int(self._execute(query, (owner, app)).fetchone()[0])
 
     def delete_app(self, owner: str, name: str) -> list[str]:
         """Remove an app with its revisions; return payload digests that nothing uses any more."""
         used = {r.payload for r in self.select(Revision, "owner = ? AND app = ?", owner, name)}
-        self._db.execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
-        self._db.execute("DELETE FROM revisions WHERE owner = ? AND app = ?", (owner, name))
-        kept = {row[0] for row in self._db.execute("SELECT payload FROM revisions")}
+        self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
+        self._execute("DELETE FROM revisions WHERE owner = ? AND app = ?", (owner, name))
+        kept = {row[0] for row in self._execute("SELECT payload FROM revisions")}
         return sorted(used - kept)
 
     def forget_runners(self, before: float) -> list[str]:
         """Remove runners that ended before `before` (unix seconds); return their ids."""
         rows = self.select(RunnerRow, "ended_at < ?", before)
-        self._db.execute("DELETE FROM runners WHERE ended_at < ?", (before,))
+        self._execute("DELETE FROM runners WHERE ended_at < ?", (before,))
         return [row.id for row in rows]
 
     def events(self, since: int, owner: str = "", app: str = "") -> list[Event]:
-        """Return events after `since`, of one app if it is named."""
-        found = self._db.execute(
+        """Return events after `since`, of one owner or app if named."""
+        found = self._execute(
             "SELECT * FROM events WHERE seq > ? "
-            "AND (? = '' OR (owner = ? AND app = ?)) ORDER BY seq",
-            (since, app, owner, app),
+            "AND ? IN ('', owner) AND ? IN ('', app) ORDER BY seq",
+            (since, owner, app),
         )
         return [Event(**{k: _decode(k, row[k]) for k in row.keys()}) for row in found]  # noqa: SIM118
 
     def last_seq(self) -> int:
         """Return the number of the newest event, 0 when there is none."""
-        return int(self._db.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()[0])
+        return int(self._execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()[0])
 
     def note(self, name: str, make: Callable[[], str]) -> str:
         """Return a value that belongs to this state folder, made and recorded at first use."""
-        row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        row = self._execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         return str(row[0]) if row is not None else self.set_note(name, make())
 
     def set_note(self, name: str, value: str) -> str:
         """Record a value and return it."""
-        self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+        self._execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
         return value
 
 

@@ -103,7 +103,7 @@ def _comparable(revision: Revision, scaling: dict[str, Any]) -> dict[str, Any]:
 
 
 def delete(gateway: Gateway, owner: str, name: str) -> None:
-    """Delete an app: its runners drain, its revisions, payloads and logs go."""
+    """Delete an app: its runners drain, its revisions and payloads go, its logs a week later."""
     app, _ = find(gateway, owner, name)
     deployment = gateway.deployments.get((owner, name))
     if deployment is not None:
@@ -112,9 +112,9 @@ def delete(gateway: Gateway, owner: str, name: str) -> None:
         unused = gateway.store.delete_app(app.owner, app.name)
         gateway.store.emit("delete", owner, name, {})
     fleet = gateway.fleet(owner, name)
+    gateway.forget(fleet)
     for runner in list(fleet.runners.values()):
         gateway.lifecycle.stop(fleet, runner, "the app was deleted")
-    gateway.forget(fleet)
     for digest in unused:
         with contextlib.suppress(OSError):
             paths.blob(gateway.state, digest).unlink()
@@ -160,7 +160,17 @@ def prune(gateway: Gateway) -> None:
                 paths.runner_log(gateway.state, runner_id).unlink()
 
 
-def past_runners(gateway: Gateway, owner: str, name: str) -> list[RunnerRow]:
-    """Return every runner of an app that is still recorded, oldest first."""
-    where = "owner = ? AND app = ? ORDER BY created_at"
-    return gateway.store.select(RunnerRow, where, owner, name)
+def past_runners(
+    gateway: Gateway, owner: str, name: str, ended_after: float = 0.0
+) -> list[RunnerRow]:
+    """Return the recorded runners of an app, the last one to end first.
+
+    Those of a deleted app of the same name are not among them, nor those that ended before
+    `ended_after` (unix seconds).
+    """
+    where = (
+        "owner = ? AND app = ? AND COALESCE(ended_at, 1e12) > ? "
+        "AND revision IN (SELECT id FROM revisions) "
+        "ORDER BY COALESCE(ended_at, 1e12) DESC, created_at DESC"
+    )
+    return gateway.store.select(RunnerRow, where, owner, name, ended_after)

@@ -1,0 +1,64 @@
+"""Take in payloads: streamed to a file, checked against their SHA-256, kept while used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fal_notebook.exceptions import OptionError, PayloadTooLargeError
+from fal_notebook.gateway import paths
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.store import Revision, io_errors
+
+# The hard limit of a payload, 256 MB, and room for its manifest.
+MAX_BLOB = 260 * 1000 * 1000
+# A payload that no revision uses goes after this many seconds: its deploy may still come.
+UNUSED_KEPT = 24 * 3600.0
+
+
+async def store(gateway: Gateway, digest: str, content: AsyncIterator[bytes]) -> int:
+    """Store a payload under its SHA-256 in hex, checked by the caller, and return its size.
+
+    Raises
+    ------
+    PayloadTooLargeError, OptionError
+        When it is above the limit or does not match; nothing of it stays.
+    DiskFullError
+    """
+    path = paths.blob(gateway.state, digest)
+    path.parent.mkdir(exist_ok=True, mode=0o700)
+    temporary = path.with_suffix(f".{os.urandom(4).hex()}")
+    try:
+        with io_errors():
+            size, found = await _write(temporary, content)
+        if found != digest:
+            raise OptionError("the payload does not match its SHA-256; deploy again")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size
+
+
+async def _write(path: Path, content: AsyncIterator[bytes]) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        async for chunk in content:
+            size += len(chunk)
+            if size > MAX_BLOB:
+                raise PayloadTooLargeError(f"the payload is above {MAX_BLOB // 1000**2} MB")
+            digest.update(chunk)
+            file.write(chunk)
+    return size, digest.hexdigest()
+
+
+def prune(gateway: Gateway) -> None:
+    """Remove payloads, and leftovers of uploads, that nothing uses."""
+    used = {revision.payload for revision in gateway.store.select(Revision)}
+    for path in (gateway.state / "blobs").glob("*"):
+        with contextlib.suppress(OSError):
+            if path.name not in used and path.stat().st_mtime < time.time() - UNUSED_KEPT:
+                path.unlink()
