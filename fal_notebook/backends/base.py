@@ -49,8 +49,12 @@ class Backend(Protocol):
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
         """Ask a runner to drain and end (SIGTERM); does nothing when it is gone."""
 
-    async def kill(self, process: dict[str, Any], runner_id: str) -> None:
-        """End a runner at once with all it started; does nothing when all of it is gone."""
+    async def kill(self, process: dict[str, Any], runner_id: str) -> str:
+        """End a runner at once with all it started; return when nothing of it is left.
+
+        The answer says how it ended, such as "exit status 3" or "SIGSEGV"; "" when that is not
+        known. Does nothing when all of it is gone.
+        """
 
     def alive(self, process: dict[str, Any]) -> bool:
         """Say whether this very process still lives (not another with its number)."""

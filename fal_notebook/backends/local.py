@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from fal_notebook.backends.environments import (
     ensure_runner_libraries,
 )
 from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
+from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
 
 # macOS' system libraries start threads on their own, so a forked child may not use them.
 FORK_IS_SAFE = sys.platform == "linux"
+# How long to wait for killed processes to be gone.
+KILL_TIMEOUT = 5.0
 
 
 class LocalBackend:
@@ -33,6 +38,7 @@ class LocalBackend:
         self._state = state
         self._sockets = sockets
         self._fork = fork
+        self._spawned: dict[int, asyncio.subprocess.Process] = {}
         self._bundle = write_bundle(state)
         self._zygotes = Zygotes(self._bundle, state / "gateway.log")
 
@@ -73,23 +79,65 @@ class LocalBackend:
     async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
         """Fork the runner from its environment's zygote, or spawn it."""
         if self._fork:
-            pid = await (await self._zygotes.get(environment)).fork(spec)
+            runner, keeper = await self._forked(spec, environment)
+            found = {"keeper": keeper, "keeper_created": _created(keeper), "ending": spec.ending}
         else:
-            pid = await spawn(self._bundle, environment, spec)
-        return Started(f"unix:{spec.socket}", {"pid": pid, "created": _created(pid)})
+            process = await spawn(self._bundle, environment, spec)
+            self._spawned[runner := process.pid] = process
+            found = {}
+        return Started(f"unix:{spec.socket}", {"pid": runner, "created": _created(runner), **found})
+
+    async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
+        """Fork a runner; a zygote that somebody killed is replaced once."""
+        zygote = await self._zygotes.get(environment)
+        try:
+            return await zygote.fork(spec)
+        except BuildError:
+            await self._zygotes.forget(environment, zygote)
+            return await (await self._zygotes.get(environment)).fork(spec)
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
         """Send SIGTERM to the runner itself; what it started is its own to end."""
         if self.alive(process):
-            os.kill(process["pid"], signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process["pid"], signal.SIGTERM)
 
-    async def kill(self, process: dict[str, Any], runner_id: str) -> None:
-        """Kill the runner's process group, and what left the group but bears its name."""
-        await asyncio.get_running_loop().run_in_executor(None, _sweep, process["pid"], runner_id)
+    async def kill(self, process: dict[str, Any], runner_id: str) -> str:
+        """Kill the runner's group; its keeper ends what left it, or else a search for its name."""
+        if not process:
+            return ""
+        if _lives(process.get("keeper", 0), process.get("keeper_created", 0.0)):
+            self._kill_group(process)
+            await _until(lambda: not _lives(process["keeper"], process["keeper_created"]))
+        else:
+            await asyncio.to_thread(self._sweep, process, runner_id)
+        return await self._ending(process)
 
     def alive(self, process: dict[str, Any]) -> bool:
         """Compare the start time too: process ids are reused."""
-        return bool(process) and _created(process["pid"]) == process["created"]
+        return bool(process) and _lives(process["pid"], process["created"])
+
+    def _kill_group(self, process: dict[str, Any]) -> None:
+        """Kill the process group, unless its number belongs to somebody else by now."""
+        if _created(process["pid"]) in (0.0, process["created"]):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process["pid"], signal.SIGKILL)
+
+    def _sweep(self, process: dict[str, Any], runner_id: str) -> None:
+        children = _children(process["pid"]) if self.alive(process) else []
+        self._kill_group(process)
+        for found in [*children, *psutil.process_iter()]:
+            with contextlib.suppress(psutil.Error):
+                if found in children or found.environ().get("FAL_RUNNER_ID") == runner_id:
+                    found.kill()
+
+    async def _ending(self, process: dict[str, Any]) -> str:
+        spawned = self._spawned.pop(process["pid"], None)
+        if spawned is not None:
+            return _named(await spawned.wait())
+        with contextlib.suppress(OSError, ValueError):
+            return _named(int(Path(process.get("ending", "")).read_text()))
+        return ""
 
     def stats(self, process: dict[str, Any]) -> dict[str, float]:
         """Return CPU and memory of the runner's own process."""
@@ -112,16 +160,32 @@ def _created(pid: int) -> float:
     try:
         found = psutil.Process(pid)
         return 0.0 if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return 0.0
 
 
-def _sweep(group: int, runner_id: str) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FAL_RUNNER_ID") == runner_id:
-                process.kill()
-        except psutil.Error:
-            continue
+def _lives(pid: int, created: float) -> bool:
+    return pid > 0 and created > 0 and _created(pid) == created
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + KILL_TIMEOUT
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.002)
+
+
+def _named(status: int) -> str:
+    """Return an exit status as of `subprocess` in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 from pathlib import Path
+from typing import BinaryIO
 
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
@@ -52,8 +54,8 @@ class Zygote:
         """Wait until it has imported everything."""
         await self._line()
 
-    async def fork(self, spec: RunnerSpec) -> int:
-        """Return the pid of a new runner.
+    async def fork(self, spec: RunnerSpec) -> tuple[int, int]:
+        """Return the process ids of a new runner and of its keeper.
 
         Raises
         ------
@@ -62,8 +64,12 @@ class Zygote:
         """
         async with self._lock:
             loop = asyncio.get_running_loop()
-            await loop.sock_sendall(self._connection, spec.to_json().encode() + b"\n")
-            return int(await self._line())
+            try:
+                await loop.sock_sendall(self._connection, spec.to_json().encode() + b"\n")
+                runner, keeper = (await self._line()).split()
+            except OSError as error:
+                raise BuildError(f"the environment's warm process has ended: {error}") from error
+            return int(runner), int(keeper)
 
     async def _line(self) -> bytes:
         loop = asyncio.get_running_loop()
@@ -96,14 +102,22 @@ class Zygotes:
         """Return the environment's zygote, started now if there is none that lives."""
         key = json.dumps(environment, sort_keys=True)
         task = self._all.get(key)
-        if task is None or (task.done() and (task.exception() or not task.result().alive)):
+        if task is None or (task.done() and not _alive(task)):
             task = self._all[key] = asyncio.ensure_future(self._start(environment))
         return await asyncio.shield(task)
+
+    async def forget(self, environment: dict[str, str], zygote: Zygote) -> None:
+        """Let a zygote that failed end, so that the next one is a new one."""
+        key = json.dumps(environment, sort_keys=True)
+        task = self._all.get(key)
+        if task is not None and task.done() and not task.exception() and task.result() is zygote:
+            del self._all[key]
+        await zygote.close()
 
     async def _start(self, environment: dict[str, str]) -> Zygote:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with open(self._log, "ab") as log:
+        with theirs, _appended(self._log) as log:
             process = await asyncio.create_subprocess_exec(
                 *_command(self._bundle, environment, "zygote", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -113,31 +127,50 @@ class Zygotes:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        theirs.close()
         zygote = Zygote(process, ours)
-        await zygote.ready()
+        try:
+            await zygote.ready()
+        except BaseException:
+            ours.close()
+            raise
         return zygote
 
     async def close(self) -> None:
-        """End every zygote."""
+        """End every zygote, also one that is just starting."""
         for task in self._all.values():
-            if task.done() and not task.exception():
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and not task.exception():
                 await task.result().close()
 
 
-async def spawn(bundle: Path, environment: dict[str, str], spec: RunnerSpec) -> int:
-    """Start a runner without a zygote and return its pid; its spec goes over standard input."""
-    with open(spec.log, "ab") as log:
+def _alive(task: asyncio.Task[Zygote]) -> bool:
+    return not task.cancelled() and not task.exception() and task.result().alive
+
+
+def _appended(path: Path) -> BinaryIO:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+async def spawn(
+    bundle: Path, environment: dict[str, str], spec: RunnerSpec
+) -> asyncio.subprocess.Process:
+    """Start a runner without a zygote; its spec goes over standard input.
+
+    Its name is in the environment that it is born with, by which its children are found.
+    """
+    with _appended(Path(spec.log)) as log:
         process = await asyncio.create_subprocess_exec(
             *_command(bundle, environment, "spawn"),
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=clean_environment(),
+            env={**clean_environment(), "FAL_RUNNER_ID": spec.runner_id},
             start_new_session=True,
         )
     assert process.stdin is not None
-    process.stdin.write(spec.to_json().encode() + b"\n")
-    await process.stdin.drain()
+    with contextlib.suppress(ConnectionError):  # it ended at once: that is seen on its link
+        process.stdin.write(spec.to_json().encode() + b"\n")
+        await process.stdin.drain()
     process.stdin.close()
-    return process.pid
+    return process

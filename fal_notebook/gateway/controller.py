@@ -41,7 +41,11 @@ class Controller:
             self._schedule(fleet, None)
 
     def forget(self, fleet: Fleet) -> None:
-        """Never decide for this fleet again."""
+        """Never decide for this fleet again, also when its last runners and requests end."""
+        fleet.retire()
+        self._cancel(fleet)
+
+    def _cancel(self, fleet: Fleet) -> None:
         handle = self._due.pop(fleet, None)
         if handle is not None:
             handle.cancel()
@@ -50,12 +54,12 @@ class Controller:
         """Decide no more."""
         self._closed = True
         for fleet in list(self._due):
-            self.forget(fleet)
+            self._cancel(fleet)
 
     def _schedule(self, fleet: Fleet, at: float | None) -> None:
-        if self._closed:
+        if self._closed or fleet.revision is None:
             return
-        self.forget(fleet)
+        self._cancel(fleet)
         loop = asyncio.get_running_loop()
         if at is None:
             self._due[fleet] = loop.call_soon(self._reconcile, fleet)
@@ -64,6 +68,8 @@ class Controller:
 
     def _reconcile(self, fleet: Fleet) -> None:
         self._due.pop(fleet, None)
+        if fleet.revision is None:
+            return
         now = time.time()
         decision = autoscaler.decide(fleet.scaling, fleet.observe(now), now)
         if decision.blocked_until is not None and not fleet.active():

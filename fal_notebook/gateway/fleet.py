@@ -186,7 +186,25 @@ class Fleet:
             waiter = self._waiting.popleft()
             if not waiter.granted.done():
                 waiter.granted.set_exception(error)
+                waiter.granted.exception()  # retrieved: its request may have gone in this moment
         self.changed()
+
+    def failed(self, error: str, created_at: float) -> None:
+        """Count a runner that did not come up; who waits is told when no other can serve.
+
+        Runners that started together and fail together are one failure.
+        """
+        if created_at > (self.last_failure_at or 0.0):
+            self.failures += 1
+        self.last_failure_at = time.time()
+        self.last_error = error
+        if not any(runner.state in ("IDLE", "RUNNING") for runner in self.active()):
+            self.refuse(SchedulingError(503, "runner_scheduling_failure", error))
+
+    def retire(self) -> None:
+        """Serve no more: the app was deleted."""
+        self.revision = None
+        self.refuse(SchedulingError(404, "bad_request", "the app was deleted"))
 
     # --- what the autoscaler sees ------------------------------------------------------------
     def observe(self, now: float) -> autoscaler.Observed:

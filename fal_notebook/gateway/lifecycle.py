@@ -7,25 +7,36 @@ import contextlib
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from fal_notebook import settings
 from fal_notebook.backends.base import Backend
-from fal_notebook.exceptions import DeployError
+from fal_notebook.exceptions import DeployError, FalNotebookError
 from fal_notebook.gateway import paths
-from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Fleet, Runner, SchedulingError
+from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Fleet, Runner
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
-from fal_notebook.gateway.upstream import Pool, UpstreamError
+from fal_notebook.gateway.upstream import Connection, Pool, UpstreamError
 from fal_notebook.runner.logs import RECORD
 from fal_notebook.runner.spec import RunnerSpec
 
 # How often an opening socket is tried while its runner starts to listen.
 CONNECT_PERIOD = 0.003
+# Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
+ORPHAN_TIMEOUT = 60
+# fal's default of termination_grace_period_seconds.
+GRACE = 5.0
+# How long killed runners may take to be gone.
+KILL_GRACE = 5.0
+
+ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
+_LOG = logging.getLogger(__name__)
 
 
 class Lifecycle:
@@ -53,7 +64,9 @@ class Lifecycle:
         self._base_url = base_url
         self._on_change = on_change
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._living: dict[Runner, Fleet] = {}
 
     # --- what others ask for -----------------------------------------------------------------
     def start(
@@ -71,23 +84,31 @@ class Lifecycle:
             secret=secrets.token_urlsafe(24),
             machine_type=revision.machine["name"],
         )
-        runner = Runner(row, since=time.time(), proving=proving)
-        fleet.runners[row.id] = runner
+        runner = Runner(row, since=row.created_at, proving=proving)
+        self._add(fleet, runner)
         self._record(fleet, runner, "PENDING", "")
         self._spawn(self._live(fleet, runner, revision))
         return runner
 
     def adopt(self, fleet: Fleet, row: RunnerRow, revision: Revision) -> None:
-        """Take over a runner that outlived an earlier gateway, or record that it did not."""
+        """Take over a runner that outlived an earlier gateway, or record that it did not.
+
+        It serves again once its link says that it lives; its keep_alive starts anew, for nobody
+        knows when its last request was.
+        """
+        ending = row.state in ("DRAINING", "TERMINATING")
         runner = Runner(row, since=row.ready_at or row.created_at)
-        fleet.runners[row.id] = runner
-        self._spawn(self._watch_to_end(fleet, runner, revision))
-        if row.state in ("DRAINING", "TERMINATING"):
+        if row.ready_at is not None and not ending:
+            runner.last_request_at = time.time()
+            row.state = "SETUP"
+        self._add(fleet, runner)
+        self._spawn(self._live(fleet, runner, revision, adopted=True))
+        if ending:
             self._spawn(self._stop(fleet, runner))
 
     def stop(self, fleet: Fleet, runner: Runner, cause: str) -> None:
         """Drain a runner and end it; after the grace it is killed."""
-        if runner.row.state in ("DRAINING", "TERMINATING", "TERMINATED"):
+        if runner.row.state in ENDING:
             return
         self._record(fleet, runner, "DRAINING", cause)
         self._spawn(self._stop(fleet, runner))
@@ -97,8 +118,20 @@ class Lifecycle:
         if runner.row.state in ("TERMINATING", "TERMINATED"):
             return
         self._record(fleet, runner, "TERMINATING", cause)
-        if runner.row.process:
-            self._spawn(self._backend.kill(runner.row.process, runner.row.id))
+        self._spawn(self._backend.kill(runner.row.process, runner.row.id))
+
+    async def stop_all(self, cause: str, grace: float) -> None:
+        """Drain every runner, also of deleted apps; kill after `grace` seconds what is left."""
+        for runner, fleet in list(self._living.items()):
+            self.stop(fleet, runner, cause)
+        for step in (grace, KILL_GRACE):
+            ending = [asyncio.ensure_future(runner.ended.wait()) for runner in self._living]
+            if ending:
+                _, late = await asyncio.wait(ending, timeout=step)
+                for task in late:
+                    task.cancel()
+            for runner, fleet in list(self._living.items()):
+                self.kill(fleet, runner, f"{cause}, and the runner did not end in time")
 
     def runner_key(self, runner_id: str) -> str:
         """Return the secret half of a runner's own key; it is derived, so none is stored."""
@@ -111,112 +144,133 @@ class Lifecycle:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- one life ----------------------------------------------------------------------------
-    async def _live(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
-        spec = self._spec(runner, revision)
+    async def _live(
+        self, fleet: Fleet, runner: Runner, revision: Revision, adopted: bool = False
+    ) -> None:
+        """Follow a runner from its start, or from its adoption, to its end."""
+        error = ""
         try:
-            started = await self._backend.start(spec, revision.environment)
-        except Exception as error:
-            self._failed(fleet, runner, str(error))
-            self._ended(fleet, runner)
-            return
+            if not adopted:
+                await self._start(fleet, runner, revision)
+            if runner.row.process and runner.row.state != "TERMINATING":
+                await self._watch(fleet, runner, revision)
+        except (UpstreamError, OSError):
+            pass  # its link has closed: it has ended
+        except FalNotebookError as refusal:
+            error = str(refusal)
+        except Exception as bug:
+            _LOG.exception("runner %s is ended for an error of the gateway", runner.row.id)
+            error = f"the gateway failed: {bug!r}"
+        ending = await self._backend.kill(runner.row.process, runner.row.id)
+        folder = paths.runner_folder(self._state, runner.row.id)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        how = f" ({ending})" if ending else ""
+        self._failed(fleet, runner, error or f"the runner ended while it was starting{how}")
+        self._ended(fleet, runner, error or f"the runner ended by itself{how}")
+
+    async def _start(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
+        spec = self._spec(runner, revision)
+        started = await self._backend.start(spec, revision.environment)
         runner.row.address, runner.row.process = started.address, started.process
+        runner.pool = Pool(started.address)
         if runner.row.state == "PENDING":
             self._record(fleet, runner, "SETUP", "")
-        await self._watch_to_end(fleet, runner, revision)
 
-    async def _watch_to_end(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
+    async def _watch(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
+        """Follow the runner's link until it closes, or until the runner is to be killed."""
         timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
         timer = asyncio.get_running_loop().call_later(
             timeout, self._startup_timeout, fleet, runner, timeout
         )
-        runner.pool = Pool(runner.row.address)
         try:
-            async for line in self._link(runner):
-                self._follow(fleet, runner, line)
-                if line["state"] != "SETUP":
-                    timer.cancel()
-        except (UpstreamError, OSError):
-            pass
-        timer.cancel()
-        if runner.row.process:
-            await self._backend.kill(runner.row.process, runner.row.id)
-        shutil.rmtree(paths.runner_folder(self._state, runner.row.id), ignore_errors=True)
-        if runner.row.state in ("PENDING", "SETUP"):
-            self._failed(fleet, runner, "the runner ended while it was starting")
-        self._ended(fleet, runner)
+            async with contextlib.aclosing(self._link(runner)) as lines:
+                async for line in lines:
+                    self._follow(fleet, runner, line)
+                    if line["state"] != "SETUP":
+                        timer.cancel()
+                    if line["state"] == "FAILED":
+                        return
+        finally:
+            timer.cancel()
 
     def _follow(self, fleet: Fleet, runner: Runner, line: dict[str, Any]) -> None:
         state = line["state"]
         if state == "FAILED":
             self._failed(fleet, runner, line["error"])
-        elif state == "IDLE" and runner.row.state in ("PENDING", "SETUP", "IDLE"):
+        elif state == "IDLE" and runner.live:
             self._became_ready(fleet, runner, line["openapi"])
-        elif state == "DRAINING" and runner.live:
-            self._record(fleet, runner, "DRAINING", "the runner drains")
+        elif state == "DRAINING":
+            self.stop(fleet, runner, "the runner was told to end")
 
     def _became_ready(self, fleet: Fleet, runner: Runner, openapi: dict[str, Any]) -> None:
         runner.openapi = openapi
-        if runner.row.state != "IDLE":
+        if runner.row.ready_at is None:
             runner.since = runner.row.ready_at = time.time()
-            self._record(fleet, runner, "IDLE", "")
-        fleet.failures = 0
+            fleet.failures = 0
+        self._record(fleet, runner, "IDLE", "")
         if not runner.ready.done():
             runner.ready.set_result(None)
         fleet.grant()
-        self._on_change(fleet)
 
     def _failed(self, fleet: Fleet, runner: Runner, error: str) -> None:
+        """Note that a runner did not come up; nothing for one that did, or was told to end."""
         if runner.ready.done():
             return
         runner.ready.set_exception(DeployError(error))
         runner.ready.exception()  # retrieved: nobody has to wait for it
-        runner.row.cause = error
-        if not runner.proving:
-            # Runners that started together and fail together are one failure.
-            if runner.row.created_at > (fleet.last_failure_at or 0.0):
-                fleet.failures += 1
-            fleet.last_failure_at = time.time()
-            fleet.last_error = error
-            if not any(r.state in ("IDLE", "RUNNING") for r in fleet.active()):
-                fleet.refuse(SchedulingError(503, "runner_scheduling_failure", error))
+        if runner.row.state not in ENDING:
+            runner.row.cause = error
+            if not runner.proving:
+                fleet.failed(error, runner.row.created_at)
 
     def _startup_timeout(self, fleet: Fleet, runner: Runner, timeout: float) -> None:
-        self._failed(fleet, runner, f"setup took longer than startup_timeout={timeout:g} s")
-        self.kill(fleet, runner, "startup_timeout")
+        error = f"setup took longer than startup_timeout={timeout:g} s"
+        self._failed(fleet, runner, error)
+        self.kill(fleet, runner, error)
 
     async def _stop(self, fleet: Fleet, runner: Runner) -> None:
+        """Ask for the end, say when the last request was sent, kill when the grace is spent."""
         revision = self._store.revision(runner.row.revision)
-        grace = revision.options["termination_grace_period_seconds"] if revision else 5
-        await self._backend.stop(runner.row.process, runner.row.id)
+        grace = revision.options["termination_grace_period_seconds"] if revision else GRACE
+        release = asyncio.ensure_future(self._release(runner))
         try:
             await asyncio.wait_for(runner.ended.wait(), grace)
         except asyncio.TimeoutError:
-            self.kill(fleet, runner, "the grace period is spent")
+            self.kill(fleet, runner, "termination_grace_period_seconds is spent")
+        finally:
+            release.cancel()
 
-    def _ended(self, fleet: Fleet, runner: Runner) -> None:
-        cause = runner.row.cause or "the runner ended by itself"
+    async def _release(self, runner: Runner) -> None:
+        """Send SIGTERM, then ``/_fal/end`` once nothing is on its way to the runner any more."""
+        while not runner.row.process:  # it is just being started
+            await asyncio.sleep(CONNECT_PERIOD)
+        await self._backend.stop(runner.row.process, runner.row.id)
+        while runner.in_flight:
+            await asyncio.sleep(CONNECT_PERIOD)
+        with contextlib.suppress(UpstreamError, OSError):
+            connection = await runner.pool.acquire()
+            connection.begin(self._request(runner, b"POST /_fal/end"))
+            await connection.head()
+            connection.close()
+
+    def _ended(self, fleet: Fleet, runner: Runner, cause: str) -> None:
         runner.row.ended_at = time.time()
-        self._record(fleet, runner, "TERMINATED", cause)
+        self._record(fleet, runner, "TERMINATED", runner.row.cause or cause)
         runner.pool.close()
         runner.ended.set()
-        del fleet.runners[runner.row.id]
+        del fleet.runners[runner.row.id], self._living[runner]
         with contextlib.suppress(OSError):
             Path(runner.row.address.removeprefix("unix:")).unlink()
         self._on_change(fleet)
 
     # --- its parts ---------------------------------------------------------------------------
-    async def _link(self, runner: Runner) -> AsyncIterator[dict[str, Any]]:
+    async def _link(self, runner: Runner) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the runner's states until its link closes."""
         connection = await self._connect(runner)
-        secret = runner.row.secret.encode()
-        connection.begin(
-            b"GET /_fal/link HTTP/1.1\r\nhost: runner\r\nx-fal-runner-secret: "
-            + secret
-            + b"\r\n\r\n"
-        )
-        await connection.head()
         buffer = b""
         try:
+            connection.begin(self._request(runner, b"GET /_fal/link"))
+            await connection.head()
             while data := await connection.read():
                 *lines, buffer = (buffer + data).split(b"\n")
                 for line in lines:
@@ -224,7 +278,14 @@ class Lifecycle:
         finally:
             connection.close()
 
-    async def _connect(self, runner: Runner) -> Any:
+    def _request(self, runner: Runner, line: bytes) -> bytes:
+        secret = runner.row.secret.encode()
+        return (
+            line + b" HTTP/1.1\r\nhost: runner\r\ncontent-length: 0\r\n"
+            b"x-fal-runner-secret: " + secret + b"\r\n\r\n"
+        )
+
+    async def _connect(self, runner: Runner) -> Connection:
         while True:
             try:
                 return await runner.pool.acquire()
@@ -232,6 +293,11 @@ class Lifecycle:
                 if not self._backend.alive(runner.row.process):
                     raise
                 await asyncio.sleep(CONNECT_PERIOD)
+
+    def _add(self, fleet: Fleet, runner: Runner) -> None:
+        runner.pool = Pool(runner.row.address)
+        fleet.runners[runner.row.id] = runner
+        self._living[runner] = fleet
 
     def _spec(self, runner: Runner, revision: Revision) -> RunnerSpec:
         row = runner.row
@@ -245,6 +311,7 @@ class Lifecycle:
             folder=str(folder),
             environment=self._environment(row, revision),
             max_multiplexing=revision.options["max_multiplexing"],
+            orphan_timeout=self._orphan_timeout,
         )
 
     def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:
@@ -272,10 +339,15 @@ class Lifecycle:
         fleet.changed()
         self._on_change(fleet)
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("a task of a runner's life failed", exc_info=error)
 
 
 def log_tail(path: Path, lines: int) -> list[str]:

@@ -6,7 +6,6 @@ where whatever the user's environment holds wins over them.
 
 from __future__ import annotations
 
-import socket
 import sys
 
 
@@ -18,9 +17,9 @@ def main(arguments: list[str]) -> None:
     from fal_notebook.runner.spec import RunnerSpec
 
     if arguments[0] == "zygote":
-        zygote.serve(socket.socket(fileno=int(arguments[1])))
+        zygote.serve(int(arguments[1]))
     else:
-        zygote.become(RunnerSpec.from_json(sys.stdin.readline()))
+        zygote.become(RunnerSpec.from_json(sys.stdin.readline()), kept=False)
 
 
 if __name__ == "__main__":

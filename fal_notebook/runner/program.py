@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
+import random
 import signal
 import socket
 import sys
 import time
 import traceback
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,19 +23,35 @@ from fal_notebook.runner.function import Function
 from fal_notebook.runner.serve import Link, RunnerApp
 from fal_notebook.runner.spec import RunnerSpec
 
-# How long a failed runner waits for a gateway to read why it failed.
-FAREWELL = 2.0
+# How long a failed runner waits for a gateway to read why it failed, and to end it.
+FAREWELL = 5.0
+# How long a drain waits for a connected gateway to say that it has sent its last request.
+RELEASE = 30.0
 
 
 def run(spec: RunnerSpec) -> None:
     """Become the runner `spec` describes; returns when it has drained."""
-    os.environ.clear()
-    os.environ.update(spec.environment)
-    os.chdir(spec.folder)
-    logs.redirect(spec.log)
+    clean(spec)
     loop = new_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(_Program(spec).main())
+
+
+def clean(spec: RunnerSpec) -> None:
+    """Leave nothing of the process that this one was before: environment, files, ``__main__``."""
+    os.environ.clear()
+    os.environ.update(spec.environment)
+    time.tzset()
+    os.umask(0o077)
+    os.chdir(spec.folder)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    logs.redirect(spec.log)
+    faulthandler.enable(2)
+    sys.argv[:] = [""]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    random.seed()
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -80,6 +99,7 @@ class _Program:
             proxy_headers=False,
             server_header=False,
             date_header=False,
+            log_level="warning",
             timeout_keep_alive=3600,  # the gateway closes connections, so none dies as it is used
         )
         self._server = _Server(config)
@@ -107,33 +127,42 @@ class _Program:
             openapi = function.openapi()
         except BaseException as error:
             traceback.print_exc()
+            logs.finish(None)
             text = "".join(traceback.format_exception_only(type(error), error)).strip()
             self._link.publish("FAILED", error=text, traceback=traceback.format_exc())
             await asyncio.sleep(FAREWELL)
             self._ending.set()
             return
+        logs.finish(None)
         self._app.function = function
         self._link.publish("IDLE", openapi=openapi)
 
     async def _watch(self) -> None:
         """End when no gateway has been connected for `orphan_timeout` seconds."""
+        timeout = self._spec.orphan_timeout
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(min(5.0, timeout / 4))
             alone = time.monotonic() - self._link.last_seen
-            if not self._link.gateways and alone > self._spec.orphan_timeout:
+            if not self._link.gateways and alone > timeout:
                 self._ending.set()
 
     async def _drain(self) -> None:
-        self._app.draining = True
+        """Finish what is in flight, and what the gateway had sent before it knew."""
         self._link.publish("DRAINING")
-        while self._app.in_flight:
-            await asyncio.sleep(0.01)
+        deadline = time.monotonic() + RELEASE
+        while self._app.in_flight or self._may_come(deadline):
+            await asyncio.sleep(0.005)
         with contextlib.suppress(OSError):
             Path(self._spec.socket).unlink()
 
+    def _may_come(self, deadline: float) -> bool:
+        connected = self._link.gateways and self._app.function is not None
+        return bool(connected) and not self._app.released and time.monotonic() < deadline
 
-def exit_now() -> None:
-    """End this process with its buffers written but without waiting for the user's threads."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+
+def flush() -> None:
+    """Write what is buffered, whatever the user's code has put in place of the streams."""
+    with contextlib.suppress(Exception):
+        logs.finish(None)
+        sys.stdout.flush()
+        sys.stderr.flush()

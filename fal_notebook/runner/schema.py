@@ -1,17 +1,28 @@
-"""Input and output of a function as pydantic sees them, and the OpenAPI document made from both."""
+"""Input and output of a function as pydantic sees them: JSON to arguments, results to JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from typing import Any, get_args, get_origin
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-import pydantic.dataclasses
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.fields import FieldInfo
 
-_STREAMS = (Generator, Iterator, AsyncGenerator, AsyncIterator)
-_REF = "#/components/schemas/{model}"
+_STREAMS = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,134 +35,165 @@ class Signature:
         Validates a request body.
     output : TypeAdapter
         Serialises a result, or one item of a stream.
-    model_parameter : str or None
-        Name of the one parameter that is a pydantic model and takes the whole body.
-    parameters : tuple of str
-        Names of plain parameters, the fields of the body.
+    parameters : tuple of inspect.Parameter
+        What the body gives, in the order of the function.
+    whole_body : bool
+        The one parameter is a pydantic model and takes the whole body.
+    defaults : dict
+        Values of parameters whose default is a pydantic ``Field``.
     """
 
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
-    model_parameter: str | None
-    parameters: tuple[str, ...]
+    parameters: tuple[inspect.Parameter, ...]
+    whole_body: bool
+    defaults: dict[str, Any]
 
-    def arguments(self, body: bytes) -> dict[str, Any]:
-        """Validate a JSON body; an empty one counts as an empty object.
+    def arguments(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Validate a JSON body and return positional and named arguments.
+
+        An empty body counts as an empty object, or as None for an optional model.
 
         Raises
         ------
         pydantic.ValidationError
             When the body is malformed or does not fit.
         """
+        if self.whole_body:
+            return self._whole(body)
         value = self.input.validate_json(body or b"{}")
-        if self.model_parameter:
-            return {self.model_parameter: value}
-        return {name: getattr(value, name) for name in self.parameters}
+        args: list[Any] = []
+        kwargs = dict(value.__pydantic_extra__ or {})
+        for number, parameter in enumerate(self.parameters):
+            found = getattr(value, f"field_{number}")
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                args.append(found)
+            else:
+                kwargs[parameter.name] = found
+        return tuple(args), kwargs
+
+    def _whole(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        (parameter,) = self.parameters
+        if not body and parameter.default is not parameter.empty:
+            return (), {}
+        value = self.input.validate_json(body or b"{}")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            return (value,), {}
+        return (), {parameter.name: value}
 
 
 def read_signature(
-    function: Callable[..., Any], hints: dict[str, Any], skip_first: bool
+    function: Callable[..., Any], hints: Mapping[str, Any], skip_first: bool
 ) -> Signature:
     """Derive the signature of `function`.
 
     Parameters
     ----------
-    hints : dict
+    hints : mapping
         Its resolved type hints.
     skip_first : bool
         Leave the first parameter out: it is the result of setup_function.
+
+    Raises
+    ------
+    TypeError
+        When there is no first parameter to leave out.
     """
-    parameters = [
-        p
-        for p in list(inspect.signature(function).parameters.values())[int(skip_first) :]
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    output: TypeAdapter[Any] = TypeAdapter(_item_type(hints.get("return", Any)))
-    types = {p.name: hints.get(p.name, Any) for p in parameters}
-    if len(parameters) == 1 and _is_model(types[parameters[0].name]):
-        name = parameters[0].name
-        return Signature(TypeAdapter(types[name]), output, name, ())
-    return Signature(TypeAdapter(_body(function, parameters, types)), output, None, tuple(types))
+    parameters = list(inspect.signature(function).parameters.values())
+    if skip_first:
+        parameters = _without_first(function, parameters)
+    plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    output = _adapter(_item_type(function, hints.get("return", Any)))
+    defaults = {
+        p.name: p.default.get_default(call_default_factory=True)
+        for p in plain
+        if isinstance(p.default, FieldInfo) and not p.default.is_required()
+    }
+    if len(plain) == 1 and more is None and _is_model(hints.get(plain[0].name)):
+        return Signature(TypeAdapter(hints[plain[0].name]), output, plain, True, defaults)
+    model = _body(function, plain, more, hints)
+    return Signature(TypeAdapter(model), output, plain, False, defaults)
+
+
+def _without_first(
+    function: Callable[..., Any], parameters: list[inspect.Parameter]
+) -> list[inspect.Parameter]:
+    first = parameters[0] if parameters else None
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        raise TypeError(
+            f"setup_function returned a value, but `{_name(function)}` takes no first argument "
+            "for it; add one, or let setup_function return None"
+        )
+    return parameters if first.kind is first.VAR_POSITIONAL else parameters[1:]
 
 
 def _body(
-    function: Callable[..., Any], parameters: list[inspect.Parameter], types: dict[str, Any]
-) -> type:
-    """Make the class of the body: a dataclass, for a model would forbid names such as ``copy``."""
-    fields: list[Any] = [
-        (p.name, types[p.name])
-        if p.default is p.empty
-        else (p.name, types[p.name], _default(p.default))
-        for p in parameters
-    ]
-    plain = dataclasses.make_dataclass("Input", fields, kw_only=True)
-    config = ConfigDict(
-        extra="forbid", arbitrary_types_allowed=True, title=f"{_title(function)}Input"
-    )
-    return pydantic.dataclasses.dataclass(plain, config=config)
+    function: Callable[..., Any],
+    parameters: tuple[inspect.Parameter, ...],
+    more: inspect.Parameter | None,
+    hints: Mapping[str, Any],
+) -> type[BaseModel]:
+    """Make the model of the body.
+
+    Its fields are numbered and bear the parameters' names as aliases: a model would not have a
+    field named ``copy`` or ``_x``.
+    """
+    config = ConfigDict(arbitrary_types_allowed=True, extra="allow" if more else "forbid")
+    fields: dict[str, Any] = {}
+    for number, parameter in enumerate(parameters):
+        annotation = hints.get(parameter.name, Any)
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[f"field_{number}"] = (_aliased(annotation, parameter.name), default)
+    if more is not None and more.name in hints:
+        fields["__pydantic_extra__"] = (dict.__class_getitem__((str, hints[more.name])), Field())
+    title = "".join(part.capitalize() for part in _name(function).split("_")) + "Input"
+    model: type[BaseModel] = create_model(title, __config__=config, **fields)
+    return model
 
 
-def _default(value: Any) -> Any:
-    """Return the dataclass default; mutable ones are made anew by a factory."""
-    if isinstance(value, (list, dict, set)):
-        return dataclasses.field(default_factory=value.copy)
-    return value
+def _aliased(annotation: Any, name: str) -> Any:
+    """Give a parameter its own name in JSON, unless its ``Field`` says another."""
+    within = [item for item in get_args(annotation) if isinstance(item, FieldInfo)]
+    if any(item.alias for item in within):
+        return annotation
+    return Annotated[annotation, Field(alias=name)]
 
 
-def _title(function: Callable[..., Any]) -> str:
-    return "".join(part.capitalize() for part in function.__name__.split("_"))
+def _name(function: Any) -> str:
+    while not hasattr(function, "__name__") and hasattr(function, "func"):  # functools.partial
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _is_model(annotation: Any) -> bool:
+    """Whether it is a pydantic model, perhaps annotated or optional."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return len(kinds) == 1 and _is_model(kinds[0])
     return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
 
 
-def _item_type(annotation: Any) -> Any:
-    """Return the type of one item when a function is annotated as a generator."""
-    if get_origin(annotation) in _STREAMS and get_args(annotation):
+def streams(function: Callable[..., Any]) -> bool:
+    """Whether a function yields its results one by one."""
+    inner = inspect.unwrap(function)
+    return inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
+
+
+def _item_type(function: Callable[..., Any], annotation: Any) -> Any:
+    """Return the type of one item when the function is a generator."""
+    if streams(function) and get_origin(annotation) in _STREAMS:
         return get_args(annotation)[0]
     return annotation
 
 
-def openapi(
-    title: str, description: str | None, signature: Signature, streams: bool
-) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of an app with the single endpoint ``POST /``."""
-    schemas, definitions = TypeAdapter.json_schemas(
-        [("in", "validation", signature.input), ("out", "serialization", signature.output)],
-        ref_template=_REF,
-    )
-    components = dict(definitions.get("$defs", {}))
-    request = _named(schemas["in", "validation"], components)
-    response = schemas["out", "serialization"]
-    media = "text/event-stream" if streams else "application/json"
-    operation = {
-        "summary": title,
-        "operationId": title,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-        "responses": {
-            "200": {"description": "Successful response", "content": {media: {"schema": response}}},
-            "422": {"description": "Validation error"},
-        },
-    }
-    if description:
-        operation["description"] = description
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": title, "version": "1"},
-        "paths": {"/": {"post": operation}},
-        "components": {"schemas": components},
-        "x-fal-order-paths": ["/"],
-    }
-
-
-def _named(schema: dict[str, Any], components: dict[str, Any]) -> dict[str, Any]:
-    """Move an inline object schema under components, with the order of its fields."""
-    if "$ref" not in schema:
-        name = schema.get("title", "Input")
-        components[name] = schema
-        schema = {"$ref": _REF.format(model=name)}
-    target = components[schema["$ref"].rsplit("/", 1)[1]]
-    if "properties" in target:
-        target["x-fal-order-properties"] = list(target["properties"])
-    return schema
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Return an adapter that takes foreign classes too; what pydantic cannot know is any value."""
+    try:
+        return TypeAdapter(annotation, config=_ANY_TYPE)
+    except PydanticSchemaGenerationError:
+        return TypeAdapter(Any)
+    except PydanticUserError:  # a model or dataclass brings its own config
+        return TypeAdapter(annotation)

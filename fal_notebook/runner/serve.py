@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import json
 import time
@@ -12,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from fal_notebook.runner import frames, logs
-from fal_notebook.runner.function import Function
+from fal_notebook.runner.function import Function, is_stream
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,30 +39,52 @@ class Link:
         self.states.append({"state": state, **details})
         self._changed.set()
 
-    async def follow(self) -> AsyncIterator[bytes]:
-        """Yield each state as one JSON line, for ever; counts as a gateway while it runs."""
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """Send each state as one JSON line until the gateway goes away."""
         self.gateways += 1
+        gone = asyncio.ensure_future(disconnected(receive))
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
             sent = 0
-            while True:
+            while not gone.done():
                 self._changed.clear()
                 for state in self.states[sent:]:
-                    yield json.dumps(state).encode() + b"\n"
+                    line = json.dumps(state).encode() + b"\n"
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
                 sent = len(self.states)
-                await self._changed.wait()
+                changed = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait((gone, changed), return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
         finally:
+            gone.cancel()
             self.gateways -= 1
             self.last_seen = time.monotonic()
 
 
+async def disconnected(receive: Receive) -> None:
+    """Return when the other side closes the connection; its request has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class RunnerApp:
-    """Dispatches requests to the function; refuses every one without the runner's secret."""
+    """Dispatches requests to the function; refuses every one without the runner's secret.
+
+    Attributes
+    ----------
+    function : Function or None
+        Set when the runner is ready.
+    in_flight : int
+        Requests at work.
+    released : bool
+        The gateway has sent its last request (``POST /_fal/end``).
+    """
 
     def __init__(self, secret: str, link: Link) -> None:
         self._secret = secret.encode()
         self._link = link
         self.function: Function | None = None
-        self.draining = False
+        self.released = False
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,8 +95,12 @@ class RunnerApp:
         if not hmac.compare_digest(headers.get(b"x-fal-runner-secret", b""), self._secret):
             response: Response = _error(403, "this runner answers its gateway only")
         elif scope["path"] == "/_fal/link":
-            response = StreamingResponse(self._link.follow(), media_type="application/x-ndjson")
-        elif self.function is None or self.draining:
+            await self._link.serve(receive, send)
+            return
+        elif scope["path"] == "/_fal/end":
+            self.released = True
+            response = Response(status_code=204)
+        elif self.function is None:
             response = _error(503, "this runner takes no requests now")
         else:
             await self._counted(self.function, scope, headers, receive, send)
@@ -93,7 +120,8 @@ class RunnerApp:
         self.in_flight += 1
         try:
             response = await _respond(function, scope, headers, receive)
-            await response(scope, receive, send)
+            if response is not None:
+                await response(scope, receive, send)
         finally:
             self.in_flight -= 1
             logs.finish(request)
@@ -101,57 +129,81 @@ class RunnerApp:
 
 async def _respond(
     function: Function, scope: Scope, headers: dict[bytes, bytes], receive: Receive
-) -> Response:
+) -> Response | None:
+    """Return the response, None when the caller has gone."""
     path, method = scope["path"], scope["method"]
     if path == "/health":
         return Response(b'{"status":"ok"}', media_type="application/json")
     if path == "/openapi.json":
-        return Response(json.dumps(function.openapi()), media_type="application/json")
+        return Response(to_json(function.openapi()), media_type="application/json")
     if path != "/":
         return _error(404, f"Path {path} not found")
     if method != "POST":
         return _error(405, "Method Not Allowed", {"allow": "POST"})
     body = await _body(receive)
-    if headers.get(b"content-type") == frames.CONTENT_TYPE.encode():
-        return await _call_pickled(function, body)
-    return await _call_json(function, body)
+    if body is None:
+        return None
+    answer = _pickled if headers.get(b"content-type") == frames.CONTENT_TYPE.encode() else _json
+    if not function.is_async:
+        return await answer(function, body)
+    return await _unless_gone(answer(function, body), receive)
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive) -> bytes | None:
     chunks = []
     more = True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
+            return None
         chunks.append(message.get("body", b""))
         more = message.get("more_body", False)
     return b"".join(chunks)
 
 
-async def _call_json(function: Function, body: bytes) -> Response:
+async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response | None:
+    """Cancel an async function when its caller goes away; a thread could not be stopped."""
+    answering = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(disconnected(receive))
     try:
-        arguments = function.signature.arguments(body)
+        await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        answering.cancel()
+        await asyncio.wait((answering,))
+        return None
+    finally:
+        gone.cancel()
+        answering.cancel()
+
+
+async def _json(function: Function, body: bytes) -> Response:
+    try:
+        args, kwargs = function.signature.arguments(body)
     except ValidationError as error:
         return _invalid(error)
-    if function.streams:
-        return StreamingResponse(_events(function, arguments), media_type="text/event-stream")
     try:
-        result = await function.call((), arguments)
-        if isinstance(result, Response):
-            return result
-        return Response(_serialise(function, result), media_type="application/json")
+        result = await function.call(args, kwargs, functools.partial(_finished, function))
     except HTTPException as error:
         return _error(error.status_code, error.detail, dict(error.headers or {}))
     except Exception:
         traceback.print_exc()
         return _error(500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"})
+    if is_stream(result):
+        return StreamingResponse(_events(function, result), media_type="text/event-stream")
+    if isinstance(result, Response):
+        return result
+    return Response(result, media_type="application/json")
 
 
-async def _events(function: Function, arguments: dict[str, Any]) -> AsyncIterator[bytes]:
+def _finished(function: Function, result: Any) -> Any:
+    return result if isinstance(result, Response) else _serialise(function, result)
+
+
+async def _events(function: Function, generator: Any) -> AsyncIterator[bytes]:
     """Yield server-sent events; an error after the first byte can only be an event of its own."""
     try:
-        async with contextlib.aclosing(function.stream((), arguments)) as values:
+        async with contextlib.aclosing(function.values_of(generator)) as values:
             async for value in values:
                 yield b"data: " + _serialise(function, value) + b"\n\n"
     except Exception:
@@ -159,35 +211,43 @@ async def _events(function: Function, arguments: dict[str, Any]) -> AsyncIterato
         yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
 
 
-async def _call_pickled(function: Function, body: bytes) -> Response:
-    return StreamingResponse(_frames(function, body), media_type=frames.CONTENT_TYPE)
-
-
-async def _frames(function: Function, body: bytes) -> AsyncIterator[bytes]:
+async def _pickled(function: Function, body: bytes) -> Response:
     try:
         args, kwargs = frames.load_call(body)
-        if function.streams:
-            yield frames.opened()
-            async with contextlib.aclosing(function.stream(args, kwargs)) as values:
-                async for value in values:
-                    yield frames.item(value)
-            yield frames.returned(None)
-        else:
-            yield frames.returned(await function.call(args, kwargs))
+        result = await function.call(args, kwargs, frames.returned)
+    except Exception as error:
+        traceback.print_exc()
+        result = frames.raised(error)
+    if is_stream(result):
+        return StreamingResponse(_frames(function, result), media_type=frames.CONTENT_TYPE)
+    return Response(result, media_type=frames.CONTENT_TYPE)
+
+
+async def _frames(function: Function, generator: Any) -> AsyncIterator[bytes]:
+    try:
+        yield frames.opened()
+        async with contextlib.aclosing(function.values_of(generator)) as values:
+            async for value in values:
+                yield frames.item(value)
+        yield frames.returned(None)
     except Exception as error:
         traceback.print_exc()
         yield frames.raised(error)
 
 
 def _serialise(function: Function, value: Any) -> bytes:
-    """Return JSON by the return annotation; arrays become lists.
+    """Return JSON by the return annotation; arrays become lists, NaN becomes null.
 
     Raises
     ------
-    pydantic_core.PydanticSerializationError
+    TypeError
         When the value has no JSON form; it names the type.
     """
-    return function.signature.output.dump_json(value, fallback=_plain, warnings=False)
+    try:
+        return function.signature.output.dump_json(value, fallback=_plain, warnings=False)
+    except PydanticSerializationError as error:
+        kind = type(value).__qualname__
+        raise TypeError(f"the result, a {kind}, has no JSON form: {error}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -205,10 +265,9 @@ def _invalid(error: ValidationError) -> Response:
         {**item, "loc": ("body", *item["loc"])}
         for item in error.errors(include_url=False, include_context=True)
     ]
-    body = to_json({"detail": detail}, fallback=str)
-    return Response(body, status_code=422, media_type="application/json")
+    return _error(422, detail)
 
 
 def _error(status: int, detail: Any, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps({"detail": detail})
+    body = to_json({"detail": detail}, fallback=str, inf_nan_mode="null")
     return Response(body, status_code=status, headers=headers, media_type="application/json")

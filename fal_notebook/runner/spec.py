@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 
 
@@ -41,6 +42,11 @@ class RunnerSpec:
     environment: dict[str, str] = field(default_factory=dict)
     max_multiplexing: int = 1
     orphan_timeout: float = 60.0
+
+    @property
+    def ending(self) -> str:
+        """Return the file that gets the exit status of a runner that has ended."""
+        return os.path.join(self.folder, ".exit-status")
 
     def to_json(self) -> str:
         """Return the one-line form that travels over the pipe."""

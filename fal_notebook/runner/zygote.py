@@ -1,7 +1,7 @@
 """A warm process per environment: it has imported the runner's libraries and forks runners.
 
 It stays single-threaded and opens nothing, so that a fork is safe. It reads one RunnerSpec per
-line from the gateway's socket, answers each with the child's pid, and ends when the socket closes.
+line from the gateway's socket, answers each with process ids, and ends when the socket closes.
 """
 
 from __future__ import annotations
@@ -9,38 +9,64 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import socket
 import traceback
+from collections.abc import Iterator
 
-from fal_notebook.runner import program  # imports all that a runner needs, once
+from fal_notebook.runner import keeper, program  # imports all that a runner needs, once
 from fal_notebook.runner.spec import RunnerSpec
 
 
-def serve(connection: socket.socket) -> None:
-    """Fork a runner for each line that comes, until the gateway goes away."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: exits are seen on the link
+def serve(connection: int) -> None:
+    """Fork a runner for each line that comes on a socket, until the gateway goes away."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps keepers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(connection, False)
     gc.collect()
     gc.freeze()
-    connection.sendall(b"ready\n")
-    for line in connection.makefile("rb"):
-        pid = os.fork()
-        if pid == 0:
-            connection.close()
-            become(RunnerSpec.from_json(line))
-        connection.sendall(b"%d\n" % pid)
+    os.write(connection, b"ready\n")
+    for line in _lines(connection):
+        spec = RunnerSpec.from_json(line)
+        if os.fork() == 0:
+            _keep(connection, spec)
 
 
-def become(spec: RunnerSpec) -> None:
-    """Turn this process into a runner in a session of its own; never returns."""
+def _keep(connection: int, spec: RunnerSpec) -> None:
+    """Go the child's own way; it never comes back into the loop of the zygote."""
+    try:
+        keeper.keep(connection, spec.ending, lambda: become(spec))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _lines(descriptor: int) -> Iterator[bytes]:
+    """Yield lines; a file object would keep the descriptor open in every runner."""
+    buffer = b""
+    while data := os.read(descriptor, 65536):
+        *lines, buffer = (buffer + data).split(b"\n")
+        yield from lines
+
+
+def become(spec: RunnerSpec, kept: bool = True) -> None:
+    """Turn this process into a runner in a session of its own; never returns.
+
+    Without a keeper it ends its process group itself, when it comes to its end in peace.
+    """
+    status = 0
     try:
         if os.getsid(0) != os.getpid():
             os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.unfreeze()
         program.run(spec)
     except BaseException:
         traceback.print_exc()
+        status = 1
     finally:
-        program.exit_now()
+        program.flush()
+        if not kept:
+            os.killpg(0, signal.SIGKILL)
+        os._exit(status)

@@ -1,0 +1,93 @@
+"""The parent of a forked runner on Linux: whatever the runner started ends with the runner.
+
+Processes whose parent has died become children of the keeper (a "child subreaper"), also those
+that left the runner's session or cleared their environment. When the runner has ended, the
+keeper records how, kills what is left, and ends too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+# From <sys/prctl.h>.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
+    """Turn this process into the keeper of a new one that calls `become`; never returns.
+
+    Parameters
+    ----------
+    connection : int
+        Descriptor that gets ``RUNNER KEEPER`` (process ids) as a line; it is closed then.
+    ending : str
+        File that gets the runner's exit status, as of `subprocess`.
+    """
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    runner = os.fork()
+    if runner == 0:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        os.close(connection)
+        become()
+    with contextlib.suppress(OSError):  # the gateway has gone: the runner will notice, too
+        os.write(connection, b"%d %d\n" % (runner, os.getpid()))
+    os.close(connection)
+    _close_standard_streams()
+    _record(ending, _wait_for(runner))
+    _end_children()
+    os._exit(0)
+
+
+def _close_standard_streams() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _wait_for(runner: int) -> int:
+    """Return the runner's exit status; children that it leaves behind are reaped meanwhile."""
+    while True:
+        pid, status = os.wait()
+        if pid == runner:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _record(ending: str, status: int) -> None:
+    with contextlib.suppress(OSError):
+        Path(ending).write_text(str(status))
+
+
+def _end_children() -> None:
+    """Kill until no child is left: the children of a killed one become ours."""
+    while True:
+        for pid in _children():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def _children() -> list[int]:
+    me = str(os.getpid())
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, IndexError):
+            if name.isdigit():
+                # "pid (command) state parent …"; the command may hold spaces and brackets.
+                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                if fields[1] == me:
+                    found.append(int(name))
+    return found
