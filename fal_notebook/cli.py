@@ -6,6 +6,7 @@ displays it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from fal_notebook import __version__, discovery, display, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.options import app_name
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,17 +54,25 @@ def logs(name: str, follow: bool, runner: str, request: str, tail: int) -> Itera
     return (display.log_line(line) for line in lines)
 
 
+@commands.command("deploy", context_settings={"ignore_unknown_options": True})
+@click.argument("target", metavar="FILE[::FUNCTION]")
+@click.argument("options", nargs=-1, metavar="KEY=VALUE…")
+def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView:
+    """Run a Python file and deploy its function, with the options of a cell."""
+    from fal_notebook.program import deploy_file
+
+    deployment = deploy_file(target, _values(options))
+    deployment.accepted.result()
+    deployment.handle.wait()
+    return display.DeployView(deployment.progress)
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")
 def scale(name: str, options: tuple[str, ...]) -> display.Table:
     """Change scaling options of an app at once, such as keep_alive=60."""
-    from fal_notebook.magics.parse import parse_line
-
-    extra, values = parse_line(" ".join(options), {})
-    if extra is not None:
-        raise click.UsageError(f"expected key=value, got {extra!r}")
-    return display.status_table(_handle(name).scale(**values))
+    return display.status_table(_handle(name).scale(**_values(options)))
 
 
 @commands.command()
@@ -167,8 +177,11 @@ def main() -> None:
     except FalNotebookError as error:
         print(f"fal-notebook: {error}", file=sys.stderr)
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort, BrokenPipeError):
+    except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except BrokenPipeError:  # a reader such as head has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def as_lines(shown: Any) -> Iterator[str]:
@@ -185,7 +198,23 @@ def _client() -> Client:
 def _handle(name: str) -> Handle:
     """Return the handle of ``name`` or ``owner/name``; ``_`` stands for ``-``."""
     owner, _, app = name.rpartition("/")
-    return Handle(owner or settings.owner(), app.replace("_", "-").lower())
+    return Handle(owner or settings.owner(), app_name(app))
+
+
+def _values(options: tuple[str, ...]) -> dict[str, Any]:
+    from fal_notebook.magics.parse import parse_line
+
+    extra, values = parse_line(" ".join(map(_quoted, options)), {})
+    if extra is not None:
+        raise click.UsageError(f"expected key=value, got {extra!r}")
+    return values
+
+
+def _quoted(word: str) -> str:
+    """Give a value with spaces the quotes back that the command line took from it."""
+    key, _, text = word.partition("=")
+    plain = any(char.isspace() for char in text) and text[0] not in "\"'[({"
+    return f"{key}={text!r}" if plain else word
 
 
 if __name__ == "__main__":

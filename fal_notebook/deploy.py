@@ -28,7 +28,8 @@ from fal_notebook.options import (
 )
 from fal_notebook.payload import Payload, capture
 
-LOG_LINES = 20
+# Of a failed runner, as many of its last lines are shown.
+LOG_LINES = 30
 
 
 @dataclass

@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fal_notebook.deploy import Progress
+from fal_notebook.deploy import LOG_LINES, Progress
 from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
 _STEPS_SHOWN = 6
-_LOG_SHOWN = 20
 
 
 class DeployView:
@@ -28,7 +27,7 @@ class DeployView:
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
         lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
         if p.state == "failed":
-            lines += [f"  {p.error}", *(f"  | {line}" for line in p.log[-_LOG_SHOWN:])]
+            lines += [f"  {p.error}", *(f"  | {line}" for line in p.log[-LOG_LINES:])]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -44,7 +43,7 @@ class DeployView:
         if p.state == "deploying":
             rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
         if p.state == "failed":
-            log = "\n".join(p.log[-_LOG_SHOWN:])
+            log = "\n".join(p.log[-LOG_LINES:])
             rows.append(
                 f"<div style='color:{colour}'>{_text(p.error)}</div><pre>{_text(log)}</pre>"
             )

@@ -121,7 +121,7 @@ class Handle:
 
     def delete(self) -> None:
         """Delete the app and cancel a deploy of it that is under way; its runners drain."""
-        sync.wait(self._delete())
+        sync.wait(shared_client().delete(self.owner, self.name))
 
     def cancel_deploy(self) -> None:
         """Cancel the deploy that is under way; what ran before stays."""
@@ -164,13 +164,3 @@ class Handle:
     async def _call(self, body: bytes) -> Any:
         await self._ready()
         return await calls.call(shared_client(), self.owner, self.name, body)
-
-    async def _delete(self) -> None:
-        client = shared_client()
-        try:
-            await client.delete(self.owner, self.name)
-        except NotFoundError as error:
-            try:  # a first deploy makes the app only when it succeeds
-                await client.cancel_deploy(self.owner, self.name)
-            except NotFoundError:
-                raise error from None

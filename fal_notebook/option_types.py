@@ -11,8 +11,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fal_notebook.exceptions import OptionError
 
-NAME_RULE = "letters a to z, digits, '-' and '_', beginning with a letter or a digit"
-_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
+NAME_RULE = (
+    "letters a to z, digits, '-' and '_', beginning with a letter or a digit, 63 characters at most"
+)
+_SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LOCAL_OR_URL = re.compile(
     r"""\.{1,2}(\[.*\])?$ | \.{0,2}/ | ~/          # a path
     | [a-z][a-z0-9+.-]*://                         # a URL
@@ -39,7 +41,7 @@ def app_name(name: str) -> str:
     Raises
     ------
     OptionError
-        When the name cannot be made into ``[a-z0-9][a-z0-9-]*``.
+        When the name cannot be made into ``[a-z0-9][a-z0-9-]*`` of at most 63 characters.
     """
     slug = name.replace("_", "-").lower()
     if not _SLUG.fullmatch(slug):

@@ -7,14 +7,12 @@ from typing import Any
 from fal_notebook.magics.fal import fal
 from fal_notebook.magics.function import FunctionMagic
 
-_NAMES = (("cell", "fal_function"), ("line", "fal_function"), ("line", "fal"))
+_NAMES = (("cell", "fal_function"), ("line", "fal"))
 
 
 def register(shell: Any) -> None:
     """Add the magics to a shell."""
-    function = FunctionMagic(shell)
-    shell.register_magic_function(function.cell, "cell", "fal_function")
-    shell.register_magic_function(function.line, "line", "fal_function")
+    shell.register_magic_function(FunctionMagic(shell).cell, "cell", "fal_function")
     shell.register_magic_function(fal, "line", "fal")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from IPython.core.error import UsageError
 from IPython.core.magic import no_var_expand
 from IPython.display import display
 
@@ -42,12 +41,7 @@ class FunctionMagic:
 
     def __init__(self, shell: Any) -> None:
         self._shell = shell
-        help = _HELP.format(options=help_text())
-        self.cell = _documented(self._cell, help)
-        self.line = _documented(self._line, help)
-
-    def _line(self, line: str) -> None:
-        raise UsageError(f"{_MAGIC}: the cell is empty; write a function below this line")
+        self.cell = _documented(self._cell, _HELP.format(options=help_text()))
 
     def _cell(self, line: str, cell: str) -> None:
         __tracebackhide__ = True

@@ -103,18 +103,22 @@ def _comparable(revision: Revision, scaling: dict[str, Any]) -> dict[str, Any]:
 
 
 def delete(gateway: Gateway, owner: str, name: str) -> None:
-    """Delete an app: its runners drain, its revisions and payloads go, its logs a week later."""
-    app, _ = find(gateway, owner, name)
+    """Delete an app: its runners drain, its revisions, payloads and logs go.
+
+    A deploy of it that is under way is cancelled, also the first one, before there is an app.
+    """
     deployment = gateway.deployments.get((owner, name))
-    if deployment is not None:
+    if deployment is None:
+        find(gateway, owner, name)
+    else:
         deployment.cancel("the app was deleted")
     with gateway.store.transaction():
-        unused = gateway.store.delete_app(app.owner, app.name)
+        unused = gateway.store.delete_app(owner, name)
         gateway.store.emit("delete", owner, name, {})
     fleet = gateway.fleet(owner, name)
-    gateway.forget(fleet)
     for runner in list(fleet.runners.values()):
         gateway.lifecycle.stop(fleet, runner, "the app was deleted")
+    gateway.forget(fleet)
     for digest in unused:
         with contextlib.suppress(OSError):
             paths.blob(gateway.state, digest).unlink()

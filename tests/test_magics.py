@@ -1,0 +1,449 @@
+"""The magics in a real shell: what a person sees for good and for bad input."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+
+from fal_notebook.exceptions import DeployError
+from fal_notebook.handle import Handle
+from fal_notebook.options import option_help
+
+
+def cell(line: str, body: str) -> str:
+    return f"%%fal_function {line}\n{textwrap.dedent(body)}"
+
+
+ONE = "def one() -> int:\n    return 1\n"
+
+
+def refusal(shell: Any, source: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        shell.run(source)
+    return str(caught.value)
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
+
+
+def apps(shell: Any) -> str:
+    return repr(shell.ip.run_line_magic("fal", "status"))
+
+
+# --- good input -----------------------------------------------------------------------------
+def test_the_magic_binds_a_handle_at_once_and_a_call_waits_for_the_deploy(shell) -> None:
+    shell.run(cell("", "def twice(x): return 2 * x"))
+    assert isinstance(shell["twice"], Handle)
+    assert shell["twice"](4) == 8
+
+
+def test_a_given_name_is_the_apps_and_the_function_keeps_its_own(shell) -> None:
+    shell.run(cell("my_App wait=true", "def under_score(): return 'here'"))
+    assert shell["under_score"].url.endswith("/run/tester/my-app")
+    assert shell["under_score"]() == "here"
+
+
+def test_entry_chooses_a_function_and_the_others_stay_plain(shell) -> None:
+    shell.run(cell("entry=first wait=true", "def first(): return last()\ndef last(): return 'l'"))
+    assert shell["first"]() == "l"
+    assert not isinstance(shell["last"], Handle)
+
+
+def test_an_entry_without_a_name_of_its_own_takes_that_of_its_variable(shell) -> None:
+    body = "import functools\ndef add(a, b): return a + b\nplus_two = functools.partial(add, 2)"
+    shell.run(cell("entry=plus_two wait=true", body))
+    assert (shell["plus_two"].name, shell["plus_two"](3)) == ("plus-two", 5)
+
+
+def test_the_value_of_a_cells_last_expression_is_shown(shell, capsys) -> None:
+    shell.run(cell("", ONE + "6 * 7"))
+    assert "42" in capsys.readouterr().out
+
+
+def test_a_terminal_prints_the_deploy_when_accepted_and_when_it_ended(shell, capsys) -> None:
+    shell.run(cell("wait=true", ONE))
+    lines = capsys.readouterr().out.splitlines()
+    states = [line.split("  ")[0] for line in lines if line.startswith("one: ")]
+    number = shell["one"].status()["number"]
+    assert states == [f"one: deploying (revision {number})", f"one: active (revision {number})"]
+
+
+def test_running_a_cell_again_is_up_to_date_and_keeps_what_scale_changed(shell, capsys) -> None:
+    shell.run(cell("keep_alive=5 wait=true", ONE))
+    shell.run("%fal scale one keep_alive=77 min_concurrency=1")
+    capsys.readouterr()
+    shell.run(cell("keep_alive=5 wait=true", ONE))
+    assert "one: up to date" in capsys.readouterr().out
+    options = shell["one"].status()["options"]
+    assert (options["keep_alive"], options["min_concurrency"]) == (77, 1)
+
+
+def test_reset_scale_takes_scaling_from_the_cell_even_when_up_to_date(shell) -> None:
+    shell.run(cell("keep_alive=5 wait=true", ONE))
+    shell.run("%fal scale one keep_alive=77")
+    shell.run(cell("keep_alive=5 wait=true reset_scale=true", ONE))
+    assert shell["one"].status()["options"]["keep_alive"] == 5
+
+
+def test_a_changed_cell_inherits_scaling_and_says_so(shell, capsys) -> None:
+    shell.run(cell("wait=true", ONE))
+    shell.run("%fal scale one keep_alive=33")
+    capsys.readouterr()
+    shell.run(cell("wait=true", ONE.replace("return 1", "return 11")))
+    assert "inherited keep_alive=33" in capsys.readouterr().out
+    assert shell["one"].status()["options"]["keep_alive"] == 33
+
+
+def test_an_option_given_in_the_cell_wins_over_the_inherited_one(shell) -> None:
+    shell.run(cell("keep_alive=9 wait=true", ONE))
+    shell.run(cell("keep_alive=4 wait=true", ONE.replace("return 1", "return 11")))
+    assert shell["one"].status()["options"]["keep_alive"] == 4
+
+
+def test_an_inherited_option_that_contradicts_the_cell_is_named_as_inherited(shell) -> None:
+    shell.run(cell("min_concurrency=2 max_concurrency=2 wait=true", ONE))
+    said = refusal(shell, cell("max_concurrency=1", ONE.replace("1", "2")))
+    assert "min_concurrency=2 is above max_concurrency=1" in said
+    assert "min_concurrency is inherited" in said
+    assert "reset_scale=true" in said
+
+
+def test_dry_run_lists_what_is_captured_and_deploys_nothing(shell, capsys) -> None:
+    shell.run("weights = list(range(100))")
+    shell.run(cell("dry_run=true", "def scored(i): return weights[i]"))
+    out = capsys.readouterr().out
+    assert [word for word in ("scored", "function", "weights", "list", "bytes") if word in out] == [
+        "scored",
+        "function",
+        "weights",
+        "list",
+        "bytes",
+    ]
+    assert not isinstance(shell["scored"], Handle)
+    assert "scored" not in apps(shell)
+
+
+def test_dry_run_leaves_the_handle_of_what_runs(shell) -> None:
+    shell.run(cell("wait=true", ONE))
+    shell.run(cell("dry_run=true", ONE.replace("1", "2")))
+    assert shell["one"]() == 1
+
+
+def test_an_option_without_effect_yet_leaves_a_note(shell, capsys) -> None:
+    shell.run(cell("regions=us-east wait=true", ONE))
+    assert "note: regions is stored; it takes effect in a later release" in capsys.readouterr().out
+
+
+def test_pass_env_and_message_reach_runner_and_revision(shell, monkeypatch) -> None:
+    monkeypatch.setenv("GREETING", "hello there")
+    body = "import os\ndef greet(): return os.environ['GREETING']"
+    shell.run(cell("pass_env=GREETING message='first try' wait=true", body))
+    assert shell["greet"]() == "hello there"
+    assert shell["greet"].status()["options"]["message"] == "first try"
+
+
+def test_metadata_openapi_wins_over_the_derived_one(shell) -> None:
+    shell.run("spec = {'openapi': {'openapi': '3.1.0', 'paths': {'/mine': {}}}}")
+    shell.run(cell("metadata=spec wait=true", ONE))
+    assert list(shell["one"].openapi()["paths"]) == ["/mine"]
+
+
+def test_setup_function_is_a_variable_of_the_notebook(shell) -> None:
+    shell.run("def load(): return {'a': 1}")
+    shell.run(cell("setup_function=load wait=true", "def look(table, key): return table[key]"))
+    assert shell["look"]("a") == 1
+
+
+def test_help_prints_every_option_with_its_default(shell, capsys) -> None:
+    shell.run("%%fal_function?")
+    out = capsys.readouterr().out
+    missing = [item.name for item in option_help() if f"{item.name}={item.default}" not in out]
+    assert missing == []
+
+
+def test_a_cell_run_again_while_its_deploy_goes_on_joins_it(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(0.5)")
+    shell.run(cell("setup_function=load", ONE))
+    shell.run(cell("setup_function=load wait=true", ONE))
+    assert shell["one"].status()["number"] == 1
+
+
+def test_a_changed_cell_cancels_the_deploy_before_it_and_the_newest_wins(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(60)")
+    shell.run(cell("setup_function=load", ONE))
+    old = shell["one"]
+    shell.run(cell("wait=true", ONE.replace("return 1", "return 2")))
+    assert shell["one"]() == 2
+    with pytest.raises(DeployError, match="revision 2 took its place"):
+        old()
+
+
+def test_going_back_to_the_running_cell_cancels_the_changed_one(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(60)")
+    shell.run(cell("wait=true", ONE))
+    shell.run(cell("setup_function=load", ONE.replace("return 1", "return 2")))
+    changed = shell["one"]
+    shell.run(cell("wait=true", ONE))
+    assert shell["one"]() == 1
+    with pytest.raises(DeployError, match="revision 1 was deployed again"):
+        changed()
+
+
+def test_cancel_ends_a_deploy_and_leaves_what_runs(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(60)")
+    shell.run(cell("wait=true", ONE))
+    shell.run(cell("setup_function=load", ONE.replace("return 1", "return 2")))
+    shell.run("%fal cancel one")
+    with pytest.raises(DeployError, match="the deploy was cancelled"):
+        shell["one"]()
+    assert shell["one"].status()["number"] == 1
+
+
+def test_deleting_during_the_first_deploy_cancels_it(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(60)")
+    shell.run(cell("setup_function=load", ONE))
+    shell["one"].delete()
+    with pytest.raises(DeployError, match="the app was deleted"):
+        shell["one"]()
+
+
+# --- bad input ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("keep_alives=3", "unknown option 'keep_alives'; did you mean 'keep_alive'?"),
+        ("keep_alive=soon", "keep_alive='soon' is not allowed: a whole number of seconds"),
+        ("max_concurrency=0", "max_concurrency=0 is not allowed: a whole number, 1 or more"),
+        ("min_concurrency=3 max_concurrency=2", "min_concurrency=3 is above max_concurrency=2"),
+        ("a b", "'b' is not of the form key=value"),
+        ("name=a name=b", "name is given twice"),
+        ("a name=b", "the name is given twice"),
+        ("message='open", "is missing in"),
+        ("metadata=nowhere", "the notebook has no variable 'nowhere'"),
+        ("Ünïcode", "letters a to z"),
+        ("a" + "b" * 63, "63"),
+        ("pass_env=NOT_SET_HERE", "pass_env names NOT_SET_HERE, not set in this kernel"),
+        ("python_version=3.9", "python_version=3.9 is not this kernel's"),
+        ("entry=nobody", "the cell does not define `nobody`; it defines `one`"),
+        ("owner=workflows", "'workflows' is a reserved name"),
+    ],
+)
+def test_a_wrong_line_is_one_sentence_and_deploys_nothing(shell, line: str, words: str) -> None:
+    said = refusal(shell, cell(line, ONE))
+    assert said.startswith("%%fal_function: ")
+    assert words in said
+    assert "\n" not in said
+    assert "one" not in apps(shell).split()
+
+
+def test_an_entry_that_is_no_function_is_refused(shell) -> None:
+    assert "`x` is not a function" in refusal(shell, cell("entry=x", "x = 3\n" + ONE))
+
+
+def test_a_syntax_error_is_pythons_own_with_the_line_in_the_cell(shell, capsys) -> None:
+    with pytest.raises(SyntaxError) as caught:
+        shell.run(cell("", "x = 1\ndef broken(:\n    pass\n"))
+    assert caught.value.lineno == 3
+    out = plain(capsys.readouterr().out)
+    assert re.search(r"Cell In\[\d+\], line 3\n\s+def broken\(:", out)
+    assert "broken" not in apps(shell)
+
+
+def test_an_error_of_the_cell_is_pythons_own_and_leaves_the_handle(shell, capsys) -> None:
+    shell.run(cell("wait=true", ONE))
+    with pytest.raises(ZeroDivisionError):
+        shell.run(cell("", "\n\ndef one(): return 2\n1 / 0"))
+    out = plain(capsys.readouterr().out)
+    assert re.search(r"Cell In\[\d+\], line 5\b", out)
+    assert "1 / 0" in out
+    assert "fal_notebook/magics" not in out
+    assert shell["one"]() == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("x = 3\n", "the cell defines no function to deploy"),
+        ("", "is a cell magic, but the cell body is empty"),
+        ("\n\n", "the cell defines no function to deploy"),
+        ("import asyncio\nawait asyncio.sleep(0)\n" + ONE, "awaits at its top level (line 3)"),
+        ("def one(): pass\ndel one", "`one` is not a function"),
+    ],
+)
+def test_a_cell_that_cannot_be_deployed_says_why(shell, body: str, words: str) -> None:
+    assert words in refusal(shell, cell("", body))
+
+
+def test_a_single_percent_sign_is_pointed_out(shell) -> None:
+    assert "cell magic `%%fal_function` exists" in refusal(shell, "%fal_function one")
+
+
+def test_what_cannot_be_pickled_is_named_with_its_path_and_the_handle_stays(shell) -> None:
+    shell.run(cell("wait=true", ONE))
+    shell.run("import sqlite3\ndb = sqlite3.connect(':memory:')")
+    said = refusal(shell, cell("", "def one(): return db.execute('select 1')"))
+    assert "`one` uses global `db`" in said
+    assert "\n" not in said
+    assert shell["one"]() == 1
+    shell.run("db.close()")
+
+
+def test_a_secret_is_refused_by_its_variables_name_and_not_shown(shell, capsys) -> None:
+    key = "sk-" + "proj-" + "a1B2" * 12
+    shell.run(f"api_key = {key!r}")
+    said = refusal(shell, cell("", "def ask(): return api_key"))
+    assert "api_key" in said
+    assert "allow_secret=api_key" in said
+    captured = capsys.readouterr()
+    assert key not in captured.out + captured.err
+
+
+def test_the_same_name_from_another_notebook_names_the_owner_and_takeover(
+    shell, monkeypatch
+) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/first.ipynb")
+    shell.run(cell("wait=true", ONE))
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/second.ipynb")
+    changed = ONE.replace("return 1", "return 2")
+    said = refusal(shell, cell("", changed))
+    assert "belongs to notebook /work/first.ipynb" in said
+    assert "takeover=true" in said
+    assert shell["one"]() == 1
+    shell.run(cell("takeover=true wait=true", changed))
+    assert (shell["one"](), shell["one"].status()["notebook"]) == (2, "notebook /work/second.ipynb")
+
+
+def test_takeover_of_an_unchanged_cell_changes_its_notebook_only(shell, monkeypatch) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/first.ipynb")
+    shell.run(cell("wait=true", ONE))
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/second.ipynb")
+    shell.run(cell("takeover=true wait=true", ONE))
+    status = shell["one"].status()
+    assert (status["number"], status["notebook"]) == (1, "notebook /work/second.ipynb")
+
+
+def test_another_notebooks_first_deploy_is_not_superseded(shell, monkeypatch) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/first.ipynb")
+    shell.run("import time\ndef load(): time.sleep(60)")
+    shell.run(cell("setup_function=load", ONE))
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/second.ipynb")
+    assert "belongs to notebook /work/first.ipynb" in refusal(shell, cell("", ONE))
+
+
+def test_a_deploy_whose_setup_fails_shows_reason_and_log_and_leaves_what_runs(
+    shell, capsys
+) -> None:
+    shell.run(cell("wait=true", ONE))
+    first, number = shell["one"], shell["one"].status()["number"]
+    shell.run("def load():\n    print('<b>half way</b>')\n    raise ValueError('no weights')")
+    said = refusal(shell, cell("setup_function=load wait=true", ONE.replace("1", "2")))
+    assert "one: ValueError: no weights" in said
+    assert "\n" not in said
+    assert "| <b>half way</b>" in capsys.readouterr().out
+    assert first() == 1
+    assert shell["one"].status()["number"] == number
+    with pytest.raises(DeployError, match="half way"):
+        shell["one"]()
+
+
+def test_an_import_error_in_the_runner_is_shown_in_the_cell(shell, tmp_path, monkeypatch) -> None:
+    (tmp_path / "only_here.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shell.run("def load():\n    import only_here\n")
+    said = refusal(shell, cell("setup_function=load wait=true", ONE))
+    assert "No module named 'only_here'" in said
+
+
+# --- %fal -----------------------------------------------------------------------------------
+def test_fal_without_arguments_shows_its_commands(shell, capsys) -> None:
+    shell.run("%fal")
+    out = capsys.readouterr().out
+    assert [name for name in ("status", "scale", "gateway") if name in out]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nonsense", "No such command 'nonsense'"),
+        ("status 'one", "No closing quotation"),
+        ("status nobody", "there is no app tester/nobody"),
+        ("status 'a b'", "cannot be the name of an app"),
+        ("scale one keep_alives=3", "unknown option 'keep_alives'; did you mean 'keep_alive'?"),
+        ("scale one keep_alive=-3", "keep_alive=-3 is not allowed"),
+        ("scale one serve=true", "serve cannot be changed while the app runs"),
+        ("scale one keep_alive", "expected key=value"),
+        ("scale one", "name at least one option"),
+        ("scale one min_concurrency=9999 max_concurrency=1", "is above"),
+        ("delete nobody", "there is no app tester/nobody"),
+        ("cancel one", "no deploy of tester/one is under way"),
+        ("logs nobody", "there is no app tester/nobody"),
+        ("runners", "Missing argument 'NAME'"),
+        ("keys revoke nothing", "nothing"),
+        ("logs one --tail many", "'many' is not a valid integer"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(shell, line: str, words: str) -> None:
+    shell.run(cell("wait=true", ONE))
+    said = refusal(shell, f"%fal {line}")
+    assert words in said
+    assert "\n" not in said
+
+
+def test_an_unknown_app_is_answered_with_the_nearest_name(shell) -> None:
+    shell.run(cell("wait=true", "def classify(): return 1"))
+    assert "classify" in refusal(shell, "%fal status clasify")
+
+
+def test_commands_show_an_app_its_runners_and_its_logs(shell, capsys) -> None:
+    shell.run(cell("wait=true", "def loud():\n    print('I was here')"))
+    shell["loud"]()
+    shell.run("%fal status")
+    shell.run("%fal status loud")
+    shell.run("%fal runners loud")
+    shell.run("%fal logs loud")
+    out = capsys.readouterr().out
+    missing = [word for word in ("max_multiplexing", "IDLE", "I was here") if word not in out]
+    assert missing == []
+    assert shell["loud"].url in out
+
+
+def test_delete_removes_the_app(shell, capsys) -> None:
+    shell.run(cell("wait=true", ONE))
+    shell.run("%fal delete one")
+    assert "tester/one is deleted" in capsys.readouterr().out
+    assert "one" not in apps(shell).split()
+
+
+def test_no_output_shows_the_owners_token(shell, gateway, capsys) -> None:
+    shell.run(cell("wait=true", ONE))
+    for line in ("%fal gateway status", "%fal status one", "%fal keys list", "%fal gateway start"):
+        shell.run(line)
+    captured = capsys.readouterr()
+    assert gateway.token not in captured.out + captured.err + repr(gateway)
+
+
+# --- the extension --------------------------------------------------------------------------
+def test_the_extension_loads_twice_unloads_and_loads_again(shell) -> None:
+    shell.run("%load_ext fal_notebook")
+    shell.run("%unload_ext fal_notebook")
+    assert "not found" in refusal(shell, "%fal status")
+    shell.run("%load_ext fal_notebook")
+    shell.run(cell("wait=true", ONE))
+    assert shell["one"]() == 1
+
+
+def test_a_folder_change_does_not_make_it_another_notebook(shell, tmp_path) -> None:
+    before = os.getcwd()
+    shell.run(cell("wait=true", ONE))
+    try:
+        os.chdir(tmp_path)
+        shell.run(cell("wait=true", ONE.replace("return 1", "return 2")))
+    finally:
+        os.chdir(before)
+    assert shell["one"]() == 2
