@@ -1,0 +1,179 @@
+"""Runners without a gateway: payloads from source text, a backend in a thread, a plain client."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import sys
+import threading
+import time
+import typing
+import uuid
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cloudpickle
+import httpx
+
+from fal_notebook.backends.local import LocalBackend
+from fal_notebook.gateway.operations.logs import parse
+from fal_notebook.runner import frames
+from fal_notebook.runner.envelope import pack
+from fal_notebook.runner.spec import RunnerSpec
+
+T = TypeVar("T")
+
+
+def define(source: str) -> dict[str, Any]:
+    """Run source text as a notebook would and return its names."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+def last_function(source: str) -> str:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node.name for node in ast.parse(source).body if isinstance(node, kinds)][-1]
+
+
+def payload(source: str, entry: str = "") -> bytes:
+    """Return the payload of the source's last function; one named ``setup`` is its setup."""
+    names = define(source)
+    function = names[entry or last_function(source)]
+    plain = getattr(function, "func", function)
+    content = {
+        "modules": {},
+        "function": function,
+        "setup": names.get("setup"),
+        "hints": typing.get_type_hints(plain, include_extras=True),
+    }
+    manifest = {"python": "{}.{}".format(*sys.version_info), "name": plain.__name__}
+    return pack({**manifest, "interpreter": sys.executable}, cloudpickle.dumps(content))
+
+
+class Bench:
+    """A local backend with its event loop in a thread."""
+
+    def __init__(self, state: Path, sockets: Path, fork: bool) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.state = state
+        self.sockets = sockets
+        self.backend = LocalBackend(state, sockets, fork)
+        self.environment = {"python": sys.executable, "libraries": ""}
+        self.runners: list[LiveRunner] = []
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+
+    def start(self, source: str, entry: str = "", ready: bool = True, **spec: Any) -> LiveRunner:
+        runner = LiveRunner(self, payload(source, entry), spec)
+        self.runners.append(runner)
+        if ready:
+            runner.wait_for("IDLE")
+        return runner
+
+    def end_runners(self) -> None:
+        while self.runners:
+            self.runners.pop().kill()
+
+    def close(self) -> None:
+        self.end_runners()
+        self.run(self.backend.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class LiveRunner:
+    """One runner, spoken to over its socket with its secret."""
+
+    def __init__(self, bench: Bench, content: bytes, spec: dict[str, Any]) -> None:
+        identity = uuid.uuid4().hex[:12]
+        self.folder = bench.state / "runners" / identity
+        self.folder.mkdir(parents=True)
+        (bench.state / f"{identity}.payload").write_bytes(content)
+        environment = {**bench.backend.inherited(), "FAL_RUNNER_ID": identity}
+        self.spec = RunnerSpec(
+            runner_id=identity,
+            secret="s3cret",
+            socket=str(bench.sockets / f"{identity}.sock"),
+            payload=str(bench.state / f"{identity}.payload"),
+            log=str(bench.state / f"{identity}.log"),
+            folder=str(self.folder),
+            environment={**environment, **spec.pop("environment", {})},
+            **spec,
+        )
+        self._bench = bench
+        self.started = bench.run(bench.backend.start(self.spec, bench.environment))
+        self.process = self.started.process
+        self.pid: int = self.process["pid"]
+
+    def client(self, secret: str = "s3cret") -> httpx.Client:
+        transport = httpx.HTTPTransport(uds=self.spec.socket, retries=0)
+        headers = {"x-fal-runner-secret": secret, "x-fal-request-id": "r1"}
+        return httpx.Client(transport=transport, base_url="http://r", headers=headers, timeout=30)
+
+    def post(self, body: Any = None, **request: Any) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with self.client() as client:
+            return client.post("/", content=b"" if body is None else content, **request)
+
+    def value(self, **body: Any) -> Any:
+        """Return the JSON result of a call that has to succeed."""
+        reply = self.post(body)
+        assert reply.status_code == 200, (reply.text, self.log())
+        return reply.json()
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call as a handle does; return the frames' contents."""
+        content = frames.dump_call(args, kwargs)
+        reply = self.post(content, headers={"content-type": frames.CONTENT_TYPE})
+
+        async def chunks() -> Any:
+            yield reply.content
+
+        async def collect() -> list[Any]:
+            return [frame async for frame in frames.read(chunks())]
+
+        return asyncio.run(collect())
+
+    def openapi(self) -> dict[str, Any]:
+        with self.client() as client:
+            return client.get("/openapi.json").json()
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """Yield the states of the link, once it can be reached, until it closes."""
+        deadline = time.monotonic() + 20
+        while not Path(self.spec.socket).exists() and self.alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        with self.client() as client, client.stream("GET", "/_fal/link") as reply:
+            for line in reply.iter_lines():
+                yield json.loads(line)
+
+    def wait_for(self, state: str) -> dict[str, Any]:
+        for line in self.states():
+            if line["state"] == state:
+                return line
+            assert line["state"] != "FAILED", (line["error"], self.log())
+        raise AssertionError(f"it never became {state}: {self.log()}")
+
+    def alive(self) -> bool:
+        return self._bench.backend.alive(self.process)
+
+    def stop(self) -> None:
+        self._bench.run(self._bench.backend.stop(self.process, self.spec.runner_id))
+
+    def kill(self) -> str:
+        return self._bench.run(self._bench.backend.kill(self.process, self.spec.runner_id))
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = Path(self.spec.log).read_text(errors="replace")
+        return [parse(line, "") for line in text.rstrip("\n").split("\n") if line]
+
+    def log(self) -> list[str]:
+        return [line["message"] for line in self.lines()]
