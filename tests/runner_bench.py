@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import json
 import sys
 import threading
 import time
-import typing
+import types
 import uuid
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cloudpickle
 import httpx
 
 from fal_notebook.backends.local import LocalBackend
 from fal_notebook.gateway.operations.logs import parse
+from fal_notebook.payload import capture
 from fal_notebook.runner import frames
-from fal_notebook.runner.envelope import pack
 from fal_notebook.runner.spec import RunnerSpec
 
 T = TypeVar("T")
 
 
 def define(source: str) -> dict[str, Any]:
-    """Run source text as a notebook would and return its names."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    """Run source text in the present ``__main__`` as a notebook would; return its names."""
+    namespace = vars(sys.modules["__main__"])
     exec(compile(source, "<cell>", "exec", dont_inherit=True), namespace)
     return namespace
+
+
+@contextlib.contextmanager
+def notebook() -> Iterator[None]:
+    """Have an empty ``__main__``, as a fresh kernel has."""
+    before = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = before
 
 
 def last_function(source: str) -> str:
@@ -40,17 +51,10 @@ def last_function(source: str) -> str:
 
 def payload(source: str, entry: str = "") -> bytes:
     """Return the payload of the source's last function; one named ``setup`` is its setup."""
-    names = define(source)
-    function = names[entry or last_function(source)]
-    plain = getattr(function, "func", function)
-    content = {
-        "modules": {},
-        "function": function,
-        "setup": names.get("setup"),
-        "hints": typing.get_type_hints(plain, include_extras=True),
-    }
-    manifest = {"python": "{}.{}".format(*sys.version_info), "name": plain.__name__}
-    return pack({**manifest, "interpreter": sys.executable}, cloudpickle.dumps(content))
+    with notebook():
+        names = define(source)
+        function = names[entry or last_function(source)]
+        return capture(function, setup_function=names.get("setup")).content
 
 
 class Bench:
@@ -151,7 +155,8 @@ class LiveRunner:
         while not Path(self.spec.socket).exists() and self.alive():
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        with self.client() as client, client.stream("GET", "/_fal/link") as reply:
+        cut = contextlib.suppress(httpx.TransportError)  # it ended without a farewell
+        with cut, self.client() as client, client.stream("GET", "/_fal/link") as reply:
             for line in reply.iter_lines():
                 yield json.loads(line)
 

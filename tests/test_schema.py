@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import typing
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from runner_bench import define, last_function
+from runner_bench import define, last_function, notebook
 
 from fal_notebook.runner.openapi import openapi
 from fal_notebook.runner.schema import Signature, read_signature, streams
@@ -31,6 +32,12 @@ class Size:
     width: int
     height: int = 1
 """
+
+
+@pytest.fixture(autouse=True)
+def _a_notebook() -> Iterator[None]:
+    with notebook():
+        yield
 
 
 def function_of(source: str) -> Any:

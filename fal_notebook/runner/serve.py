@@ -265,6 +265,9 @@ def _invalid(error: ValidationError) -> Response:
         {**item, "loc": ("body", *item["loc"])}
         for item in error.errors(include_url=False, include_context=True)
     ]
+    for item in detail:
+        if item["type"] == "json_invalid":
+            item["input"] = {}  # as FastAPI does; it would be the whole body
     return _error(422, detail)
 
 

@@ -1,0 +1,518 @@
+"""A runner serves its function: results, errors, threads, drains, and a clean process."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner_bench import Bench, LiveRunner
+
+MODELS = """
+from __future__ import annotations
+import dataclasses, datetime, decimal, enum, pathlib
+from typing import Annotated, Any, Optional
+import numpy as np
+from pydantic import BaseModel, Field, field_validator
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+class Point(BaseModel):
+    x: int
+    y: Optional[int] = None
+    @field_validator("x")
+    @classmethod
+    def small(cls, value):
+        if value > 100: raise ValueError("x is above 100")
+        return value
+@dataclasses.dataclass
+class Size:
+    width: int
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_runner_is_left(bench: Bench) -> Iterator[None]:
+    yield
+    bench.end_runners()
+
+
+def start(bench: Bench, source: str, **spec: Any) -> LiveRunner:
+    return bench.start(MODELS + source, **spec)
+
+
+# --- results -------------------------------------------------------------------------------------
+RESULTS = {
+    "np.float32(1.5)": 1.5,
+    "np.arange(3)": [0, 1, 2],
+    "{np.int64(3): np.bool_(True)}": {"3": True},
+    "[float('nan'), np.float64('inf'), np.array([np.nan])]": [None, None, [None]],
+    "{1}": [1],
+    "b'abc'": "abc",
+    "None": None,
+    "Point(x=1)": {"x": 1, "y": None},
+    "[Point(x=1)]": [{"x": 1, "y": None}],
+    "Size(2)": {"width": 2},
+    "datetime.date(2026, 1, 2)": "2026-01-02",
+    "(1, 'ä')": [1, "ä"],
+    "pathlib.Path('a/b')": "a/b",
+    "__import__('sklearn').base.BaseEstimator().get_params()": {},
+}
+
+
+def test_results_without_annotation_become_json(bench: Bench) -> None:
+    values = ", ".join(f"lambda: {text}" for text in RESULTS)
+    source = f"import sklearn.base\ndef f(n: int):\n    return [{values}][n]()"
+    runner = start(bench, source)
+    for number, (text, expected) in enumerate(RESULTS.items()):
+        assert runner.value(n=number) == expected, text
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        ("Point", "{'x': np.int64(3)}", {"x": 3}),
+        ("list[float]", "np.ones(2)", [1.0, 1.0]),
+        ("np.ndarray", "np.ones(2)", [1.0, 1.0]),
+        ("float", "np.float32(2)", 2.0),
+        ("Optional[Point]", "None", None),
+        ("dict[int, float]", "{np.int64(4): np.float32(3)}", {"4": 3.0}),
+        ("None", "None", None),
+    ],
+)
+def test_annotated_results_become_json(
+    bench: Bench, annotation: str, value: str, expected: Any
+) -> None:
+    assert start(bench, f"def f() -> {annotation}: return {value}").value() == expected
+
+
+def test_a_result_without_json_form_is_500_and_the_log_names_its_type(bench: Bench) -> None:
+    runner = start(bench, "class Odd: pass\ndef f(n: int): return [Odd(), [Odd()], b'\\xff'][n]")
+    for number, kind in enumerate(("Odd", "Odd", "bytes")):
+        reply = runner.post({"n": number})
+        assert (reply.status_code, reply.json()) == (500, {"detail": "Internal Server Error"})
+        assert reply.headers["x-fal-error-type"] == "runner_server_error"
+        assert kind in runner.log()[-1]
+        assert "has no JSON form" in runner.log()[-1]
+
+
+def test_a_validation_error_has_fastapis_shape_whatever_its_context(bench: Bench) -> None:
+    runner = start(bench, "def f(p: Point): return p")
+    reply = runner.post({"x": 101})
+    (error,) = reply.json()["detail"]
+    assert (reply.status_code, error["loc"], error["type"]) == (422, ["body", "x"], "value_error")
+    assert "x is above 100" in error["msg"]
+    (error,) = runner.post(b'{"x": NaN}').json()["detail"]
+    assert error["input"] is None
+    assert runner.post(b"{").json()["detail"][0]["type"] == "json_invalid"
+    assert runner.post(b"\xff").status_code == 422
+
+
+def test_an_http_exception_chooses_the_answer(bench: Bench) -> None:
+    source = (
+        "def f(n: int):\n    raise HTTPException(409, {'why': n, 'at': datetime.date(2026, 1, 2)},"
+        " headers={'retry-after': '3'})"
+    )
+    reply = start(bench, source).post({"n": 1})
+    assert (reply.status_code, reply.headers["retry-after"]) == (409, "3")
+    assert reply.json() == {"detail": {"why": 1, "at": "2026-01-02"}}
+
+
+def test_a_response_of_starlette_passes_as_it_is(bench: Bench) -> None:
+    reply = start(bench, "def f() -> Response: return HTMLResponse('<b>', 201)").post()
+    assert (reply.status_code, reply.text) == (201, "<b>")
+    assert reply.headers["content-type"].startswith("text/html")
+
+
+def test_paths_and_methods_that_are_not_there(bench: Bench) -> None:
+    runner = start(bench, "def f(): return 1")
+    with runner.client() as client:
+        assert client.get("/").status_code == 405
+        assert client.post("/other").status_code == 404
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/openapi.json").json() == runner.openapi()
+
+
+# --- functions of every kind ---------------------------------------------------------------------
+WRAPPERS = """
+import asyncio, functools
+def traced(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+def finished(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return asyncio.run(function(*args, **kwargs))
+    return wrapper
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "async def f(x: int): return x + 1",
+        "@traced\ndef f(x: int): return x + 1",
+        "@traced\nasync def f(x: int): return x + 1",
+        "@finished\nasync def f(x: int): return x + 1",
+        "def f(x: int, /): return x + 1",
+        "@functools.lru_cache\ndef f(x: int): return x + 1",
+    ],
+)
+def test_sync_async_and_decorated_functions_answer(bench: Bench, source: str) -> None:
+    assert start(bench, WRAPPERS + source).value(x=1) == 2
+
+
+def test_a_partial_and_an_object_answer(bench: Bench) -> None:
+    source = (
+        "import functools\ndef add(a: int, b: int): return a + b\n"
+        "inc = functools.partial(add, 1)\ndef unused(): pass"
+    )
+    assert start(bench, source, entry="inc").value(b=2) == 3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(n: int):\n    yield from range(n)",
+        "async def f(n: int):\n    for i in range(n): yield i",
+        "@traced\ndef f(n: int):\n    yield from range(n)",
+        "def f(n: int): return (i for i in range(n))",
+    ],
+)
+def test_generators_are_streamed_as_events_and_as_values(bench: Bench, source: str) -> None:
+    runner = start(bench, WRAPPERS + source)
+    reply = runner.post({"n": 3})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.text == "data: 0\n\ndata: 1\n\ndata: 2\n\n"
+    assert [frame[0] for frame in runner.call(2)] == ["stream", "item", "item", "return"]
+
+
+def test_a_field_default_counts_for_a_handles_call_too(bench: Bench) -> None:
+    runner = start(bench, "def f(x: int, y: int = Field(3, ge=1)): return x + y")
+    (frame,) = runner.call(1)
+    assert frame[0] == "return"
+    assert runner.value(x=1) == 4
+
+
+@pytest.mark.parametrize("kind", ["", "async "])
+def test_setups_result_is_the_first_argument(bench: Bench, kind: str) -> None:
+    source = f"{kind}def setup(): return [10]\n{kind}def f(state, x: int): return state[0] + x"
+    runner = start(bench, source)
+    assert runner.value(x=1) == 11
+    (name,) = runner.openapi()["components"]["schemas"]
+    assert list(runner.openapi()["components"]["schemas"][name]["properties"]) == ["x"]
+
+
+def test_a_setup_that_returns_none_adds_no_argument(bench: Bench) -> None:
+    assert start(bench, "def setup(): pass\ndef f(x: int): return x").value(x=1) == 1
+
+
+@pytest.mark.parametrize(
+    "raising", ["raise SystemExit(3)", "raise StopIteration", "raise KeyboardInterrupt"]
+)
+@pytest.mark.parametrize("kind", ["", "async "])
+def test_what_would_end_a_program_is_an_ordinary_error(
+    bench: Bench, raising: str, kind: str
+) -> None:
+    runner = start(bench, f"{kind}def f(bad: bool):\n    if bad: {raising}\n    return 1")
+    assert runner.post({"bad": True}).status_code == 500
+    assert runner.call(True)[0][0] == "raise"
+    assert runner.value(bad=False) == 1
+
+
+# --- threads and the loop ------------------------------------------------------------------------
+PEAK = """
+import threading, time
+now = peak = 0
+lock = threading.Lock()
+def f(seconds: float):
+    global now, peak
+    with lock:
+        now += 1
+        peak = max(peak, now)
+    time.sleep(seconds)
+    with lock: now -= 1
+    return peak
+"""
+ASYNC_PEAK = """
+import asyncio
+now = peak = 0
+async def f(seconds: float):
+    global now, peak
+    now += 1
+    peak = max(peak, now)
+    try: await asyncio.sleep(seconds)
+    finally: now -= 1
+    return peak
+"""
+
+
+@pytest.mark.parametrize("source", [PEAK, ASYNC_PEAK])
+@pytest.mark.parametrize("limit", [1, 4])
+def test_as_many_requests_run_at_once_as_max_multiplexing_says(
+    bench: Bench, source: str, limit: int
+) -> None:
+    runner = (
+        bench.start(source.replace("lock = threading.Lock()", ""), max_multiplexing=limit)
+        if (source is ASYNC_PEAK)
+        else bench.start(
+            "def setup():\n    import builtins, threading\n    builtins.lock = threading.Lock()\n"
+            + source.replace("lock = threading.Lock()\n", ""),
+            max_multiplexing=limit,
+        )
+    )
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: runner.value(seconds=0.1), range(6)))
+    assert runner.value(seconds=0) == limit
+
+
+def test_a_blocking_handler_does_not_stop_health(bench: Bench) -> None:
+    runner = start(bench, "import time\ndef f(): time.sleep(0.5)")
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(runner.post)
+        with runner.client() as client:
+            assert client.get("/health").status_code == 200
+        assert not busy.done()
+
+
+def test_an_async_handler_is_cancelled_when_its_caller_goes(bench: Bench, eventually: Any) -> None:
+    source = (
+        "import asyncio\nasync def f():\n    print('begun')\n    try: await asyncio.sleep(30)\n"
+        "    finally: print('ended')"
+    )
+    runner = start(bench, source)
+    with runner.client() as client:
+        gone = threading.Thread(target=_give_up, args=(client,))
+        gone.start()
+        eventually(lambda: "begun" in runner.log())
+        gone.join()
+    eventually(lambda: "ended" in runner.log())
+
+
+def _give_up(client: Any) -> None:
+    import httpx
+
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/", timeout=0.3)
+
+
+def test_a_stream_whose_reader_goes_is_closed(bench: Bench, eventually: Any) -> None:
+    source = (
+        "import time\ndef f():\n    try:\n        while True:\n            time.sleep(0.01)\n"
+        "            yield 1\n    finally: print('closed')"
+    )
+    runner = start(bench, source)
+    with runner.client() as client, client.stream("POST", "/") as reply:
+        next(reply.iter_lines())
+    eventually(lambda: "closed" in runner.log())
+    assert not [line for line in runner.log() if "Traceback" in line]
+
+
+# --- a clean process -----------------------------------------------------------------------------
+def test_the_environment_holds_what_was_declared_and_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAL_KEY", "of the kernel")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/lib/of/mine")
+    monkeypatch.setenv("NOTEBOOK_SECRET", "x")
+    runner = start(
+        bench, "import os\ndef f(): return dict(os.environ)", environment={"FAL_APP_NAME": "a"}
+    )
+    found = runner.value()
+    assert found["FAL_APP_NAME"] == "a"
+    assert found["LD_LIBRARY_PATH"] == "/lib/of/mine"
+    assert found["PATH"] == os.environ["PATH"]
+    assert not {"FAL_KEY", "NOTEBOOK_SECRET", "FAL_NOTEBOOK_STATE", "PYTEST_CURRENT_TEST"} & {
+        *found
+    }
+
+
+def test_children_of_the_runner_inherit_the_clean_environment(bench: Bench) -> None:
+    runner = start(
+        bench,
+        "import subprocess, sys\ndef f(): return subprocess.check_output([sys.executable, '-c', "
+        "'import os, json; print(json.dumps(dict(os.environ)))'], text=True)",
+    )
+    assert json.loads(runner.value()).keys() <= {*runner.spec.environment, "LC_CTYPE"}
+
+
+def test_folder_path_stdin_and_umask_are_the_runners_own(bench: Bench) -> None:
+    source = """
+import os, sys, stat
+def f():
+    open("made", "w").close()
+    return {
+        "cwd": os.getcwd(), "path": sys.path, "stdin": sys.stdin.read(), "argv": sys.argv,
+        "mode": stat.S_IMODE(os.stat("made").st_mode), "stdin_is": os.readlink("/proc/self/fd/0"),
+        "session": os.getsid(0) == os.getpid() == os.getpgrp(),
+    }
+"""
+    runner = start(bench, source)
+    found = runner.value()
+    assert found["cwd"] == str(runner.folder)
+    assert found["argv"] == [""]
+    assert (found["mode"], found["stdin"], found["stdin_is"]) == (0o600, "", "/dev/null")
+    assert found["session"]
+    assert not {"", str(Path(__file__).parent)} & {*found["path"]}
+
+
+def test_no_descriptor_of_gateway_or_zygote_reaches_a_runner_or_its_children(bench: Bench) -> None:
+    source = """
+import os, subprocess
+def links(folder):
+    found = {}
+    for name in os.listdir(folder):
+        try: found[int(name)] = os.readlink(f"{folder}/{name}")
+        except OSError: pass
+    return found
+def f():
+    child = subprocess.Popen(["sleep", "30"])
+    return links("/proc/self/fd"), links(f"/proc/{child.pid}/fd")
+"""
+    runner = start(bench, source)
+    own, childs = runner.value()
+    assert own["1"] == own["2"] == runner.spec.log
+    files = {name for name in own.values() if name.startswith("/") and "/dev/" not in name}
+    assert all(
+        name == runner.spec.log or name.startswith(f"{bench.state}/runner-") for name in files
+    )
+    sockets = [name for name in own.values() if name.startswith("socket:")]
+    assert len(sockets) <= 4, own  # its listener, this connection, the loop's own pair
+    assert childs == {"0": "/dev/null", "1": runner.spec.log, "2": runner.spec.log}
+
+
+def test_signals_are_at_their_defaults(bench: Bench) -> None:
+    source = """
+import signal
+def f():
+    usual = (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+    return [signal.getsignal(n) == signal.SIG_DFL for n in usual] + [
+        signal.getsignal(signal.SIGINT) == signal.default_int_handler,
+        not signal.pthread_sigmask(signal.SIG_BLOCK, []),
+    ]
+"""
+    assert all(start(bench, source).value())
+
+
+def test_main_is_a_module_of_the_notebooks_names(bench: Bench) -> None:
+    source = """
+import __main__, multiprocessing, sys
+def double(x): return x * 2
+def f():
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        doubled = pool.map(double, [1, 2])
+    return doubled, sorted(n for n in vars(sys.modules["__main__"]) if not n.startswith("_"))
+"""
+    doubled, names = start(bench, source).value()
+    assert doubled == [2, 4]
+    assert names == ["double", "f", "multiprocessing", "sys"]
+
+
+def test_two_forked_runners_have_random_states_of_their_own(bench: Bench) -> None:
+    source = """
+import os, random, ssl, uuid
+import numpy as np
+def f():
+    return [random.random(), np.random.rand(), uuid.uuid4().hex, os.urandom(8).hex(),
+            ssl.RAND_bytes(8).hex()]
+"""
+    first, second = (start(bench, source).value() for _ in range(2))
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+# --- the end -------------------------------------------------------------------------------------
+def test_sigterm_lets_a_request_finish_and_ends_the_runner(bench: Bench, eventually: Any) -> None:
+    runner = start(bench, "import time\ndef f(): print('begun'); time.sleep(0.4); return 7")
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(runner.value)
+        eventually(lambda: "begun" in runner.log())
+        runner.stop()
+        assert working.result() == 7
+    eventually(lambda: not runner.alive())
+    assert not os.path.exists(runner.spec.socket)
+
+
+def test_a_runner_without_a_gateway_ends_by_itself_with_its_children(
+    bench: Bench, eventually: Any
+) -> None:
+    import psutil
+
+    source = """
+import subprocess
+def setup(): return subprocess.Popen(["sleep", "1000"], start_new_session=True, env={}).pid
+def f(pid): return pid
+"""
+    runner = start(bench, source, orphan_timeout=0.4)
+    child = runner.value()
+    eventually(lambda: not runner.alive())
+    eventually(lambda: not psutil.pid_exists(child))
+
+
+def test_a_runner_with_a_gateway_stays(bench: Bench, eventually: Any) -> None:
+    runner = start(bench, "def f(): return 1", orphan_timeout=0.2)
+    lone = start(bench, "def f(): return 1", orphan_timeout=0.2)
+    with runner.client() as client, client.stream("GET", "/_fal/link"):
+        eventually(lambda: not lone.alive())
+        assert runner.alive()
+
+
+def test_a_drain_waits_for_what_its_gateway_has_on_the_way(bench: Bench, eventually: Any) -> None:
+    runner = start(bench, "def f(): return 1")
+    with runner.client() as link, link.stream("GET", "/_fal/link") as reply:
+        states = reply.iter_lines()
+        assert "IDLE" in next(line for line in states if "IDLE" in line)
+        runner.stop()
+        assert "DRAINING" in next(states)
+        assert runner.value() == 1
+        with runner.client() as client:
+            assert client.post("/_fal/end").status_code == 204
+    eventually(lambda: not runner.alive())
+
+
+@pytest.mark.parametrize(
+    ("setup", "error"),
+    [
+        ("raise ValueError('no model')", "ValueError: no model"),
+        ("raise MemoryError", "MemoryError"),
+        ("raise SystemExit(3)", "SystemExit(3)"),
+        ("return 1", "TypeError: setup_function returned a value"),
+    ],
+)
+def test_a_failing_setup_is_told_on_the_link_with_its_traceback_in_the_log(
+    bench: Bench, setup: str, error: str
+) -> None:
+    runner = bench.start(f"def setup(): {setup}\ndef f(): pass", ready=False)
+    failure = next(line for line in runner.states() if line["state"] == "FAILED")
+    assert error in failure["error"]
+    assert any("Traceback" in line for line in runner.log())
+
+
+@pytest.mark.parametrize(
+    ("crash", "ending"),
+    [
+        ("import os; os._exit(3)", "exit status 3"),
+        ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+    ],
+)
+def test_how_a_runner_ended_is_known(
+    bench: Bench, crash: str, ending: str, eventually: Any
+) -> None:
+    runner = bench.start(f"def setup():\n    {crash}\ndef f(): pass", ready=False)
+    eventually(lambda: not runner.alive())
+    eventually(lambda: runner.kill() == ending)
+    if ending == "SIGSEGV":
+        assert any("Segmentation fault" in line for line in runner.log())
