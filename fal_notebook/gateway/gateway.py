@@ -25,8 +25,6 @@ from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.machines import MachineType, this_host
 
 MAX_BODY = 100 * 1024 * 1024
-# Seconds until runners that were killed must have been seen to end.
-KILL_GRACE = 5.0
 
 
 @dataclass(eq=False)
@@ -71,7 +69,7 @@ class Gateway:
         self.keep_runners = True
         self.fleets: dict[tuple[str, str], Fleet] = {}
         self.deployments: dict[tuple[str, str], Deployment] = {}
-        self._ending: list[asyncio.Future[None]] = []
+        self._ending: list[asyncio.Future[Any]] = []
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
         self.backend = LocalBackend(state, sockets_folder(self.store))
@@ -129,14 +127,7 @@ class Gateway:
         stop = SchedulingError(503, "runner_scheduling_failure", "the gateway is stopping")
         for fleet in self.fleets.values():
             fleet.refuse(stop)
-        for end, patience in ((self.lifecycle.stop, grace), (self.lifecycle.kill, KILL_GRACE)):
-            ending = []
-            for fleet in self.fleets.values():
-                for runner in list(fleet.runners.values()):
-                    end(fleet, runner, "the gateway stops")
-                    ending.append(asyncio.ensure_future(runner.ended.wait()))
-            if ending:
-                await asyncio.wait(ending, timeout=patience)
+        await self.lifecycle.stop_all("the gateway stops", grace)
 
     async def _cancel_deployments(self) -> None:
         deployments = list(self.deployments.values())
@@ -167,6 +158,8 @@ class Gateway:
         self.lifecycle.adopt(fleet, row, revision)
         if app is None or app.revision != row.revision:
             self.lifecycle.stop(fleet, fleet.runners[row.id], "its revision does not serve")
+        if app is None:
+            self.forget(fleet)
 
     def _poke(self, fleet: Fleet) -> None:
         self.controller.poke(fleet)

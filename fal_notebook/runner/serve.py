@@ -86,6 +86,7 @@ class RunnerApp:
         self.function: Function | None = None
         self.released = False
         self.in_flight = 0
+        self._callers: dict[str, asyncio.Future[None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -99,6 +100,11 @@ class RunnerApp:
             return
         elif scope["path"] == "/_fal/end":
             self.released = True
+            response = Response(status_code=204)
+        elif scope["path"] == "/_fal/cancel":
+            caller = self._callers.get(headers[b"x-fal-request-id"].decode("latin-1"))
+            if caller is not None:
+                caller.cancel()
             response = Response(status_code=204)
         elif self.function is None:
             response = _error(503, "this runner takes no requests now")
@@ -119,7 +125,7 @@ class RunnerApp:
         logs.request_id.set(request)
         self.in_flight += 1
         try:
-            response = await _respond(function, scope, headers, receive)
+            response = await _respond(function, scope, headers, receive, self._callers)
             if response is not None:
                 await response(scope, receive, send)
         finally:
@@ -128,9 +134,13 @@ class RunnerApp:
 
 
 async def _respond(
-    function: Function, scope: Scope, headers: dict[bytes, bytes], receive: Receive
+    function: Function,
+    scope: Scope,
+    headers: dict[bytes, bytes],
+    receive: Receive,
+    callers: dict[str, asyncio.Future[None]],
 ) -> Response | None:
-    """Return the response, None when the caller has gone."""
+    """Return the response, None when the caller has gone before its request was read."""
     path, method = scope["path"], scope["method"]
     if path == "/health":
         return Response(b'{"status":"ok"}', media_type="application/json")
@@ -146,7 +156,12 @@ async def _respond(
     answer = _pickled if headers.get(b"content-type") == frames.CONTENT_TYPE.encode() else _json
     if not function.is_async:
         return await answer(function, body)
-    return await _unless_gone(answer(function, body), receive)
+    request = headers.get(b"x-fal-request-id", b"").decode("latin-1")
+    gone = callers[request] = asyncio.ensure_future(disconnected(receive))
+    try:
+        return await _unless_gone(answer(function, body), gone)
+    finally:
+        del callers[request]
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -161,17 +176,16 @@ async def _body(receive: Receive) -> bytes | None:
     return b"".join(chunks)
 
 
-async def _unless_gone(answer: Awaitable[Response], receive: Receive) -> Response | None:
+async def _unless_gone(answer: Awaitable[Response], gone: asyncio.Future[None]) -> Response:
     """Cancel an async function when its caller goes away; a thread could not be stopped."""
     answering = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(disconnected(receive))
     try:
         await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
             return answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
-        return None
+        return _error(499, "cancelled: the caller has gone")
     finally:
         gone.cancel()
         answering.cancel()
@@ -262,13 +276,18 @@ def _plain(value: Any) -> Any:
 def _invalid(error: ValidationError) -> Response:
     """Return 422 in FastAPI's shape: a list of errors whose `loc` begins with ``body``."""
     detail = [
-        {**item, "loc": ("body", *item["loc"])}
+        {**item, "loc": ("body", *item["loc"]), "input": _shown(item)}
         for item in error.errors(include_url=False, include_context=True)
     ]
     for item in detail:
         if item["type"] == "json_invalid":
             item["input"] = {}  # as FastAPI does; it would be the whole body
     return _error(422, detail)
+
+
+def _shown(error: Any) -> Any:
+    """Return the input to show: as in FastAPI, none when the body is no JSON at all."""
+    return {} if error["type"] == "json_invalid" else error["input"]
 
 
 def _error(status: int, detail: Any, headers: dict[str, str] | None = None) -> Response:

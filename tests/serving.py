@@ -1,0 +1,111 @@
+"""Apps for the tests of the gateway: deployed from source text, called over HTTP or raw sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import linecache
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from fal_notebook import deploy
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import NotFoundError
+from fal_notebook.handle import Handle
+
+
+@contextlib.contextmanager
+def deployed(source: str, **options: Any) -> Iterator[Handle]:
+    """Deploy the last function of `source` as a notebook would; delete it at the end."""
+    filename = f"<cell {abs(hash(source))}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, filename, "exec"), namespace)
+    name = source.rsplit("def ", 1)[1].split("(")[0]
+    handle = deploy.deploy(namespace[name], wait=True, **options)
+    try:
+        yield handle
+    finally:
+        with contextlib.suppress(NotFoundError):
+            handle.delete()
+
+
+def control(gateway: GatewayInfo) -> httpx.Client:
+    """Return a client with the owner's token."""
+    headers = {"authorization": f"Bearer {gateway.token}"}
+    return httpx.Client(base_url=gateway.url, headers=headers, timeout=20, trust_env=False)
+
+
+def with_key(key: str) -> dict[str, str]:
+    """Return the header that a caller with a key sends."""
+    return {"authorization": f"Key {key}"}
+
+
+def run_url(gateway: GatewayInfo, handle: Handle) -> str:
+    """Return the URL of an app."""
+    return f"{gateway.url}/run/{handle.owner}/{handle.name}"
+
+
+class Wire:
+    """A raw connection to the gateway, for what no HTTP library sends."""
+
+    def __init__(self, gateway: GatewayInfo) -> None:
+        address = urlsplit(gateway.url)
+        assert address.hostname
+        self.host = address.netloc
+        self.socket = socket.create_connection((address.hostname, address.port or 80), timeout=20)
+        self._buffer = b""
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, text: str | bytes) -> Wire:
+        """Send bytes as they are; in text, a newline is CRLF and GATEWAY the gateway's own name."""
+        if isinstance(text, str):
+            text = text.replace("\n", "\r\n").replace("GATEWAY", self.host).encode()
+        self.socket.sendall(text)
+        return self
+
+    def until(self, mark: bytes) -> bytes:
+        """Return what comes up to and with `mark`."""
+        while mark not in self._buffer:
+            data = self.socket.recv(65536)
+            assert data, f"closed before {mark!r}: {self._buffer!r}"
+            self._buffer += data
+        found, mark, self._buffer = self._buffer.partition(mark)
+        return found + mark
+
+    def rest(self) -> bytes:
+        """Return everything up to the close."""
+        while data := self.socket.recv(65536):
+            self._buffer += data
+        return self._buffer
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Return status and headers of the next response."""
+        first, *lines = self.until(b"\r\n\r\n").decode("latin-1").strip().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        return int(first.split(" ")[1]), headers
+
+    def response(self) -> tuple[int, dict[str, str], bytes]:
+        """Return the next response, whose length is declared."""
+        status, headers = self.head()
+        length = int(headers["content-length"])
+        while len(self._buffer) < length:
+            self._buffer += self.socket.recv(65536)
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        return status, headers, body
+
+
+def post(path: str, value: Any, *headers: str) -> str:
+    """Return a JSON request as text for `Wire.send`."""
+    body = json.dumps(value)
+    lines = [f"POST {path} HTTP/1.1", "Host: GATEWAY", f"Content-Length: {len(body)}", *headers]
+    return "\n".join(lines) + "\n\n" + body
