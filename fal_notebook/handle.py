@@ -55,6 +55,9 @@ class Handle:
         self.name = name
         self._original = original
         self._deployed = deployed
+        if original is not None:  # so that help() and inspect say what it takes
+            self.__doc__ = original.__doc__
+            self.__wrapped__ = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely; of a generator function, return an iterator."""

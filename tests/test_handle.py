@@ -1,0 +1,338 @@
+"""The handle: calls, generators, exceptions, questions, and how it travels."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fal_notebook.exceptions import (
+    DeployError,
+    FalNotebookError,
+    GatewayError,
+    NotFoundError,
+    OptionError,
+    RemoteError,
+    UnpicklableError,
+)
+from fal_notebook.handle import Handle
+
+
+def deploy(shell: Any, body: str, line: str = "wait=true") -> Handle:
+    shell.run(f"%%fal_function {line}\n{body}")
+    return next(v for v in reversed(shell.ip.user_ns.values()) if isinstance(v, Handle))
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C while the body waits."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+
+
+# --- calls ----------------------------------------------------------------------------------
+def test_arguments_of_every_kind_arrive(shell) -> None:
+    call = deploy(shell, "def f(a, /, b, *more, c=0, **named): return a, b, more, c, named")
+    assert call(1, 2, 3, c=4, d=5) == (1, 2, (3,), 4, {"d": 5})
+
+
+def test_an_async_function_returns_its_value(shell) -> None:
+    call = deploy(
+        shell, "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return -x"
+    )
+    assert call(3) == -3
+
+
+def test_fifty_megabytes_travel_there_and_back(shell) -> None:
+    call = deploy(shell, "def f(x): return x + 1")
+    array = np.zeros(50_000_000 // 8)
+    assert float(call(array).sum()) == array.size
+
+
+def test_a_body_above_the_limit_is_refused_in_one_sentence(shell) -> None:
+    call = deploy(shell, "def f(x): return len(x)")
+    with pytest.raises(GatewayError, match="413.*max_body=104857600"):
+        call(bytes(105_000_000))
+
+
+def test_recursion_stays_inside_the_runner(shell) -> None:
+    call = deploy(shell, "def fact(n): return n * fact(n - 1) if n else 1")
+    assert call(10) == 3628800
+
+
+def test_a_class_of_the_notebook_is_the_same_class_when_it_comes_back(shell) -> None:
+    shell.run("from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int")
+    call = deploy(shell, "def f(p): return Point(p.x + 1)")
+    assert call(shell["Point"](1)) == shell["Point"](2)
+
+
+def test_local_runs_here_and_the_signature_is_the_functions(shell) -> None:
+    body = 'import os\ndef f(a: int = 1) -> int:\n    """Say where."""\n    return os.getpid()'
+    call = deploy(shell, body)
+    assert call.local() == os.getpid() != call()
+    assert str(inspect.signature(call)) == "(a: int = 1) -> int"
+    assert call.__doc__ == "Say where."
+
+
+def test_local_of_a_handle_from_elsewhere_is_one_sentence() -> None:
+    with pytest.raises(FalNotebookError, match="f was not defined in this kernel; run its cell"):
+        Handle("tester", "f").local()
+
+
+def test_aio_is_awaited_on_the_running_loop_and_gathers(shell) -> None:
+    deploy(
+        shell,
+        "import time\ndef f(x):\n    time.sleep(0.2)\n    return x",
+        "max_multiplexing=8 wait=true",
+    )
+    shell.run("import asyncio, time\nbegan = time.monotonic()")
+    values = shell.run("await asyncio.gather(*(f.aio(i) for i in range(8)))")
+    assert values == list(range(8))
+    assert time.monotonic() - shell["began"] < 1.2
+
+
+def test_aio_of_a_generator_is_an_async_iterator(shell) -> None:
+    call = deploy(shell, "def f(n):\n    yield from range(n)")
+
+    async def collect() -> list[int]:
+        return [value async for value in await call.aio(3)]
+
+    assert asyncio.run(collect()) == [0, 1, 2]
+
+
+# --- generators -----------------------------------------------------------------------------
+def test_a_generator_is_an_iterator_of_values_as_they_come(shell) -> None:
+    call = deploy(
+        shell,
+        "import time\ndef f():\n    yield 1\n    time.sleep(30)\n    yield 2",
+        "wait=true termination_grace_period_seconds=0",
+    )
+    values = call()
+    assert next(values) == 1
+    values.close()
+
+
+def test_async_generators_and_empty_ones_work(shell) -> None:
+    call = deploy(shell, "async def f(n):\n    for i in range(n):\n        yield i")
+    assert (list(call(3)), list(call(0))) == ([0, 1, 2], [])
+
+
+def test_an_error_in_a_generator_is_raised_after_its_values(shell) -> None:
+    call = deploy(shell, "def f():\n    yield 1\n    raise KeyError('lost')")
+    values = call()
+    assert next(values) == 1
+    with pytest.raises(KeyError, match="lost"):
+        next(values)
+
+
+def test_closing_a_generator_early_frees_its_runner(shell, eventually) -> None:
+    call = deploy(
+        shell,
+        "import itertools, time\ndef f():\n    for i in itertools.count():\n"
+        "        time.sleep(0.01)\n        yield i",
+        "max_concurrency=1 wait=true",
+    )
+    values = call()
+    assert next(values) == 0
+    values.close()
+    assert eventually(lambda: call.status()["in_flight"] == 0)
+    assert next(call()) == 0
+
+
+# --- exceptions -----------------------------------------------------------------------------
+def test_an_exception_keeps_its_type_and_shows_the_remote_traceback(shell) -> None:
+    call = deploy(shell, "def f(): return {}['missing']")
+    with pytest.raises(KeyError, match="missing") as caught:
+        call()
+    cause = caught.value.__cause__
+    assert isinstance(cause, RemoteError)
+    assert "return {}['missing']" in cause.remote_traceback
+    assert cause.type_name == "KeyError"
+
+
+def test_an_exception_class_of_the_notebook_is_caught_by_its_class(shell) -> None:
+    shell.run(
+        "class Refused(Exception):\n"
+        "    def __init__(self, code): super().__init__(f'code {code}'); self.code = code\n"
+        "    def __reduce__(self): return Refused, (self.code,)"
+    )
+    call = deploy(shell, "def f(): raise Refused(7)")
+    with pytest.raises(shell["Refused"]) as caught:
+        call()
+    assert caught.value.code == 7
+
+
+def test_an_exception_that_cannot_be_made_here_is_a_remote_error(shell) -> None:
+    shell.run(
+        "class Odd(Exception):\n    def __init__(self, a, b): super().__init__(f'{a} and {b}')"
+    )
+    call = deploy(shell, "def f(): raise Odd(1, 2)")
+    with pytest.raises(RemoteError, match="Odd: 1 and 2") as caught:
+        call()
+    shown = "\n".join(caught.value._render_traceback_())
+    assert "raise Odd(1, 2)" in shown
+
+
+def test_an_exception_that_holds_a_lock_is_a_remote_error(shell) -> None:
+    body = "def f():\n    import threading\n    raise ValueError('held', threading.Lock())"
+    with pytest.raises(RemoteError, match="ValueError: .*held"):
+        deploy(shell, body)()
+
+
+def test_a_result_that_cannot_travel_is_one_sentence(shell) -> None:
+    call = deploy(shell, "import threading\ndef f(): return threading.Lock()")
+    with pytest.raises(Exception, match="cannot pickle '_thread.lock' object"):
+        call()
+
+
+def test_an_argument_that_cannot_travel_is_one_sentence(shell) -> None:
+    call = deploy(shell, "def f(x): return x")
+    with pytest.raises(UnpicklableError, match=r"an argument of f cannot be pickled: .*lock"):
+        call(threading.Lock())
+
+
+def test_a_runner_that_dies_during_a_call_is_one_sentence(shell) -> None:
+    call = deploy(shell, "import os\ndef f(): os._exit(3)")
+    with pytest.raises(FalNotebookError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_call_above_request_timeout_says_so(shell) -> None:
+    body = "import time\ndef f(): time.sleep(60)"
+    call = deploy(shell, body, "request_timeout=1 termination_grace_period_seconds=0 wait=true")
+    with pytest.raises(GatewayError, match="request_timeout=1 s"):
+        call()
+
+
+# --- waiting for the deploy -----------------------------------------------------------------
+def test_every_question_of_a_failed_first_deploy_raises_its_error(shell) -> None:
+    shell.run("def load(): raise ValueError('no weights')")
+    call = deploy(shell, "def f(): return 1", "setup_function=load")
+    for ask in (call, call.status, call.logs, call.runners, call.openapi, call.wait):
+        with pytest.raises(DeployError, match="no weights"):
+            ask()
+    with pytest.raises(DeployError, match="no weights"):
+        asyncio.run(call.aio())
+
+
+def test_an_interrupted_call_leaves_the_deploy_alone(shell, eventually) -> None:
+    shell.run("import time\ndef load(): time.sleep(1)")
+    call = deploy(shell, "def f(): return 5", "setup_function=load")
+    with interrupted_after(0.2), pytest.raises(KeyboardInterrupt):
+        call()
+    assert call() == 5
+
+
+def test_an_interrupted_call_cancels_its_request(shell, eventually) -> None:
+    body = "import asyncio\nasync def f(): await asyncio.sleep(60)"
+    call = deploy(shell, body, "wait=true termination_grace_period_seconds=0")
+    with interrupted_after(0.4), pytest.raises(KeyboardInterrupt):
+        call()
+    assert eventually(lambda: call.status()["in_flight"] == 0)
+
+
+def test_cancelling_an_awaited_call_leaves_the_deploy_alone(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(0.5)")
+    call = deploy(shell, "def f(): return 5", "setup_function=load")
+
+    async def impatient() -> None:
+        await asyncio.wait_for(call.aio(), 0.1)
+
+    with pytest.raises(TimeoutError if hasattr(asyncio, "timeout") else asyncio.TimeoutError):
+        asyncio.run(impatient())
+    assert call() == 5
+
+
+# --- questions ------------------------------------------------------------------------------
+def test_status_runners_timeline_and_openapi_tell_of_the_app(shell) -> None:
+    call = deploy(shell, "def f(x: int) -> str: return str(x)")
+    call(1)
+    assert call.status()["options"]["keep_alive"] == 10
+    assert [runner["state"] for runner in call.runners()] == ["IDLE"]
+    assert call.timeline()[-1]["runners"] == 1
+    assert "post" in call.openapi()["paths"]["/"]
+    assert repr(call) == "<fal app tester/f>"
+
+
+def test_scale_takes_effect_at_once_and_refuses_in_one_sentence(shell) -> None:
+    call = deploy(shell, "def f(): return 1")
+    assert call.scale(keep_alive=42)["options"]["keep_alive"] == 42
+    with pytest.raises(OptionError, match="did you mean 'keep_alive'"):
+        call.scale(keep_alives=1)
+    with pytest.raises(OptionError, match="max_concurrency=0 is not allowed"):
+        call.scale(max_concurrency=0)
+    with pytest.raises(OptionError, match="name at least one option"):
+        call.scale()
+
+
+def test_logs_are_lines_with_their_request_and_are_followed(shell) -> None:
+    call = deploy(shell, "def f(x):\n    print('saw', x)")
+    call(1)
+    lines = [line for line in call.logs() if line["message"] == "saw 1"]
+    assert len(lines) == 1
+    assert lines[0]["request"]
+    followed = call.logs(follow=True)
+    assert next(line for line in followed if line["message"] == "saw 1")
+    call(2)
+    assert next(line for line in followed if line["message"] == "saw 2")
+    followed.close()
+
+
+def test_questions_about_an_app_that_is_not_there_name_it(shell) -> None:
+    nobody = Handle("tester", "nobody")
+    for ask in (nobody, nobody.status, nobody.delete, lambda: nobody.logs(follow=True)):
+        with pytest.raises(NotFoundError, match="there is no app tester/nobody"):
+            ask()
+
+
+def test_a_deleted_app_is_gone_for_its_handle(shell) -> None:
+    call = deploy(shell, "def f(): return 1")
+    call.delete()
+    with pytest.raises(NotFoundError, match="there is no app tester/f"):
+        call()
+
+
+# --- how it travels -------------------------------------------------------------------------
+def test_a_handle_travels_as_owner_and_name(shell, gateway) -> None:
+    call = deploy(shell, "def f(): return 1")
+    content = pickle.dumps(call)
+    assert (pickle.loads(content).owner, pickle.loads(content).name) == ("tester", "f")
+    assert gateway.token.encode() not in content
+
+
+def test_a_captured_handle_calls_its_app_from_inside_another(shell) -> None:
+    deploy(shell, "def inner(x): return x + 1")
+    body = "async def outer(x): return inner(x) + await inner.aio(x), inner.url"
+    deploy(shell, body)
+    value, url = shell["outer"](1)
+    assert (value, url) == (4, shell["inner"].url)
+    deploy(shell, body)
+    assert shell["outer"].status()["number"] == 1
+
+
+def test_a_forked_child_can_use_the_handle(shell) -> None:
+    call = deploy(shell, "def f(): return 9")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, str(call()).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 10) == b"9"
+    os.close(reading)
+    os.close(writing)
