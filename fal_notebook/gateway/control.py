@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, FastAPI, Path, Query, Request, Response
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
@@ -31,11 +33,18 @@ _STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
 
 def create_control(gateway: Gateway) -> FastAPI:
     """Return the control API; who may use it is decided before, in `app`."""
-    api = FastAPI(title="fal_notebook gateway", version=__version__, docs_url=None, redoc_url=None)
+    api = FastAPI(
+        title="fal_notebook gateway",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     for router in (_gateway_routes(gateway), _app_routes(gateway), _key_routes(gateway)):
         api.include_router(router)
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
+    api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(ClientDisconnect, _nobody)
     api.add_exception_handler(Exception, _broken)
     return api
@@ -47,6 +56,16 @@ def _refusal(status: int) -> Callable[[Request, Exception], Awaitable[Response]]
         return JSONResponse(content, status_code=status)
 
     return handler
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Answer in FastAPI's shape; a body that is no JSON is not sent back."""
+    assert isinstance(error, RequestValidationError)
+    detail = [
+        {key: value for key, value in item.items() if not isinstance(value, bytes)}
+        for item in error.errors()
+    ]
+    return JSONResponse({"detail": jsonable_encoder(detail)}, status_code=422)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

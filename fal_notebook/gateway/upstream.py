@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._in_exchange = False
         self._bodyless = False
         self._half_sent = False
+        self._keep_alive = False
 
     # --- what asyncio calls ------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -120,6 +121,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Mark the response as whole."""
         self.complete = self.status != 0
+        self._keep_alive = self._parser.should_keep_alive()  # it is forgotten right after
 
     # --- what the proxy calls ----------------------------------------------------------------
     @property
@@ -131,7 +133,7 @@ class Connection(asyncio.Protocol):
             and self._error is None
             and not self._bodyless
             and not self._half_sent
-            and (not self._in_exchange or (self.complete and self._parser.should_keep_alive()))
+            and (not self._in_exchange or (self.complete and self._keep_alive))
         )
 
     def begin(self, data: bytes, bodyless: bool = False) -> None:
