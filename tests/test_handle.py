@@ -63,7 +63,7 @@ def test_fifty_megabytes_travel_there_and_back(shell) -> None:
 
 def test_a_body_above_the_limit_is_refused_in_one_sentence(shell) -> None:
     call = deploy(shell, "def f(x): return len(x)")
-    with pytest.raises(GatewayError, match="413.*max_body=104857600"):
+    with pytest.raises(GatewayError, match=r"413.*max_body=104857600"):
         call(bytes(105_000_000))
 
 
@@ -187,13 +187,13 @@ def test_an_exception_that_cannot_be_made_here_is_a_remote_error(shell) -> None:
 
 def test_an_exception_that_holds_a_lock_is_a_remote_error(shell) -> None:
     body = "def f():\n    import threading\n    raise ValueError('held', threading.Lock())"
-    with pytest.raises(RemoteError, match="ValueError: .*held"):
+    with pytest.raises(RemoteError, match=r"ValueError: .*held"):
         deploy(shell, body)()
 
 
 def test_a_result_that_cannot_travel_is_one_sentence(shell) -> None:
     call = deploy(shell, "import threading\ndef f(): return threading.Lock()")
-    with pytest.raises(Exception, match="cannot pickle '_thread.lock' object"):
+    with pytest.raises(Exception, match=r"cannot pickle '_thread.lock' object"):
         call()
 
 

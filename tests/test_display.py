@@ -1,0 +1,72 @@
+"""What is shown: escaped in HTML, aligned in text, complete in both."""
+
+from __future__ import annotations
+
+import pytest
+
+from fal_notebook.deploy import Progress
+from fal_notebook.display import DeployView, Table, captured_table, log_line, runners_table
+from fal_notebook.payload import Payload, capture
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def payload() -> Payload:
+    return capture(len)
+
+
+def progress(payload: Payload) -> Progress:
+    return Progress("me", "app", payload, url="http://h/run/me/app", number=3)
+
+
+def test_text_of_users_is_escaped_in_html(payload) -> None:
+    shown = progress(payload)
+    shown.notices.append(EVIL)
+    shown.inherited = {"regions": EVIL}
+    shown.step({"step": "building", "message": EVIL})
+    assert EVIL not in DeployView(shown)._repr_html_()
+    shown.failed(EVIL, [EVIL])
+    assert EVIL not in DeployView(shown)._repr_html_()
+    assert EVIL not in Table((EVIL,), [(EVIL,)], EVIL)._repr_html_()
+    assert EVIL not in Table((EVIL,), [], EVIL)._repr_html_()
+    assert repr(DeployView(shown)).count(EVIL) == 4
+
+
+def test_a_deploy_shows_its_steps_until_it_has_ended(payload) -> None:
+    shown = progress(payload)
+    shown.state = "deploying"
+    shown.step({"step": "building", "message": "numpy"})
+    for view in (repr(DeployView(shown)), DeployView(shown)._repr_html_()):
+        assert "building: numpy" in view
+    shown.step({"step": "active", "message": "url"})
+    for view in (repr(DeployView(shown)), DeployView(shown)._repr_html_()):
+        assert "building: numpy" not in view
+        assert "active" in view
+        assert "revision 3" in view
+
+
+def test_a_failed_deploy_shows_the_last_lines_of_its_log(payload) -> None:
+    shown = progress(payload)
+    shown.failed("boom", [f"line {number}" for number in range(100)])
+    assert "line 99" in repr(DeployView(shown))
+    assert "line 5\n" not in repr(DeployView(shown))
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    table = Table(("a", "b"), [("long cell", 1), ("x", 2)], "")
+    assert repr(table).splitlines() == ["a          b", "long cell  1", "x          2"]
+
+
+def test_empty_tables_say_what_is_missing() -> None:
+    assert repr(runners_table([])) == "no runners: the app is scaled to zero"
+
+
+def test_captured_values_are_listed_with_kind_and_size() -> None:
+    table = repr(captured_table(capture(progress)))
+    assert "progress" in table.splitlines()[1]
+
+
+def test_a_log_line_without_time_and_request_is_aligned_with_others() -> None:
+    line = {"at": None, "runner": "abcdef123", "request": None, "level": "INFO", "message": "m"}
+    assert log_line(line) == f"{'':8} abcdef INFO  m"

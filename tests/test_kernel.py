@@ -1,0 +1,180 @@
+"""The magics in a real Jupyter kernel: outputs that follow a deploy, errors, interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import GatewayError
+from fal_notebook.handle import Handle
+
+ONE = "def one():\n    return 1\n"
+SLOW = "def load():\n    import time; time.sleep({})\n"
+
+
+class Notebook:
+    """A notebook whose cells are run one by one in a kernel of its own."""
+
+    def __init__(self) -> None:
+        self._client = NotebookClient(nbformat.v4.new_notebook(), timeout=30)
+
+    @contextmanager
+    def started(self) -> Iterator[Notebook]:
+        with self._client.setup_kernel(stderr=subprocess.DEVNULL):
+            self.run("%load_ext fal_notebook\nimport os")
+            self.pid = int(text(self.run("os.getpid()")))
+            yield self
+
+    def run(self, source: str) -> Any:
+        """Run a new cell and return it; a cell that fails raises CellExecutionError."""
+        self._client.nb.cells.append(nbformat.v4.new_code_cell(source))
+        return self._client.execute_cell(self._client.nb.cells[-1], len(self._client.nb.cells) - 1)
+
+    @property
+    def last(self) -> Any:
+        return self._client.nb.cells[-1]
+
+    @contextmanager
+    def interrupted_after(self, seconds: float) -> Iterator[None]:
+        timer = threading.Timer(seconds, os.kill, (self.pid, signal.SIGINT))
+        timer.start()
+        yield
+        timer.join()
+
+
+def text(cell: Any) -> str:
+    """Everything that a cell shows, as plain text."""
+    parts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs]
+    return "\n".join(parts)
+
+
+@pytest.fixture(scope="module")
+def kernel(gateway: GatewayInfo) -> Iterator[Notebook]:
+    with Notebook().started() as notebook:
+        yield notebook
+
+
+@pytest.fixture
+def notebook(kernel: Notebook) -> Iterator[Notebook]:
+    yield kernel
+    with suppress(GatewayError):
+        Handle("tester", "one").delete()
+
+
+def test_a_waiting_cell_has_one_output_which_ends_active(notebook: Notebook) -> None:
+    cell = notebook.run(f"%%fal_function wait=true\n{ONE}")
+    assert [output.output_type for output in cell.outputs] == ["display_data"]
+    data = cell.outputs[0].data
+    assert "one: active" in data["text/plain"]
+    assert ">active</span>" in data["text/html"]
+    assert text(notebook.run("one()")) == "1"
+
+
+def test_the_output_of_an_earlier_cell_follows_its_deploy(notebook: Notebook) -> None:
+    notebook.run(SLOW.format(0.3))
+    cell = notebook.run(f"%%fal_function setup_function=load\n{ONE}")
+    assert "one: deploying" in text(cell)
+    notebook.run("one.wait()")
+    assert "one: active" in text(cell)
+    assert len(cell.outputs) == 1
+
+
+def test_a_failed_waiting_deploy_fails_its_cell_and_shows_reason_and_log(
+    notebook: Notebook,
+) -> None:
+    notebook.run(
+        "def load():\n    print('<script>here</script>')\n    raise ValueError('<b>no</b>')"
+    )
+    with pytest.raises(CellExecutionError):
+        notebook.run(f"%%fal_function setup_function=load wait=true\n{ONE}")
+    shown = notebook.last.outputs[0].data
+    assert "ValueError: <b>no</b>" in shown["text/plain"]
+    assert "<script>here</script>" in shown["text/plain"]
+    assert "<script>" not in shown["text/html"]
+    assert "<b>no</b>" not in shown["text/html"]
+    assert "&lt;script&gt;here" in shown["text/html"]
+
+
+def test_a_failed_deploy_in_the_background_is_shown_and_fails_the_call(notebook: Notebook) -> None:
+    notebook.run("def load(): raise ValueError('no weights')")
+    cell = notebook.run(f"%%fal_function setup_function=load\n{ONE}")
+    with pytest.raises(CellExecutionError, match="no weights"):
+        notebook.run("one()")
+    assert "one: failed" in text(cell)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"%%fal_function keep_alives=1\n{ONE}",
+        "%%fal_function\ndef broken(:\n    pass",
+        f"%%fal_function\n{ONE}1 / 0",
+        "%fal status nobody",
+    ],
+)
+def test_bad_input_fails_its_cell(notebook: Notebook, source: str) -> None:
+    with pytest.raises(CellExecutionError):
+        notebook.run(source)
+
+
+def test_an_interrupt_detaches_a_waiting_cell_and_the_deploy_goes_on(notebook: Notebook) -> None:
+    notebook.run(SLOW.format(1.5))
+    with notebook.interrupted_after(0.5):
+        cell = notebook.run(f"%%fal_function setup_function=load wait=true\n{ONE}")
+    assert "Detached: the deploy continues. Cancel it with: %fal cancel one" in text(cell)
+    assert text(notebook.run("one()")) == "1"
+    assert "one: active" in text(cell)
+
+
+def test_an_interrupt_before_the_gateway_answers_detaches_too(
+    notebook: Notebook, gateway: GatewayInfo
+) -> None:
+    os.kill(gateway.pid, signal.SIGSTOP)
+    try:
+        with notebook.interrupted_after(0.5):
+            cell = notebook.run(f"%%fal_function wait=true\n{ONE}")
+    finally:
+        os.kill(gateway.pid, signal.SIGCONT)
+    assert "Detached" in text(cell)
+    assert text(notebook.run("one()")) == "1"
+
+
+def test_an_interrupted_call_is_an_ordinary_interrupt(notebook: Notebook) -> None:
+    notebook.run(
+        "%%fal_function wait=true\nimport asyncio\nasync def one(): await asyncio.sleep(60)"
+    )
+    with notebook.interrupted_after(0.5), pytest.raises(CellExecutionError, match="Interrupt"):
+        notebook.run("one()")
+
+
+def test_following_logs_ends_with_an_interrupt_without_an_error(notebook: Notebook) -> None:
+    notebook.run("%%fal_function wait=true\ndef one(): print('I was here')")
+    notebook.run("one()")
+    with notebook.interrupted_after(1):
+        cell = notebook.run("%fal logs one -f")
+    assert "I was here" in text(cell)
+    assert "(interrupted)" in text(cell)
+
+
+def test_an_async_cell_awaits_calls_at_once(notebook: Notebook) -> None:
+    notebook.run("%%fal_function max_multiplexing=4 wait=true\nasync def one(x): return x")
+    cell = notebook.run("import asyncio\nawait asyncio.gather(*(one.aio(i) for i in range(4)))")
+    assert text(cell) == "[0, 1, 2, 3]"
+
+
+def test_the_notebook_is_named_by_the_session_of_the_server(notebook: Notebook) -> None:
+    notebook.run("os.environ['JPY_SESSION_NAME'] = '/work/a.ipynb'")
+    notebook.run(f"%%fal_function wait=true\n{ONE}")
+    assert text(notebook.run("one.status()['notebook']")) == "'notebook /work/a.ipynb'"
+    notebook.run("del os.environ['JPY_SESSION_NAME']")

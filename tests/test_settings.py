@@ -1,0 +1,70 @@
+"""Settings: the environment, then config.toml, then the default; what is wrong is one sentence."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+import pytest
+
+from fal_notebook import settings
+from fal_notebook.exceptions import SettingError
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "config.toml"
+    monkeypatch.setenv("FAL_NOTEBOOK_CONFIG", str(path))
+    monkeypatch.delenv("FAL_NOTEBOOK_OWNER", raising=False)
+    return path
+
+
+def test_the_environment_wins_over_the_file_and_that_over_the_default(config, monkeypatch) -> None:
+    assert settings.setting("port", 7) == 7
+    config.write_text("port = 8")
+    assert settings.setting("port", 7) == 8
+    monkeypatch.setenv("FAL_NOTEBOOK_PORT", "9")
+    assert settings.setting("port", 7) == 9
+
+
+def test_a_value_of_the_wrong_type_is_named_with_its_place(config, monkeypatch) -> None:
+    config.write_text("port = 'high'")
+    with pytest.raises(SettingError, match=r"port in .*config.toml is 'high', .* a whole number"):
+        settings.setting("port", 0)
+    monkeypatch.setenv("FAL_NOTEBOOK_PORT", "8o8o")
+    with pytest.raises(SettingError, match="FAL_NOTEBOOK_PORT is '8o8o', .* a whole number"):
+        settings.setting("port", 0)
+
+
+def test_a_file_that_is_no_toml_is_named(config) -> None:
+    config.write_text("port =")
+    with pytest.raises(SettingError, match="config.toml cannot be read"):
+        settings.setting("port", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "owner"), [("Ada Lovelace", "ada-lovelace"), ("ß", "user"), ("a_b", "a-b")]
+)
+def test_an_owner_is_made_fit_for_a_url(config, monkeypatch, given: str, owner: str) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_OWNER", given)
+    assert settings.owner() == owner
+
+
+def test_the_owner_is_the_user_even_without_an_entry_in_passwd(config, monkeypatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert settings.owner() == getpass.getuser().lower()
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    assert settings.owner() == "user-54321"
+
+
+def test_a_state_folder_is_private_and_one_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path / "new"))
+    assert settings.state_folder().stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path / "file" / "state"))
+    with pytest.raises(SettingError, match="the state folder .* cannot be made"):
+        settings.state_folder()
