@@ -69,7 +69,7 @@ def imports(session: Session, effort: Effort) -> list[Result]:
         "json": "import json",
         "httpx": "import httpx",
         "ours": "import fal_notebook",
-        "deploy": "import fal_notebook.deploy",
+        "deploy": "import fal_notebook.deploying",
         "shell": shell,
         "load_ext": shell + "s.run_line_magic('load_ext', 'fal_notebook')",
     }
@@ -85,7 +85,7 @@ def imports(session: Session, effort: Effort) -> list[Result]:
     httpx = added("httpx")
     return [
         Result("import fal_notebook", "ms", added("ours"), "import json", added("json"), 150),
-        Result("import fal_notebook.deploy", "ms", added("deploy"), "import httpx", httpx),
+        Result("import fal_notebook.deploying", "ms", added("deploy"), "import httpx", httpx),
         Result("%load_ext fal_notebook", "ms", added("load_ext", "shell"), "import httpx", httpx),
     ]
 

@@ -16,7 +16,7 @@ _LAZY = {
     "Handle": "fal_notebook.handle",
     "Options": "fal_notebook.options",
     "capture": "fal_notebook.payload",
-    "deploy": "fal_notebook.deploy",
+    "deploy": "fal_notebook.deploying",
 }
 
 

@@ -47,6 +47,12 @@ class Client:
         """Ask the gateway to end, with its runners unless they are kept for the next one."""
         await self._json("POST", "/api/gateway/stop", params={"keep_runners": keep_runners})
 
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.aclose()
+
     # --- apps --------------------------------------------------------------------------------
     async def upload(self, payload: bytes) -> str:
         """Store a payload and return its SHA-256."""

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fal_notebook import deploy
+from fal_notebook import deploying
 from fal_notebook.cell import analyse
 from fal_notebook.exceptions import CellError, OptionError
 from fal_notebook.options import split_options
 
 
-def deploy_file(target: str, values: Mapping[str, Any]) -> deploy.Deployment:
+def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
     """Run ``FILE[::FUNCTION]`` and deploy its function, by default the last one.
 
     The file runs as ``__main__`` of this process, so that it is captured by value like a cell.
@@ -37,7 +37,7 @@ def deploy_file(target: str, values: Mapping[str, Any]) -> deploy.Deployment:
     namespace = _run(source, path)
     if not callable(namespace.get(entry)):
         raise CellError(f"`{entry}` is not a function when {name} has run")
-    return deploy.start(namespace[entry], options, cell, entry)
+    return deploying.start(namespace[entry], options, cell, entry)
 
 
 def _run(source: str, path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fal_notebook import deploy
+from fal_notebook import deploying
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import NotFoundError
 from fal_notebook.handle import Handle
@@ -26,7 +26,7 @@ def deployed(source: str, **options: Any) -> Iterator[Handle]:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(source, filename, "exec"), namespace)
     name = source.rsplit("def ", 1)[1].split("(")[0]
-    handle = deploy.deploy(namespace[name], wait=True, **options)
+    handle = deploying.deploy(namespace[name], wait=True, **options)
     try:
         yield handle
     finally:

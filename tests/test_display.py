@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fal_notebook.deploy import Progress
+from fal_notebook.deploying import Progress
 from fal_notebook.display import DeployView, Table, captured_table, log_line, runners_table
 from fal_notebook.payload import Payload, capture
 

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.magic import no_var_expand
 from IPython.display import display
 
-from fal_notebook import deploy
+from fal_notebook import deploying
 from fal_notebook.display import DeployView, captured_table
 from fal_notebook.exceptions import CellError, DeployError
 from fal_notebook.handle import Handle
@@ -66,10 +66,10 @@ class FunctionMagic:
         if not callable(function):
             raise CellError(f"`{entry}` is not a function when the cell has run")
         if cell.dry_run:
-            _show_captured(deploy.captured(function, options, cell))
+            _show_captured(deploying.captured(function, options, cell))
             return
         output = Output(self._shell)
-        deployment = deploy.start(function, options, cell, entry, output.update)
+        deployment = deploying.start(function, options, cell, entry, output.update)
         with self._detached_by_interrupt(entry, deployment):
             deployment.accepted.result()
             self._shell.user_ns[entry] = deployment.handle
@@ -77,7 +77,7 @@ class FunctionMagic:
             if cell.wait:
                 self._wait(deployment, output)
 
-    def _wait(self, deployment: deploy.Deployment, output: Output) -> None:
+    def _wait(self, deployment: deploying.Deployment, output: Output) -> None:
         try:
             deployment.handle.wait()
         except DeployError as error:
@@ -87,7 +87,9 @@ class FunctionMagic:
             output.end()
 
     @contextmanager
-    def _detached_by_interrupt(self, entry: str, deployment: deploy.Deployment) -> Iterator[None]:
+    def _detached_by_interrupt(
+        self, entry: str, deployment: deploying.Deployment
+    ) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
