@@ -1,0 +1,174 @@
+"""The store: transactions, versions, rows that survive, errors with names."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from fal_notebook.exceptions import DiskFullError, StoreError
+from fal_notebook.gateway.store import (
+    EVENTS_KEPT,
+    SCHEMA_VERSION,
+    App,
+    Event,
+    Key,
+    Revision,
+    RunnerRow,
+    Store,
+)
+
+
+def app(name: str = "app") -> App:
+    return App("me", name, "r1", "notebook.ipynb", {"keep_alive": 5})
+
+
+def revision(identity: str = "r1", number: int = 1, payload: str = "p") -> Revision:
+    return Revision(identity, "me", "app", number, "ACTIVE", "d", payload, {}, {}, {}, {})
+
+
+def test_it_is_a_wal_database_of_its_user_only(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    with store.transaction():
+        store.put(app())
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    assert (tmp_path / "store.db-wal").exists()
+    store.close()
+
+
+def test_rows_survive_as_they_were(tmp_path: Path) -> None:
+    rows = [
+        app(),
+        revision(),
+        RunnerRow("x", "me", "app", "r1", "IDLE", "s", "XS", process={"pid": 1, "created": 2.5}),
+        Key("k", "hash", "me", "API"),
+    ]
+    store = Store(tmp_path / "store.db")
+    with store.transaction():
+        for row in rows:
+            store.put(row)
+    note = store.note("n", lambda: "first")
+    store.close()
+    store = Store(tmp_path / "store.db")
+    assert [store.select(type(row))[0] for row in rows] == rows
+    assert store.note("n", lambda: "second") == note
+    store.close()
+
+
+def test_a_newer_schema_is_refused_and_left_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    Store(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="newer fal_notebook"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(StoreError, match="not a database"):
+        Store(tmp_path / "store.db")
+    with pytest.raises(StoreError):
+        Store(tmp_path)
+
+
+def _fail_halfway(store: Store) -> None:
+    with store.transaction():
+        store.put(app())
+        store.emit("deploy", "me", "app", {})
+        with store.transaction():
+            store.put(revision())
+        raise RuntimeError
+
+
+def test_an_error_inside_a_transaction_leaves_nothing(tmp_path: Path) -> None:
+    store, heard = Store(tmp_path / "store.db"), list[Event]()
+    store.followers.append(heard.append)
+    with pytest.raises(RuntimeError):
+        _fail_halfway(store)
+    assert (store.select(App), store.select(Revision), store.events(0), heard) == ([], [], [], [])
+    store.emit("deploy", "me", "app", {})
+    assert len(heard) == 1
+    store.close()
+
+
+def test_followers_hear_after_the_commit_and_cannot_break_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, seen = Store(tmp_path / "store.db"), list[int]()
+
+    def broken(event: Event) -> None:
+        raise RuntimeError("a follower's own error")
+
+    store.followers += [broken, lambda event: seen.append(len(store.select(App)))]
+    with store.transaction():
+        store.put(app())
+        store.emit("deploy", "me", "app", {})
+        assert seen == []
+    assert seen == [1]
+    assert "a follower of events failed" in caplog.text
+    store.close()
+
+
+def test_a_full_disk_is_an_error_of_ours_and_the_store_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(DiskFullError), store.transaction():
+        store.put(revision(payload="x" * 100_000))
+    assert store.select(Revision) == []
+    store._db.execute("PRAGMA max_page_count = 100000")
+    with store.transaction():
+        store.put(revision(payload="x" * 100_000))
+    assert len(store.select(Revision)) == 1
+    store.close()
+
+
+def test_old_events_go(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    with store.transaction():
+        for _ in range(EVENTS_KEPT + 2000):
+            store.emit("runner", "me", "app", {})
+    events = store.events(0)
+    assert EVENTS_KEPT <= len(events) <= EVENTS_KEPT + 1000
+    assert events[-1].seq == store.last_seq() == EVENTS_KEPT + 2000
+    store.close()
+
+
+def test_events_are_found_by_number_owner_and_app(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    for owner, name in (("me", "a"), ("me", "b"), ("you", "a"), ("me", "a")):
+        store.emit("runner", owner, name, {})
+    assert [e.seq for e in store.events(0)] == [1, 2, 3, 4]
+    assert [e.seq for e in store.events(1, "me", "a")] == [4]
+    assert [e.seq for e in store.events(0, "me")] == [1, 2, 4]
+    store.close()
+
+
+def test_a_deleted_app_frees_the_payloads_that_no_other_uses(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    other = Revision("o", "me", "other", 1, "ACTIVE", "d", "shared", {}, {}, {}, {})
+    with store.transaction():
+        for row in (app(), revision(), revision("r2", 2, "shared"), other):
+            store.put(row)
+        assert store.next_number("me", "app") == 3
+        assert store.delete_app("me", "app") == ["p"]
+    assert store.app("me", "app") is None
+    assert [r.id for r in store.select(Revision)] == ["o"]
+    store.close()
+
+
+def test_runners_that_ended_long_ago_are_forgotten(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    with store.transaction():
+        for identity, ended in (("old", 10.0), ("new", 30.0), ("alive", None)):
+            row = RunnerRow(identity, "me", "app", "r1", "IDLE", "s", "XS", ended_at=ended)
+            store.put(row)
+        assert store.forget_runners(20.0) == ["old"]
+    assert {row.id for row in store.select(RunnerRow)} == {"new", "alive"}
+    store.close()
