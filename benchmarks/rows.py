@@ -137,15 +137,17 @@ def overhead(session: Session, effort: Effort) -> list[Result]:
 
 
 def throughput(session: Session, effort: Effort) -> list[Result]:
-    """Requests per second and p99 at 32 connections, gateway and one runner against bare."""
+    """Rate, latency and CPU at 32 connections: gateway and one runner against bare."""
     rows = []
-    with bare() as (sync_target, _):
-        peers = {"def": sync_target, "async def": Target(sync_target.address, "/async", BODY)}
-        for keyword, peer in peers.items():
+    with bare() as (sync_target, peer):
+        targets = {"def": sync_target, "async def": Target(sync_target.address, "/async", BODY)}
+        for keyword, target in targets.items():
             name = session.new_name()
             options = f"max_concurrency=1 min_concurrency=1 max_multiplexing={CONNECTIONS}"
             session.deploy(name, options, keyword)
-            rows += _throughput(keyword, session.target(name), peer, effort)
+            ours = [session.gateway, session.runner(name)[1]]
+            sides = [(session.target(name), ours), (target, [peer])]
+            rows += _throughput(keyword, sides, effort)
             session[name].delete()
     return rows
 
@@ -230,23 +232,38 @@ def _minus(some: list[float], others: list[float]) -> list[float]:
     return [a - b for a, b in zip(some, others, strict=True)]
 
 
-def _throughput(keyword: str, ours: Target, peer: Target, effort: Effort) -> list[Result]:
-    loads: dict[Target, list[tuple[float, float, float]]] = {ours: [], peer: []}
-    for target in loads:
+def _throughput(
+    keyword: str, sides: list[tuple[Target, list[psutil.Process]]], effort: Effort
+) -> list[Result]:
+    for target, _ in sides:
         load(target, CONNECTIONS, min(1.0, effort.seconds), effort.wrk)
-    for _ in range(max(1, effort.rounds - 2)):
-        for target, figures in loads.items():
-            one = load(target, CONNECTIONS, effort.seconds, effort.wrk)
-            figures.append((one.rate, one.p50, one.p99))
-    (rate, p50, p99), (peer_rate, peer_p50, peer_p99) = (
-        [list(column) for column in zip(*figures, strict=True)] for figures in loads.values()
-    )
-    label = f"{keyword} handler, {CONNECTIONS} connections"
+    rounds = range(max(1, effort.rounds - 2))
+    taken = [[_loaded(*side, effort) for side in sides] for _ in rounds]
+    label = f"{keyword}, {CONNECTIONS} connections"
+    named = zip(("req/s", "ms", "ms", "µs"), ("", ", p50", ", p99", ", CPU a request"), strict=True)
     return [
-        Result(label, "req/s", rate, BARE, peer_rate, more_is_better=True),
-        Result(f"{label}, p50", "ms", p50, BARE, peer_p50),
-        Result(f"{label}, p99", "ms", p99, BARE, peer_p99),
+        Result(
+            f"{label}{what}",
+            unit,
+            [ours[n] for ours, _ in taken],
+            BARE,
+            [theirs[n] for _, theirs in taken],
+            more_is_better=unit == "req/s",
+        )
+        for n, (unit, what) in enumerate(named)
     ]
+
+
+def _loaded(
+    target: Target, processes: list[psutil.Process], effort: Effort
+) -> tuple[float, float, float, float]:
+    """Return requests per second, p50 and p99 in ms, and CPU time in µs that a request took."""
+    before = sum(map(_cpu, processes))
+    started = time.perf_counter()
+    one = load(target, CONNECTIONS, effort.seconds, effort.wrk)
+    requests = one.rate * (time.perf_counter() - started)
+    used = sum(map(_cpu, processes)) - before
+    return one.rate, one.p50, one.p99, used / requests * 1e6
 
 
 def _cpu(process: psutil.Process) -> float:
