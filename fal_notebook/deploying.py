@@ -14,7 +14,13 @@ from typing import Any
 
 from fal_notebook import settings, sync
 from fal_notebook.client import Client
-from fal_notebook.exceptions import DeployError, GatewayError, OptionError, PayloadMissingError
+from fal_notebook.exceptions import (
+    DeployError,
+    GatewayError,
+    GatewayUnavailableError,
+    OptionError,
+    PayloadMissingError,
+)
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.manifest import name_of
 from fal_notebook.notebook import identity
@@ -205,6 +211,8 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
+    except GatewayUnavailableError:
+        pass
     except GatewayError as error:
         progress.failed(str(error))
     if progress.state == "deploying":

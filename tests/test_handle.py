@@ -267,6 +267,12 @@ def test_status_runners_timeline_and_openapi_tell_of_the_app(shell) -> None:
     assert repr(call) == "<fal app tester/f>"
 
 
+def test_runners_that_have_no_process_yet_are_listed(shell) -> None:
+    call = deploy(shell, "def f(): return 1", "max_concurrency=3 wait=true")
+    call.scale(min_concurrency=3)
+    assert {runner["state"] for runner in call.runners()} <= {"PENDING", "SETUP", "IDLE"}
+
+
 def test_scale_takes_effect_at_once_and_refuses_in_one_sentence(shell) -> None:
     call = deploy(shell, "def f(): return 1")
     assert call.scale(keep_alive=42)["options"]["keep_alive"] == 42

@@ -38,7 +38,7 @@ class LocalBackend:
         self._state = state
         self._sockets = sockets
         self._fork = fork
-        self._spawned: dict[int, asyncio.subprocess.Process] = {}
+        self._spawned: dict[tuple[int, float], asyncio.subprocess.Process] = {}
         self._bundle = write_bundle(state)
         self._zygotes = Zygotes(self._bundle, state / "gateway.log")
 
@@ -83,8 +83,8 @@ class LocalBackend:
             found = {"keeper": keeper, "keeper_created": _created(keeper), "ending": spec.ending}
         else:
             process = await spawn(self._bundle, environment, spec)
-            self._spawned[runner := process.pid] = process
-            found = {}
+            runner, found = process.pid, {}
+            self._spawned[runner, _created(runner)] = process
         return Started(f"unix:{spec.socket}", {"pid": runner, "created": _created(runner), **found})
 
     async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
@@ -93,7 +93,7 @@ class LocalBackend:
         try:
             return await zygote.fork(spec)
         except BuildError:
-            await self._zygotes.forget(environment, zygote)
+            zygote.drop()
             return await (await self._zygotes.get(environment)).fork(spec)
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
@@ -118,9 +118,11 @@ class LocalBackend:
         return bool(process) and _lives(process["pid"], process["created"])
 
     def _kill_group(self, process: dict[str, Any]) -> None:
-        """Kill the process group, unless its number belongs to somebody else by now."""
-        if _created(process["pid"]) in (0.0, process["created"]):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        """Kill the runner and its group, unless the number belongs to somebody else by now."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.alive(process):
+                os.kill(process["pid"], signal.SIGKILL)  # it may not lead its group yet
+            if _created(process["pid"]) in (0.0, process["created"]):
                 os.killpg(process["pid"], signal.SIGKILL)
 
     def _sweep(self, process: dict[str, Any], runner_id: str) -> None:
@@ -132,7 +134,7 @@ class LocalBackend:
                     found.kill()
 
     async def _ending(self, process: dict[str, Any]) -> str:
-        spawned = self._spawned.pop(process["pid"], None)
+        spawned = self._spawned.pop((process["pid"], process["created"]), None)
         if spawned is not None:
             return _named(await spawned.wait())
         with contextlib.suppress(OSError, ValueError):
@@ -147,7 +149,7 @@ class LocalBackend:
                 "cpu_percent": found.cpu_percent(),
                 "memory_bytes": float(found.memory_info().rss),
             }
-        except psutil.Error:
+        except (psutil.Error, KeyError):  # it has ended, or has no process yet
             return {}
 
     async def close(self) -> None:

@@ -1,0 +1,208 @@
+"""The gateway is found through its file, started on demand, once, and replaced when it is gone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from filelock import FileLock
+
+import fal_notebook
+from fal_notebook import cli, discovery, handle, sync
+from fal_notebook.client import Client
+from fal_notebook.exceptions import DeployError, GatewayUnavailableError
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder of this test; its gateway is stopped at the end."""
+    client = Client()
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
+    monkeypatch.setattr(handle, "_client_of", functools.cache(lambda pid: client))
+    yield tmp_path
+    cli.run(["gateway", "stop"], "fal-notebook")
+    sync.wait(client.close())
+
+
+def kill(info: discovery.GatewayInfo) -> None:
+    """End a gateway without giving it a chance to clear up."""
+    process = psutil.Process(info.pid)
+    process.kill()
+    process.wait(10)
+
+
+def deploy_seven() -> handle.Handle:
+    def seven() -> int:
+        return 7
+
+    return fal_notebook.deploy(seven, wait=True)
+
+
+def test_the_file_is_private_and_the_gateway_answers(state) -> None:
+    info = discovery.ensure(state)
+    assert stat.S_IMODE(discovery.info_file(state).stat().st_mode) == 0o600
+    assert discovery.answers(info)
+    assert discovery.find(state) == info
+    assert info.token not in repr(info)
+
+
+def test_two_that_need_a_gateway_at_once_start_one(state) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: discovery.ensure(state).pid, range(4)))
+    assert len(found) == 1
+
+
+def test_processes_that_need_a_gateway_at_once_start_one(state) -> None:
+    code = "from fal_notebook import discovery as d, settings as s; "
+    code += "print(d.ensure(s.state_folder()).pid)"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert len({process.communicate(timeout=30)[0] for process in started}) == 1
+
+
+def test_a_stale_file_is_replaced_and_the_url_stays(state) -> None:
+    first = discovery.ensure(state)
+    kill(first)
+    second = discovery.ensure(state)
+    assert second.pid != first.pid
+    assert second.token != first.token
+    assert second.url == first.url
+
+
+def test_a_gateway_that_ended_leaves_no_zombie(state, eventually) -> None:
+    info = discovery.ensure(state)
+    os.kill(info.pid, signal.SIGKILL)
+    assert eventually(lambda: not psutil.pid_exists(info.pid))
+
+
+def test_an_app_is_still_there_when_its_gateway_was_killed(state) -> None:
+    seven = deploy_seven()
+    url = seven.url
+    kill(discovery.ensure(state))
+    assert seven() == 7
+    assert seven.url == url
+
+
+def test_calls_at_once_find_the_next_gateway(state) -> None:
+    seven = deploy_seven()
+    seven.scale(max_concurrency=2)
+    kill(discovery.ensure(state))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: seven(), range(4))) == [7] * 4
+
+
+def test_a_deploy_that_loses_its_gateway_says_so(state) -> None:
+    def slow() -> None:
+        import time
+
+        time.sleep(60)
+
+    waiting = fal_notebook.deploy(lambda: 1, name="slow", setup_function=slow)
+    kill(discovery.ensure(state))
+    with pytest.raises(DeployError, match="the gateway stopped during the deploy; run the cell"):
+        waiting.wait()
+
+
+def test_a_file_that_makes_no_sense_is_replaced(state) -> None:
+    discovery.info_file(state).write_text("{}")
+    assert discovery.answers(discovery.ensure(state))
+    discovery.info_file(state).write_text("no json")
+    assert discovery.find(state) is None
+
+
+def test_a_newer_gateways_file_may_say_more(state) -> None:
+    info = discovery.ensure(state)
+    content = json.loads(discovery.info_file(state).read_text())
+    discovery.info_file(state).write_text(json.dumps({**content, "more": 1}))
+    assert discovery.find(state) == info
+
+
+def test_an_older_gateway_is_replaced_and_its_runners_adopted(state) -> None:
+    seven = deploy_seven()
+    (runner,) = seven.runners()
+    old = discovery.ensure(state)
+    content = json.loads(discovery.info_file(state).read_text())
+    discovery.info_file(state).write_text(json.dumps({**content, "protocol": 0}))
+    new = discovery.ensure(state)
+    assert new.pid != old.pid
+    assert seven() == 7
+    assert [r["id"] for r in seven.runners()] == [runner["id"]]
+
+
+def test_one_that_is_still_ending_is_waited_for(state) -> None:
+    held = FileLock(state / "gateway.lock", thread_local=False)
+    held.acquire()
+    timer = threading.Timer(0.3, held.release)
+    timer.start()
+    assert discovery.answers(discovery.ensure(state))
+    timer.join()
+
+
+def test_one_that_does_not_answer_is_named(state, monkeypatch) -> None:
+    monkeypatch.setattr(discovery, "START_TIMEOUT", 0.3)
+    refused = pytest.raises(GatewayUnavailableError, match=r"holds .* and does not answer")
+    with FileLock(state / "gateway.lock"), refused:
+        discovery.ensure(state)
+
+
+def test_a_taken_port_is_said_in_one_sentence(state, monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("FAL_NOTEBOOK_PORT", str(port))
+        with pytest.raises(GatewayUnavailableError, match=f"port={port} cannot be used") as caught:
+            discovery.ensure(state)
+    assert "\n" not in str(caught.value)
+    assert "Address already in use" in str(caught.value)
+
+
+def test_a_wrong_setting_of_the_gateway_is_said_in_one_sentence(state, monkeypatch) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_PORT", "eighty")
+    with pytest.raises(GatewayUnavailableError, match="FAL_NOTEBOOK_PORT is 'eighty'"):
+        discovery.ensure(state)
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_sentence(state) -> None:
+    (state / "start.lock").mkdir()
+    with pytest.raises(GatewayUnavailableError, match="the gateway cannot be started") as caught:
+        discovery.ensure(state)
+    assert "\n" not in str(caught.value)
+    (state / "start.lock").rmdir()
+
+
+def test_a_configured_port_survives_a_restart_with_a_new_token(state, monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        monkeypatch.setenv("FAL_NOTEBOOK_PORT", str(free.getsockname()[1]))
+    seven = deploy_seven()
+    cli.run(["gateway", "stop"], "fal-notebook")
+    discovery.ensure(state)
+    assert seven() == 7
+
+
+def test_start_stop_and_status_work_in_every_order(state) -> None:
+    def gateway(verb: str) -> str:
+        return str(cli.run(["gateway", verb], "fal-notebook"))
+
+    assert gateway("stop") == "no gateway runs"
+    assert gateway("status").startswith("no gateway runs; its log is ")
+    first = gateway("start")
+    assert re.match(r"the gateway runs at http://127.0.0.1:\d+ \(pid \d+\)", first)
+    assert gateway("start") == first
+    assert "http://127.0.0.1" in gateway("status")
+    assert gateway("stop") == "the gateway has stopped"
+    assert gateway("stop") == "no gateway runs"
+    assert gateway("start") != first
