@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
@@ -48,7 +48,11 @@ class Zygote:
     @property
     def alive(self) -> bool:
         """Whether it can still fork."""
-        return self._process.returncode is None
+        return self._process.returncode is None and self._connection.fileno() >= 0
+
+    def drop(self) -> None:
+        """Ask it for nothing any more; it ends when its socket closes."""
+        self._connection.close()
 
     async def ready(self) -> None:
         """Wait until it has imported everything."""
@@ -85,8 +89,8 @@ class Zygote:
         return line
 
     async def close(self) -> None:
-        """Let it end: it does when its socket closes."""
-        self._connection.close()
+        """Let it end and wait for that."""
+        self.drop()
         await self._process.wait()
 
 
@@ -106,29 +110,20 @@ class Zygotes:
             task = self._all[key] = asyncio.ensure_future(self._start(environment))
         return await asyncio.shield(task)
 
-    async def forget(self, environment: dict[str, str], zygote: Zygote) -> None:
-        """Let a zygote that failed end, so that the next one is a new one."""
-        key = json.dumps(environment, sort_keys=True)
-        task = self._all.get(key)
-        if task is not None and task.done() and not task.exception() and task.result() is zygote:
-            del self._all[key]
-        await zygote.close()
-
     async def _start(self, environment: dict[str, str]) -> Zygote:
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs, _appended(self._log) as log:
-            process = await asyncio.create_subprocess_exec(
-                *_command(self._bundle, environment, "zygote", str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=clean_environment(),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        zygote = Zygote(process, ours)
         try:
+            ours.setblocking(False)
+            with theirs, _appended(self._log) as log:
+                arguments = _command(self._bundle, environment, "zygote", str(theirs.fileno()))
+                process = await _execute(
+                    arguments,
+                    log,
+                    clean_environment(),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                )
+            zygote = Zygote(process, ours)
             await zygote.ready()
         except BaseException:
             ours.close()
@@ -145,11 +140,33 @@ class Zygotes:
 
 
 def _alive(task: asyncio.Task[Zygote]) -> bool:
-    return not task.cancelled() and not task.exception() and task.result().alive
+    if task.cancelled() or task.exception():
+        return False
+    if not task.result().alive:
+        task.result().drop()
+    return task.result().alive
 
 
 def _appended(path: Path) -> BinaryIO:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
+async def _execute(
+    arguments: list[str], log: BinaryIO, variables: dict[str, str], **more: Any
+) -> asyncio.subprocess.Process:
+    """Start a program in a session of its own.
+
+    Raises
+    ------
+    BuildError
+        When the interpreter cannot be executed.
+    """
+    try:
+        return await asyncio.create_subprocess_exec(
+            *arguments, stdout=log, stderr=log, env=variables, start_new_session=True, **more
+        )
+    except OSError as error:
+        raise BuildError(f"{arguments[0]} cannot be executed: {error.strerror}") from error
 
 
 async def spawn(
@@ -159,15 +176,10 @@ async def spawn(
 
     Its name is in the environment that it is born with, by which its children are found.
     """
+    variables = {**clean_environment(), "FAL_RUNNER_ID": spec.runner_id}
     with _appended(Path(spec.log)) as log:
-        process = await asyncio.create_subprocess_exec(
-            *_command(bundle, environment, "spawn"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env={**clean_environment(), "FAL_RUNNER_ID": spec.runner_id},
-            start_new_session=True,
-        )
+        arguments = _command(bundle, environment, "spawn")
+        process = await _execute(arguments, log, variables, stdin=asyncio.subprocess.PIPE)
     assert process.stdin is not None
     with contextlib.suppress(ConnectionError):  # it ended at once: that is seen on its link
         process.stdin.write(spec.to_json().encode() + b"\n")

@@ -56,9 +56,10 @@ class LineWriter(io.TextIOBase):
         *lines, rest = (self._pending.pop(key, "") + text).split("\n")
         for line in lines:
             self._record(key[0], line)
-        if len(rest) >= LONGEST:
-            self._record(key[0], rest)
-        elif rest:
+        while len(rest) >= LONGEST:
+            self._record(key[0], rest[:LONGEST])
+            rest = rest[LONGEST:]
+        if rest:
             self._pending[key] = rest
         return len(text)
 

@@ -1,0 +1,191 @@
+"""What the user's code writes lands in the log as lines, each with its request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runner_bench import Bench, LiveRunner
+
+from fal_notebook.runner import logs
+from fal_notebook.runner.logs import LONGEST, RECORD, LineWriter
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
+    yield bench
+    bench.close()
+
+
+def run(bench: Bench, body: str, head: str = "") -> LiveRunner:
+    """Start a runner whose function has this body, and call it once as request r1."""
+    lines = "".join(f"    {line}\n" for line in body.split("\n"))
+    runner = bench.start(
+        f"import os, sys, subprocess, logging, warnings\n{head}\ndef f():\n{lines}"
+    )
+    runner.value()
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("body", "level", "expected"),
+    [
+        ("print('one')\nprint('two')", "INFO", ["one", "two"]),
+        ("print('a', end='')\nprint('b')", "INFO", ["ab"]),
+        ("print('unfinished', end='')", "INFO", ["unfinished"]),
+        ("print('x\\ny')", "INFO", ["x", "y"]),
+        ("print()", "INFO", [""]),
+        ("print('ü \\ud800')", "INFO", ["ü \ud800"]),
+        ("print('10%', end='\\r'); print('20%', end='\\r')", "INFO", ["20%"]),
+        ("print('to stderr', file=sys.stderr)", "ERROR", ["to stderr"]),
+        ("sys.__stdout__.write('past\\n')", "INFO", ["past"]),
+        ("sys.stdout.writelines(['a\\n', 'b\\n'])", "INFO", ["a", "b"]),
+        ("print(sys.stdout.encoding, sys.stdout.isatty())", "INFO", ["utf-8 False"]),
+        ("sys.stdout.close(); print('still here')", "INFO", ["still here"]),
+        ("logging.warning('careful')", "ERROR", ["WARNING:root:careful"]),
+    ],
+)
+def test_lines_of_a_request_bear_its_id(
+    bench: Bench, body: str, level: str, expected: list[str]
+) -> None:
+    lines = run(bench, body).lines()
+    assert [line["message"] for line in lines] == expected
+    assert {(line["level"], line["request"]) for line in lines} == {(level, "r1")}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "os.write(1, b'raw\\n')",
+        "subprocess.run(['echo', 'raw'])",
+        "subprocess.run('echo raw >&2', shell=True)",
+        "sys.stdout.buffer.write(b'raw\\n')",
+    ],
+)
+def test_output_past_sys_stdout_lands_in_the_log_without_a_request(bench: Bench, body: str) -> None:
+    lines = run(bench, body).lines()
+    assert [(line["message"], line["request"]) for line in lines] == [("raw", None)]
+
+
+def test_warnings_land_in_the_log(bench: Bench) -> None:
+    assert any("UserWarning: old" in line for line in run(bench, "warnings.warn('old')").log())
+
+
+def test_output_of_setup_and_import_is_there_without_a_request(bench: Bench) -> None:
+    runner = bench.start("def setup():\n    print('up', end='')\ndef f(): pass")
+    assert [(line["message"], line["request"]) for line in runner.lines()] == [("up", None)]
+
+
+def test_a_threads_and_a_tasks_lines_keep_the_request(bench: Bench) -> None:
+    source = """
+import asyncio, contextvars, threading
+async def part(): print("task")
+async def f():
+    await asyncio.gather(part(), asyncio.to_thread(print, "thread"))
+"""
+    runner = bench.start(source)
+    runner.value()
+    assert {(line["message"], line["request"]) for line in runner.lines()} == {
+        ("task", "r1"),
+        ("thread", "r1"),
+    }
+
+
+def test_requests_that_print_at_once_do_not_mix(bench: Bench) -> None:
+    source = """
+import time
+def f(name: str):
+    for _ in range(20):
+        print(name, end="-"); time.sleep(0.002); print(name)
+"""
+    runner = bench.start(source, max_multiplexing=4)
+
+    def call(name: str) -> None:
+        runner.post({"name": name}, headers={"x-fal-request-id": name})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, "abcd"))
+    for line in runner.lines():
+        assert line["message"] == f"{line['request']}-{line['request']}"
+    assert len(runner.lines()) == 80
+
+
+def test_the_log_is_readable_by_its_user_only(bench: Bench) -> None:
+    runner = run(bench, "pass")
+    assert stat.S_IMODE(os.stat(runner.spec.log).st_mode) == 0o600
+
+
+# --- the writer by itself ------------------------------------------------------------------------
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Any]:
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    writer = LineWriter(descriptor, "INFO")
+
+    def messages() -> list[str]:
+        text = path.read_text().rstrip("\n").split("\n")
+        assert all(line.startswith(RECORD) for line in text)
+        return [json.loads(line[1:])["message"] for line in text]
+
+    yield writer, messages
+    os.close(descriptor)
+
+
+def test_a_line_without_an_end_is_written_in_pieces(written: Any) -> None:
+    writer, messages = written
+    for _ in range(40):
+        writer.write("x" * 1000)
+    assert len(messages()) == 1
+    writer.write("y" * (3 * LONGEST) + "\n")
+    assert all(len(message) <= LONGEST for message in messages())
+    assert len("".join(messages())) == 40_000 + 3 * LONGEST
+
+
+def test_threads_of_one_request_do_not_lose_each_others_text(written: Any) -> None:
+    writer, messages = written
+
+    def chatter(letter: str) -> None:
+        for _ in range(200):
+            writer.write(letter)
+            writer.write(letter + "\n")
+
+    threads = [threading.Thread(target=chatter, args=(letter,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(set(messages())) == ["aa", "bb", "cc", "dd"]
+    assert len(messages()) == 800
+
+
+def test_finish_writes_what_one_request_left_and_no_others(written: Any) -> None:
+    writer, messages = written
+    context = contextvars.copy_context()
+    context.run(logs.request_id.set, "r9")
+    context.run(writer.write, "of nine")
+    writer.write("of none")
+    writer.finish("r9")
+    assert messages() == ["of nine"]
+    writer.finish(None)
+    assert messages() == ["of nine", "of none"]
+
+
+def test_text_that_is_no_text_is_refused_as_by_any_stream(written: Any) -> None:
+    with pytest.raises(TypeError):
+        written[0].write(b"bytes")
+
+
+async def test_a_record_is_one_append(written: Any) -> None:
+    writer, messages = written
+    await asyncio.gather(*(asyncio.to_thread(writer.write, "z" * 500 + "\n") for _ in range(50)))
+    assert messages() == ["z" * 500] * 50
