@@ -1,0 +1,134 @@
+"""Deploys by Python: what a cell's magic does, a program does too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+import fal_notebook
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import ConflictError, DeployError, GatewayError, OptionError
+from fal_notebook.handle import Handle
+
+
+@pytest.fixture(autouse=True)
+def deleted(gateway: GatewayInfo) -> Iterator[None]:
+    yield
+    for name in ("double", "table"):
+        with suppress(GatewayError):
+            Handle("tester", name).delete()
+
+
+def _double() -> Callable[[int], int]:
+    def double(x: int) -> int:
+        return 2 * x
+
+    return double
+
+
+# A function of a module would be imported by the runner; one of a function goes by value.
+double = _double()
+
+
+def test_a_function_is_deployed_with_the_options_of_a_cell() -> None:
+    handle = fal_notebook.deploy(double, keep_alive=7, wait=True)
+    assert handle(4) == 8
+    assert handle.local(5) == 10
+    assert handle.status()["options"]["keep_alive"] == 7
+
+
+def test_the_function_deploys_also_when_its_module_has_been_imported() -> None:
+    import fal_notebook.deploying
+
+    assert callable(fal_notebook.deploy)
+
+
+def test_a_deployed_handle_is_deployed_again_from_its_original() -> None:
+    handle = fal_notebook.deploy(double, wait=True)
+    again = fal_notebook.deploy(handle, wait=True)
+    assert again.status()["revision"] == handle.status()["revision"]
+
+
+def test_setup_function_is_an_argument() -> None:
+    handle = fal_notebook.deploy(
+        lambda table, key: table[key], name="table", setup_function=lambda: {"a": 1}, wait=True
+    )
+    assert handle("a") == 1
+
+
+def test_what_a_cell_would_note_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="regions is stored; it takes effect in a later release"):
+        fal_notebook.deploy(double, regions=["us-east"], wait=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep_alives": 3}, "did you mean 'keep_alive'"),
+        ({"dry_run": True}, "entry and dry_run are for cells"),
+        ({"entry": "double"}, "entry and dry_run are for cells"),
+        ({"name": "a b"}, "name='a b' is not allowed"),
+        ({"python_version": "3.9"}, "python_version=3.9 is not this kernel's"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_sent(options, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        fal_notebook.deploy(double, **options)
+
+
+def test_a_lambda_needs_a_name() -> None:
+    with pytest.raises(OptionError, match="cannot be the name of an app"):
+        fal_notebook.deploy(lambda: 1)
+
+
+def test_another_programs_app_is_refused_before_the_handle_is_there(monkeypatch) -> None:
+    fal_notebook.deploy(double, wait=True)
+    monkeypatch.setenv("JPY_SESSION_NAME", "/work/other.ipynb")
+    with pytest.raises(ConflictError, match="takeover=true"):
+        fal_notebook.deploy(double)
+
+
+def test_a_failed_deploy_raises_with_reason_and_log_and_changes_nothing() -> None:
+    handle = fal_notebook.deploy(double, wait=True)
+
+    def load() -> None:
+        print("half way")
+        raise ValueError("no weights")
+
+    with pytest.raises(DeployError, match=r"double: ValueError: no weights\n(.*\n)*.*half way"):
+        fal_notebook.deploy(double, setup_function=load, wait=True)
+    assert handle(1) == 2
+
+
+def test_scaling_changed_during_a_deploy_stays(eventually) -> None:
+    fal_notebook.deploy(double, wait=True)
+
+    def load() -> None:
+        import time
+
+        time.sleep(0.5)
+
+    handle = fal_notebook.deploy(double, setup_function=load)
+    Handle("tester", "double").scale(keep_alive=99)
+    assert handle.wait().status()["options"]["keep_alive"] == 99
+
+
+def test_importing_the_package_is_light_and_starts_nothing() -> None:
+    code = (
+        "import sys, threading, fal_notebook\n"
+        "heavy = {'httpx', 'pydantic', 'IPython', 'fastapi', 'asyncio', 'cloudpickle', 'uvicorn'}\n"
+        "print(sorted(heavy & set(sys.modules)), threading.active_count())"
+    )
+    reply = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert reply.stdout == "[] 1\n"
+
+
+def test_a_deploy_without_notes_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fal_notebook.deploy(double, wait=True)
