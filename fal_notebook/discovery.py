@@ -82,7 +82,7 @@ def ensure(state: Path) -> GatewayInfo:
     if found is not None and found.protocol >= PROTOCOL:
         return found
     try:
-        with FileLock(state / "start.lock"):
+        with FileLock(state / "start.lock", mode=0o600):
             return _ensure_alone(state)
     except OSError as error:
         raise GatewayUnavailableError(f"the gateway cannot be started: {error}") from None
@@ -108,7 +108,7 @@ def _ensure_alone(state: Path) -> GatewayInfo:
 def _is_free(state: Path) -> bool:
     """Say whether no gateway holds the state folder."""
     try:
-        with FileLock(state / "gateway.lock", timeout=0):
+        with FileLock(state / "gateway.lock", mode=0o600, timeout=0):
             return True
     except Timeout:
         return False
@@ -167,7 +167,7 @@ def wait_until_gone(state: Path, timeout: float = 30.0) -> None:
         When it is still there after `timeout` seconds.
     """
     try:
-        with FileLock(state / "gateway.lock", timeout=timeout):
+        with FileLock(state / "gateway.lock", mode=0o600, timeout=timeout):
             pass
     except Timeout:
         raise GatewayUnavailableError(f"the gateway did not stop in {timeout:g} s") from None

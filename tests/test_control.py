@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from serving import Wire, control, deployed, with_key
 
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway.app import GatewayApp
+from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations.blobs import MAX_BLOB
 
 
@@ -145,3 +148,28 @@ def test_an_unknown_app_is_404_everywhere(client: httpx.Client) -> None:
     assert client.get("/api/apps/tester/nobody/logs", params={"follow": True}).status_code == 404
     assert client.delete("/api/apps/tester/nobody").status_code == 404
     assert client.delete("/api/apps/tester/nobody/deploy").status_code == 404
+
+
+# --- a store that fails -----------------------------------------------------------------------
+async def test_a_full_disk_is_507_and_the_gateway_goes_on(tmp_path: Path) -> None:
+    info = GatewayInfo("http://127.0.0.1:1", "token", os.getpid(), 1, "x")
+    gateway = Gateway(tmp_path, info)
+    database = gateway.store._db
+    headers = {"authorization": "Bearer token"}
+    transport = httpx.ASGITransport(GatewayApp(gateway))
+    async with httpx.AsyncClient(transport=transport, base_url=info.url, headers=headers) as client:
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        alias = {"alias": "x" * 50_000}
+        answer = await client.post("/api/keys", params=alias)
+        assert (answer.status_code, answer.json()["error"]) == (507, "DiskFullError")
+        assert (await client.get("/api/keys")).json() == []
+        with sqlite3.connect(tmp_path / "store.db") as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = await client.post("/api/keys")
+            assert (answer.status_code, answer.json()["error"]) == (500, "StoreError")
+            other.rollback()
+        other.close()
+        database.execute("PRAGMA max_page_count = 100000")
+        assert (await client.post("/api/keys", params=alias)).status_code == 200
+    await gateway.close()

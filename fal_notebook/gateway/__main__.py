@@ -30,7 +30,7 @@ def main() -> None:
     """Run the gateway of the state folder until it is asked to stop; exit 1 if there is one."""
     os.umask(0o077)
     state = settings.state_folder()
-    lock = FileLock(state / "gateway.lock")
+    lock = FileLock(state / "gateway.lock", mode=0o600)
     try:
         lock.acquire(timeout=0)
     except Timeout:

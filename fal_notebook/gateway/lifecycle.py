@@ -18,7 +18,7 @@ from typing import Any
 
 from fal_notebook import settings
 from fal_notebook.backends.base import Backend
-from fal_notebook.exceptions import DeployError, FalNotebookError
+from fal_notebook.exceptions import DeployError, FalNotebookError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Fleet, Runner
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
@@ -332,10 +332,13 @@ class Lifecycle:
         row = runner.row
         row.state = state
         row.cause = cause or row.cause
-        with self._store.transaction():
-            self._store.put(row)
-            data = {"runner": row.id, "revision": row.revision, "state": state, "cause": row.cause}
-            self._store.emit("runner", row.owner, row.app, data)
+        data = {"runner": row.id, "revision": row.revision, "state": state, "cause": row.cause}
+        try:
+            with self._store.transaction():
+                self._store.put(row)
+                self._store.emit("runner", row.owner, row.app, data)
+        except StoreError:  # it serves all the same; its next state may be recorded again
+            _LOG.exception("the state %s of runner %s was not recorded", state, row.id)
         fleet.changed()
         self._on_change(fleet)
 

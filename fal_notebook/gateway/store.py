@@ -174,7 +174,7 @@ class Store:
         self._depth = 0
         with io_errors():
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             try:
                 self._migrate(path)

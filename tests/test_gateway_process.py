@@ -1,0 +1,307 @@
+"""The gateway as a process: alone on its state, replaceable without loss, gone without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from serving import Wire, control, post, with_key
+
+from fal_notebook import discovery
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway.store import App, Revision, RunnerRow, Store
+from fal_notebook.options import explicit, parse_options
+from fal_notebook.payload import capture
+
+WHO = """
+import os, time
+def who(x: float = 0) -> str:
+    time.sleep(x)
+    return os.environ["FAL_RUNNER_ID"]
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder of its own; whatever runs on it is ended at the end."""
+    folder = tmp_path / "private-state"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(folder))
+    yield folder
+    if processes_of(folder):
+        stop(discovery.ensure(folder), folder)
+
+
+def stop(gateway: GatewayInfo, state: Path, **query: Any) -> None:
+    with control(gateway) as client:
+        client.post("/api/gateway/stop", params=query)
+    discovery.wait_until_gone(state)
+
+
+def end(gateway: GatewayInfo, state: Path, number: int) -> None:
+    os.kill(gateway.pid, number)
+    discovery.wait_until_gone(state)
+
+
+def deploy(gateway: GatewayInfo, source: str = WHO, **values: Any) -> None:
+    """Deploy to this very gateway and wait until the app serves."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(source, namespace)
+    options = {"serve": True, "auth": "public", "keep_alive": 60, **values}
+    payload = capture(namespace["who"])
+    digest = hashlib.sha256(payload.content).hexdigest()
+    request = {
+        "name": "who",
+        "digest": payload.digest,
+        "payload": digest,
+        "manifest": payload.manifest,
+        "options": explicit(parse_options(options)),
+        "notebook": "a test",
+    }
+    with control(gateway) as client:
+        assert client.put(f"/api/blobs/{digest}", content=payload.content).is_success
+        reply = client.post("/api/apps/tester", json=request).json()
+        query = {"owner": "tester", "app": "who", "since": reply["since"]}
+        with client.stream("GET", "/api/events", params=query) as events:
+            for line in events.iter_lines():
+                if line.startswith("data: ") and '"step"' in line:
+                    step = json.loads(line[6:])["data"]
+                    assert step["step"] != "failed", step
+                    if step["step"] == "active":
+                        return
+
+
+def who(gateway: GatewayInfo, **headers: str) -> Any:
+    url = f"{gateway.url}/run/tester/who"
+    return httpx.post(url, json={}, headers=headers, timeout=20).json()
+
+
+def processes_of(state: Path) -> list[psutil.Process]:
+    """Return every process that has to do with a state folder, but for this one."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            text = " ".join([*process.cmdline(), process.cwd(), *process.environ().values()])
+            if str(state) in text and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def other_gateway(state: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fal_notebook.gateway"],
+        env={**os.environ, "FAL_NOTEBOOK_STATE": str(state)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_there_is_one_gateway_on_a_state_folder(state: Path) -> None:
+    gateway = discovery.ensure(state)
+    second = other_gateway(state)
+    assert second.returncode == 1
+    assert second.stderr.startswith("a gateway already runs on ")
+    assert second.stderr.count("\n") == 1
+    assert discovery.ensure(state) == gateway
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_runners_outlive_a_gateway_and_the_next_one_adopts_them(
+    state: Path, number: int, eventually: Any
+) -> None:
+    first = discovery.ensure(state)
+    deploy(first, min_concurrency=1, auth="private")
+    with control(first) as client:
+        key = client.post("/api/keys").json()["key"]
+        client.patch("/api/apps/tester/who/scaling", json={"keep_alive": 77})
+        before = client.get("/api/apps/tester/who").json()
+    runner = who(first, **with_key(key))
+    end(first, state, number)
+    second = discovery.ensure(state)
+    assert (second.url, second.pid == first.pid, second.token == first.token) == (
+        first.url,
+        False,
+        False,
+    )
+    assert who(second, **with_key(key)) == runner
+    with control(second) as client:
+        after = client.get("/api/apps/tester/who").json()
+        assert [x["id"] for x in client.get("/api/apps/tester/who/runners").json()] == [runner]
+    for name in ("revision", "options", "scaled", "deployed_at"):
+        assert after[name] == before[name], name
+    assert after["options"]["keep_alive"] == 77
+    with httpx.Client(headers={"authorization": f"Bearer {first.token}"}) as old:
+        assert old.get(f"{second.url}/api/apps").status_code == 401
+
+
+def test_a_runner_that_died_with_its_gateway_is_replaced(state: Path) -> None:
+    first = discovery.ensure(state)
+    deploy(first, min_concurrency=1)
+    runner = who(first)
+    store = Store(state / "store.db")
+    (row,) = store.select(RunnerRow, "id = ?", runner)
+    store.close()
+    os.kill(first.pid, signal.SIGSTOP)  # it cannot notice
+    os.kill(row.process["pid"], signal.SIGKILL)
+    end(first, state, signal.SIGKILL)
+    second = discovery.ensure(state)
+    assert who(second) != runner
+
+
+def test_a_stopped_gateway_leaves_no_process_and_no_address(state: Path, eventually: Any) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=2, max_concurrency=2)
+    who(gateway)
+    assert len(processes_of(state)) >= 3
+    stop(gateway, state)
+    assert not (state / "gateway.json").exists()
+    eventually(lambda: processes_of(state) == [])
+
+
+def test_a_stop_ends_what_does_not_want_to_end(state: Path, eventually: Any) -> None:
+    source = WHO.replace("    time.sleep(x)", "    while x: time.sleep(1)")
+    gateway = discovery.ensure(state)
+    deploy(gateway, source, termination_grace_period_seconds=1)
+    with Wire(gateway) as busy:
+        busy.send(post("/run/tester/who", {"x": 1}))
+        with control(gateway) as client:
+            eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
+        stop(gateway, state)
+    eventually(lambda: processes_of(state) == [])
+
+
+def test_a_deploy_that_a_killed_gateway_left_has_failed(state: Path, eventually: Any) -> None:
+    first = discovery.ensure(state)
+    deploy(first)
+    with control(first) as client:
+        active = client.get("/api/apps/tester/who").json()["revision"]
+    end(first, state, signal.SIGKILL)
+    store = Store(state / "store.db")
+    (row,) = store.select(Revision, "id = ?", active)
+    row.id, row.number, row.state = "proving", 2, "PROVING"
+    orphan = RunnerRow("orphan", "tester", "gone", "no-revision", "IDLE", "s", "XS")
+    begun = RunnerRow("begun", "tester", "who", active, "PENDING", "s", "XS")
+    with store.transaction():
+        for thing in (row, orphan, begun):
+            store.put(thing)
+    store.close()
+    second = discovery.ensure(state)
+    assert who(second)
+    store = Store(state / "store.db")
+    eventually(lambda: store.select(RunnerRow, "id = 'begun'")[0].state == "TERMINATED")
+    assert store.select(Revision, "id = 'proving'")[0].state == "FAILED"
+    assert store.select(RunnerRow, "id = 'orphan'")[0].state == "TERMINATED"
+    assert store.select(App)[0].revision == active
+    store.close()
+
+
+def test_a_runner_whose_revision_does_not_serve_is_ended_after_a_restart(
+    state: Path, eventually: Any
+) -> None:
+    first = discovery.ensure(state)
+    deploy(first, min_concurrency=1)
+    runner = who(first)
+    end(first, state, signal.SIGKILL)
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as database, database:
+        database.execute("UPDATE runners SET revision = 'r2'")
+        names = [row[1] for row in database.execute("PRAGMA table_info(revisions)")]
+        kept = ", ".join("'r2'" if n == "id" else "9" if n == "number" else n for n in names)
+        database.execute(f"INSERT INTO revisions SELECT {kept} FROM revisions")
+    second = discovery.ensure(state)
+    assert who(second) != runner
+    with control(second) as client:
+        eventually(
+            lambda: (
+                runner not in [x["id"] for x in client.get("/api/apps/tester/who/runners").json()]
+            )
+        )
+
+
+def test_what_it_writes_is_for_its_user_only(state: Path) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=1)
+    who(gateway)
+    for path in [state, *state.rglob("*")]:
+        if not path.is_symlink():
+            expected = 0o700 if path.is_dir() else 0o600
+            assert path.stat().st_mode & 0o777 == expected, path
+    store = Store(state / "store.db")
+    sockets = Path(store.note("sockets", str))
+    store.close()
+    assert sockets.stat().st_mode & 0o777 == 0o700
+    assert len(os.fsencode(sockets / "0123456789ab.sock")) < 100
+
+
+def test_the_token_is_nowhere_but_in_its_file(state: Path) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=1)
+    httpx.get(f"{gateway.url}/api/apps", headers={"authorization": f"Basic {gateway.token}"})
+    token = gateway.token.encode()
+    for path in state.rglob("*"):
+        if path.is_file() and path.name != "gateway.json":
+            assert token not in path.read_bytes(), path
+    for process in processes_of(state):
+        with contextlib.suppress(psutil.Error):
+            text = [*process.cmdline(), *process.environ().values()]
+            assert not any(gateway.token in part for part in text), process
+    assert gateway.token not in repr(gateway)
+
+
+def test_an_idle_gateway_costs_next_to_nothing(
+    state: Path, capsys: pytest.CaptureFixture[str], eventually: Any
+) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=1)
+    process = psutil.Process(gateway.pid)
+
+    def spent() -> float:
+        return sum(process.cpu_times()[:2])
+
+    def in_two_seconds() -> float:
+        before, deadline = spent(), time.monotonic() + 2
+        eventually(lambda: time.monotonic() > deadline)
+        return spent() - before
+
+    memory, cpu = process.memory_info().rss / 1e6, in_two_seconds()
+    with capsys.disabled():
+        print(f"\nidle gateway: {memory:.0f} MB, {cpu * 1000:.0f} ms of CPU in 2 s")
+    assert cpu < 0.5
+
+
+def test_a_newer_store_is_one_sentence(state: Path) -> None:
+    stop(discovery.ensure(state), state)
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as database:
+        database.execute("PRAGMA user_version = 999")
+    answer = other_gateway(state)
+    assert answer.returncode == 1
+    assert "newer fal_notebook" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as database:
+        database.execute("PRAGMA user_version = 1")
+
+
+def test_requests_that_come_while_it_stops_are_refused(state: Path, eventually: Any) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway)
+    with Wire(gateway) as busy, control(gateway) as client:
+        busy.send(post("/run/tester/who", {"x": 2}))
+        eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
+        client.post("/api/gateway/stop")
+        answer = httpx.post(f"{gateway.url}/run/tester/who", json={})
+        assert (answer.status_code, answer.json()["detail"]) == (503, "the gateway is stopping")
+        assert busy.response()[0] == 200  # what is in flight may end
+    discovery.wait_until_gone(state)
