@@ -104,6 +104,10 @@ def test_what_is_not_there_is_404_and_other_methods_are_405(gateway: GatewayInfo
     assert httpx.post(f"{gateway.url}/run/tester/nobody", json={}).status_code == 404
     assert httpx.post(f"{gateway.url}/run/tester").status_code == 404
     assert httpx.post(f"{act}/nowhere", json={}).json() == {"detail": "Path /nowhere not found"}
+    for path, seen in (("//x%20y", "//x y"), ("/%2Fa?b=c", "//a"), ("/a/../b", "/a/../b")):
+        with Wire(gateway) as wire:
+            body = wire.send(post(f"/run/tester/act{path}", {})).response()[2]
+            assert json.loads(body) == {"detail": f"Path {seen} not found"}
     for method in ("GET", "HEAD", "PUT"):
         answer = httpx.request(method, act)
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST"), method
@@ -436,6 +440,32 @@ def test_a_request_that_takes_too_long_is_504_and_its_runner_is_replaced(
         assert (answer.status_code, answer.headers["x-fal-error-type"]) == (504, "request_timeout")
         assert httpx.post(url, json={"x": 0}, timeout=20).json() != first
         assert not psutil.pid_exists(first)
+
+
+SLOW = """
+import os
+from fastapi import Response
+def slow(x: int = 0, text: str = "") -> Response:
+    return Response(b"x" * x if x else str(os.getpid()).encode())
+"""
+
+
+def test_a_caller_that_is_too_slow_is_not_the_runners_fault(
+    gateway: GatewayInfo, eventually: Any
+) -> None:
+    with deployed(SLOW, serve=True, auth="public", request_timeout=1, max_concurrency=1) as app:
+        url = run_url(gateway, app)
+        first = httpx.post(url, json={}).text
+        with Wire(gateway) as sending:
+            head = "POST /run/tester/slow HTTP/1.1\nHost: GATEWAY\nContent-Length: 999999\n\n"
+            sending.send(head).send(b" " * 100_000)
+            assert sending.response()[0] == 408
+        with Wire(gateway) as reading:
+            reading.send(post("/run/tester/slow", {"x": 50_000_000}))
+            assert reading.head()[0] == 200
+            eventually(lambda: in_flight(gateway, "slow") == 0, timeout=5)
+            assert len(reading.rest()) < 50_000_000
+        assert httpx.post(url, json={}).text == first
 
 
 def test_an_app_that_answers_503_gets_a_new_runner(gateway: GatewayInfo, act: str) -> None:
