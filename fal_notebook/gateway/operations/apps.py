@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from difflib import get_close_matches
 from typing import Any
 
 from fal_notebook.exceptions import NotFoundError, OptionError
@@ -146,8 +147,9 @@ def find(gateway: Gateway, owner: str, name: str) -> tuple[App, Revision]:
     app = gateway.store.app(owner, name)
     revision = gateway.store.revision(app.revision) if app else None
     if app is None or revision is None:
-        known = ", ".join(sorted(a.name for a in gateway.store.select(App))) or "none yet"
-        raise NotFoundError(f"there is no app {owner}/{name}; apps here: {known}")
+        names = [a.name for a in gateway.store.select(App, "owner = ?", owner)]
+        known = ", ".join(get_close_matches(name, names, n=5, cutoff=0.0)) or "none yet"
+        raise NotFoundError(f"there is no app {owner}/{name}; the nearest here: {known}")
     return app, revision
 
 
