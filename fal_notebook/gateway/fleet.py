@@ -38,6 +38,7 @@ class Runner:
     row: RunnerRow
     since: float
     proving: bool = False
+    grace: float = 0.0
     in_flight: int = 0
     last_request_at: float | None = None
     openapi: dict[str, Any] = field(default_factory=dict)

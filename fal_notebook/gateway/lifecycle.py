@@ -30,8 +30,6 @@ from fal_notebook.runner.spec import RunnerSpec
 CONNECT_PERIOD = 0.003
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
 ORPHAN_TIMEOUT = 60
-# fal's default of termination_grace_period_seconds.
-GRACE = 5.0
 # How long killed runners may take to be gone.
 KILL_GRACE = 5.0
 
@@ -85,7 +83,7 @@ class Lifecycle:
             machine_type=revision.machine["name"],
         )
         runner = Runner(row, since=row.created_at, proving=proving)
-        self._add(fleet, runner)
+        self._add(fleet, runner, revision)
         self._record(fleet, runner, "PENDING", "")
         self._spawn(self._live(fleet, runner, revision))
         return runner
@@ -101,7 +99,7 @@ class Lifecycle:
         if row.ready_at is not None and not ending:
             runner.last_request_at = time.time()
             row.state = "SETUP"
-        self._add(fleet, runner)
+        self._add(fleet, runner, revision)
         self._spawn(self._live(fleet, runner, revision, adopted=True))
         if ending:
             self._spawn(self._stop(fleet, runner))
@@ -230,11 +228,9 @@ class Lifecycle:
 
     async def _stop(self, fleet: Fleet, runner: Runner) -> None:
         """Ask for the end, say when the last request was sent, kill when the grace is spent."""
-        revision = self._store.revision(runner.row.revision)
-        grace = revision.options["termination_grace_period_seconds"] if revision else GRACE
         release = asyncio.ensure_future(self._release(runner))
         try:
-            await asyncio.wait_for(runner.ended.wait(), grace)
+            await asyncio.wait_for(runner.ended.wait(), runner.grace)
         except asyncio.TimeoutError:
             self.kill(fleet, runner, "termination_grace_period_seconds is spent")
         finally:
@@ -294,7 +290,8 @@ class Lifecycle:
                     raise
                 await asyncio.sleep(CONNECT_PERIOD)
 
-    def _add(self, fleet: Fleet, runner: Runner) -> None:
+    def _add(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
+        runner.grace = revision.options["termination_grace_period_seconds"]
         runner.pool = Pool(runner.row.address)
         fleet.runners[runner.row.id] = runner
         self._living[runner] = fleet

@@ -30,7 +30,6 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
         File that gets the runner's exit status, as of `subprocess`.
     """
     os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -39,6 +38,7 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         os.close(connection)
         become()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # the gateway has gone: the runner will notice, too
         os.write(connection, b"%d %d\n" % (runner, os.getpid()))
     os.close(connection)
