@@ -118,10 +118,9 @@ def test_a_deploy_that_loses_its_gateway_says_so(state) -> None:
         waiting.wait()
 
 
-def test_a_file_that_makes_no_sense_is_replaced(state) -> None:
-    discovery.info_file(state).write_text("{}")
-    assert discovery.answers(discovery.ensure(state))
-    discovery.info_file(state).write_text("no json")
+@pytest.mark.parametrize("content", ["{}", "no json", "[1]", ""])
+def test_a_file_that_makes_no_sense_is_no_gateway(state, content: str) -> None:
+    discovery.info_file(state).write_text(content)
     assert discovery.find(state) is None
 
 
