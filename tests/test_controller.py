@@ -58,18 +58,17 @@ async def test_a_burst_never_exceeds_max_concurrency_and_all_are_served(gateway:
     fleet = await at_zero(gateway, SLOW, max_concurrency=3)
     most = 0
 
-    def watch(sample: object = None) -> None:
+    def watch() -> None:
         nonlocal most
         most = max(most, len(fleet.active()))
 
-    started, fleet_changed = gateway.lifecycle.start, fleet.changed
-    del started
+    changed = fleet.changed
 
-    def changed() -> None:
+    def seen() -> None:
         watch()
-        fleet_changed()
+        changed()
 
-    fleet.changed = changed  # type: ignore[method-assign]
+    fleet.changed = seen  # type: ignore[method-assign]
     answers = await asyncio.gather(*(request(fleet) for _ in range(50)))
     assert set(answers) == {b"1"}
     assert most == 3
@@ -134,8 +133,16 @@ async def test_keep_alive_counts_from_the_last_request(gateway: Gateway) -> None
     assert last is not None
     assert last.last_request_at is not None
     await until(lambda: fleet.runners == {})
-    assert (last.row.ended_at or 0) - last.last_request_at >= 0.99
+    assert 0.99 <= (last.row.ended_at or 0) - last.last_request_at < 3
     assert len(rows(gateway)) == 1
+
+
+async def test_keep_alive_of_zero_ends_the_runner_with_its_last_request(gateway: Gateway) -> None:
+    fleet = await deployed(gateway, STAY, keep_alive=0)
+    began = time.monotonic()
+    await request(fleet)
+    await until(lambda: fleet.runners == {})
+    assert time.monotonic() - began < 3
 
 
 async def test_a_busy_app_is_not_decided_for_at_every_request(

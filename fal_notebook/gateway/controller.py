@@ -32,13 +32,18 @@ class Controller:
         self._schedule(fleet, None)
 
     def nudge(self, fleet: Fleet) -> None:
-        """Decide unless a decision is due already: enough after a request has ended.
+        """Decide when the request that has just ended may ask for it, not at each one's end.
 
-        A due decision is never later than what the end of a request could ask for, because
-        keep_alive counts from the last request; so a busy app costs no decision per request.
+        That is after its keep_alive; a decision that is due before does as well, because it looks
+        further itself. So a busy app costs no decision per request.
         """
-        if fleet not in self._due:
+        due = self._due.get(fleet)
+        if due is None:
             self._schedule(fleet, None)
+        elif isinstance(due, asyncio.TimerHandle):
+            keep_alive = fleet.scaling.keep_alive
+            if due.when() > asyncio.get_running_loop().time() + keep_alive:
+                self._schedule(fleet, time.time() + keep_alive)
 
     def forget(self, fleet: Fleet) -> None:
         """Never decide for this fleet again, also when its last runners and requests end."""

@@ -141,6 +141,8 @@ class Fleet:
         if runner is not None:
             runner.in_flight += 1
             self.changed()
+            if self.scaling.concurrency_buffer or self.scaling.concurrency_buffer_perc:
+                self._on_need(self)  # the buffer is above the load, so it grows with it
         return runner
 
     def enqueue(self) -> Waiter:
