@@ -29,6 +29,8 @@ class Point(BaseModel):
     def small(cls, value):
         if value > 100: raise ValueError("x is above 100")
         return value
+class Named(BaseModel):
+    inner: int = Field(serialization_alias="OUTER")
 @dataclasses.dataclass
 class Size:
     width: int
@@ -89,6 +91,8 @@ def test_results_without_annotation_become_json(bench: Bench) -> None:
         ("Optional[Point]", "None", None),
         ("dict[int, float]", "{np.int64(4): np.float32(3)}", {"4": 3.0}),
         ("None", "None", None),
+        ("Named", "Named(inner=1)", {"OUTER": 1}),
+        ("Any", "Named(inner=1)", {"OUTER": 1}),
     ],
 )
 def test_annotated_results_become_json(

@@ -72,6 +72,12 @@ class Signature:
                 kwargs[parameter.name] = found
         return tuple(args), kwargs
 
+    def to_json(self, value: Any, fallback: Callable[[Any], Any]) -> bytes:
+        """Serialise a result under the names of the schema; `fallback` makes the unknown plain."""
+        # Not dump_json: it has no fallback before pydantic 2.11, and the user's pin wins.
+        serializer = self.output.serializer
+        return serializer.to_json(value, by_alias=True, fallback=fallback, warnings=False)
+
     def _whole(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (parameter,) = self.parameters
         if not body and parameter.default is not parameter.empty:

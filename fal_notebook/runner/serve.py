@@ -258,7 +258,7 @@ def _serialise(function: Function, value: Any) -> bytes:
         When the value has no JSON form; it names the type.
     """
     try:
-        return function.signature.output.dump_json(value, fallback=_plain, warnings=False)
+        return function.signature.to_json(value, _plain)
     except PydanticSerializationError as error:
         kind = type(value).__qualname__
         raise TypeError(f"the result, a {kind}, has no JSON form: {error}") from None
