@@ -155,6 +155,37 @@ def revoke_key(identity: str) -> str:
     return f"{identity} is revoked"
 
 
+@commands.group()
+def secrets() -> None:
+    """Secrets that apps get as environment variables (option secrets=NAME)."""
+
+
+@secrets.command("set")
+@click.argument("name")
+@click.option("--from-env", is_flag=True, help="Take the value of the variable of that name.")
+def set_secret(name: str, from_env: bool) -> str:
+    """Store a secret; its value is asked for, never written down."""
+    if from_env and name not in os.environ:
+        raise click.UsageError(f"the environment has no variable {name}")
+    value = os.environ[name] if from_env else click.prompt(name, hide_input=True)
+    sync.wait(_client().set_secret(name, value))
+    return f"{name} is stored; runners that start from now on see it"
+
+
+@secrets.command("list")
+def list_secrets() -> display.Table:
+    """List the secrets by name."""
+    return display.secrets_table(sync.wait(_client().secrets()))
+
+
+@secrets.command("delete")
+@click.argument("name")
+def delete_secret(name: str) -> str:
+    """Remove a secret."""
+    sync.wait(_client().delete_secret(name))
+    return f"{name} is deleted"
+
+
 def run(arguments: list[str], prog_name: str) -> Any:
     """Run a command and return what it has to show.
 

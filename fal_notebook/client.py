@@ -127,6 +127,19 @@ class Client:
         """Revoke a key."""
         await self._json("DELETE", f"/api/keys/{identity}")
 
+    # --- secrets -----------------------------------------------------------------------------
+    async def secrets(self) -> list[dict[str, Any]]:
+        """Return name and time of every stored secret."""
+        return await self._json("GET", "/api/secrets")
+
+    async def set_secret(self, name: str, value: str) -> None:
+        """Store a secret."""
+        await self._json("PUT", f"/api/secrets/{name}", json={"value": value})
+
+    async def delete_secret(self, name: str) -> None:
+        """Remove a secret."""
+        await self._json("DELETE", f"/api/secrets/{name}")
+
     # --- calls -------------------------------------------------------------------------------
     @asynccontextmanager
     async def run(
@@ -244,7 +257,7 @@ def _raise(response: httpx.Response) -> None:
     detail = content.get("detail", content) if isinstance(content, dict) else content
     kind = _ERRORS.get(content.get("error", "")) if isinstance(content, dict) else None
     if kind is not None:
-        raise kind(str(detail))
+        raise kind(str(detail), **content.get("data", {}))
     if response.status_code == 401:
         raise exceptions.UnauthorizedError(str(detail))
     if response.status_code == 404:

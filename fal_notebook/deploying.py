@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import os
 import sys
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from fal_notebook import settings, sync
@@ -20,6 +22,7 @@ from fal_notebook.exceptions import (
     GatewayUnavailableError,
     OptionError,
     PayloadMissingError,
+    StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.manifest import name_of
@@ -169,12 +172,18 @@ def start(
         "reset_scale": cell.reset_scale,
     }
     client = shared_client()
-    accepted = sync.submit(_accept(client, progress, request))
+    find = functools.partial(captured, function, options, cell)
+    accepted = sync.submit(_accept(client, progress, request, find))
     deployed = sync.submit(_follow(client, progress, accepted))
     return Deployment(Handle(owner, app, function, deployed), progress, accepted)
 
 
-def captured(function: Callable[..., Any], options: Options, cell: CellOptions) -> Payload:
+def captured(
+    function: Callable[..., Any],
+    options: Options,
+    cell: CellOptions,
+    known_secrets: Mapping[str, str] = MappingProxyType({}),
+) -> Payload:
     """Capture a function under its options, without deploying it."""
     return capture(
         function,
@@ -182,20 +191,34 @@ def captured(function: Callable[..., Any], options: Options, cell: CellOptions) 
         local_python_modules=options.local_python_modules or (),
         identity={"options": explicit(options), "variables": _variables(options)},
         allow_secret=cell.allow_secret,
+        known_secrets=known_secrets,
     )
 
 
-async def _accept(client: Client, progress: Progress, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask for the deploy; the payload is sent only when the gateway lacks it."""
+async def _accept(
+    client: Client,
+    progress: Progress,
+    request: dict[str, Any],
+    find: Callable[[Mapping[str, str]], Payload],
+) -> dict[str, Any]:
+    """Ask for the deploy until it is taken; the payload is sent only when the gateway lacks it.
+
+    The gateway tells where in the payload a stored secret stands; `find` captures once more, to
+    say in which variable, or to find that it may travel there.
+    """
     content = progress.payload.content
-    request = {**request, "payload": hashlib.sha256(content).hexdigest()}
-    try:
-        reply = await client.deploy(progress.owner, request)
-    except PayloadMissingError:
-        await client.upload(content)
-        reply = await client.deploy(progress.owner, request)
-    progress.accepted(reply)
-    return reply
+    request = {**request, "payload": hashlib.sha256(content).hexdigest(), "allowed_secrets": []}
+    while True:
+        try:
+            reply = await client.deploy(progress.owner, request)
+        except PayloadMissingError:
+            await client.upload(content)
+        except StoredSecretError as error:
+            find({error.name: content[error.start : error.end].decode()})
+            request["allowed_secrets"].append(error.name)
+        else:
+            progress.accepted(reply)
+            return reply
 
 
 async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:

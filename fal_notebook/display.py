@@ -139,6 +139,12 @@ def keys_table(keys: Sequence[dict[str, Any]]) -> Table:
     return Table(("key id", "scope", "alias", ""), rows, "no keys: make one with keys create")
 
 
+def secrets_table(secrets: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per secret, without values."""
+    rows = [(s["name"], time.strftime("%F %T", time.localtime(s["set_at"]))) for s in secrets]
+    return Table(("secret", "set"), rows, "no secrets: store one with secrets set NAME")
+
+
 def log_line(line: dict[str, Any]) -> str:
     """Return a log line as one line of text."""
     at = time.strftime("%H:%M:%S", time.localtime(line["at"])) if line["at"] else " " * 8

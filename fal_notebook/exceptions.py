@@ -10,6 +10,7 @@
     │   ├── UnpicklableError    a value it uses cannot be pickled
     │   ├── PayloadTooLargeError
     │   └── SecretInPayloadError
+    │       └── StoredSecretError   it is the value of a stored secret
     ├── PayloadFormatError      bytes that are not a payload, or one for another Python
     ├── BuildError              an environment could not be built
     ├── DeployError             a revision did not come up; what ran is still running
@@ -60,6 +61,24 @@ class PayloadTooLargeError(CaptureError):
 
 class SecretInPayloadError(CaptureError):
     """The payload holds something that looks like a key; the message names the variable."""
+
+
+class StoredSecretError(SecretInPayloadError):
+    """A payload holds the value of a stored secret.
+
+    Attributes
+    ----------
+    name : str
+        The secret's name.
+    start, end : int
+        Where in the payload its value stands.
+    """
+
+    def __init__(self, message: str, name: str = "", start: int = 0, end: int = 0) -> None:
+        super().__init__(message)
+        self.name = name
+        self.start = start
+        self.end = end
 
 
 class PayloadFormatError(FalNotebookError):

@@ -117,7 +117,6 @@ class Options(BaseModel):
         None,
         "stored secrets that runners see as environment variables",
         "a list of names, never values",
-        effective=False,
     )
     data_mounts: list[AbsolutePath] | None = option(
         None,

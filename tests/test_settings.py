@@ -33,13 +33,13 @@ def test_a_value_of_the_wrong_type_is_named_with_its_place(config, monkeypatch) 
     with pytest.raises(SettingError, match=r"port in .*config.toml is 'high', .* a whole number"):
         settings.setting("port", 0)
     monkeypatch.setenv("FAL_NOTEBOOK_PORT", "8o8o")
-    with pytest.raises(SettingError, match="FAL_NOTEBOOK_PORT is '8o8o', .* a whole number"):
+    with pytest.raises(SettingError, match=r"FAL_NOTEBOOK_PORT is '8o8o', .* a whole number"):
         settings.setting("port", 0)
 
 
 def test_a_file_that_is_no_toml_is_named(config) -> None:
     config.write_text("port =")
-    with pytest.raises(SettingError, match="config.toml cannot be read"):
+    with pytest.raises(SettingError, match=r"config\.toml cannot be read"):
         settings.setting("port", 0)
 
 
@@ -66,5 +66,5 @@ def test_a_state_folder_is_private_and_one_that_cannot_be_made_is_named(
     assert settings.state_folder().stat().st_mode & 0o777 == 0o700
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path / "file" / "state"))
-    with pytest.raises(SettingError, match="the state folder .* cannot be made"):
+    with pytest.raises(SettingError, match=r"the state folder .* cannot be made"):
         settings.state_folder()

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from fal_notebook import __version__, exceptions
 from fal_notebook.discovery import PROTOCOL
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.operations import apps, blobs, deploy, keys, logs
+from fal_notebook.gateway.operations import apps, blobs, deploy, keys, logs, secrets
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
@@ -40,8 +40,8 @@ def create_control(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (_gateway_routes(gateway), _app_routes(gateway), _key_routes(gateway)):
-        api.include_router(router)
+    for routes in (_gateway_routes, _app_routes, _key_routes, _secret_routes):
+        api.include_router(routes(gateway))
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
     api.add_exception_handler(RequestValidationError, _invalid)
@@ -52,7 +52,7 @@ def create_control(gateway: Gateway) -> FastAPI:
 
 def _refusal(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handler(request: Request, error: Exception) -> Response:
-        content = {"detail": str(error), "error": type(error).__name__}
+        content = {"detail": str(error), "error": type(error).__name__, "data": vars(error)}
         return JSONResponse(content, status_code=status)
 
     return handler
@@ -211,5 +211,28 @@ def _key_routes(gateway: Gateway) -> APIRouter:
         """Revoke a key."""
         keys.revoke(gateway, identity)
         return {"revoked": True}
+
+    return router
+
+
+def _secret_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api/secrets")
+
+    @router.get("")
+    async def list_secrets() -> list[dict[str, Any]]:
+        """Every secret by name, never a value."""
+        return secrets.list_secrets(gateway)
+
+    @router.put("/{name}")
+    async def put(name: str, value: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+        """Store a secret."""
+        secrets.put(gateway, name, value)
+        return {"set": True}
+
+    @router.delete("/{name}")
+    async def delete(name: str) -> dict[str, Any]:
+        """Remove a secret."""
+        secrets.delete(gateway, name)
+        return {"deleted": True}
 
     return router

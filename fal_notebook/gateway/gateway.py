@@ -6,6 +6,7 @@ import asyncio
 import os
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
+from fal_notebook.gateway.vault import Vault
 from fal_notebook.machines import MachineType, this_host
 
 MAX_BODY = 100 * 1024 * 1024
@@ -73,7 +75,10 @@ class Gateway:
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
         self.backend = LocalBackend(state, sockets_folder(self.store))
-        self.lifecycle = Lifecycle(state, self.store, self.backend, info.url, self._poke)
+        self.vault = Vault(state)
+        self.lifecycle = Lifecycle(
+            state, self.store, self.backend, info.url, self._poke, self.secrets
+        )
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics(self.fleets.values, self.backend.stats)
         self.auth = Auth(self.owner, info.token, self.lifecycle.runner_key, self._runner_owner)
@@ -109,6 +114,16 @@ class Gateway:
         options = plan.effective(app, revision)
         scaling = plan.scaling(options, MachineType(**revision.machine), self.host)
         self.fleet(app.owner, app.name).configure(revision, options, scaling)
+
+    def secrets(self, names: Collection[str]) -> dict[str, str]:
+        """Return the values of secrets by name.
+
+        Raises
+        ------
+        NotFoundError
+            When one of them is not stored.
+        """
+        return {name: self.vault.decrypt(self.store.secret(name).value) for name in names}
 
     def forget(self, fleet: Fleet) -> None:
         """Take an app off the map."""

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ class Lifecycle:
         backend: Backend,
         base_url: str,
         on_change: Callable[[Fleet], None],
+        secrets_of: Callable[[Collection[str]], dict[str, str]],
     ) -> None:
         self._state = state
         self._store = store
         self._backend = backend
         self._base_url = base_url
         self._on_change = on_change
+        self._secrets = secrets_of
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
         self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -322,6 +324,7 @@ class Lifecycle:
             "FAL_NOTEBOOK_URL": self._base_url,
             "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
             **revision.variables,
+            **self._secrets(revision.options["secrets"] or ()),
         }
 
     def _record(self, fleet: Fleet, runner: Runner, state: str, cause: str) -> None:

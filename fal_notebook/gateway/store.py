@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fal_notebook.exceptions import DiskFullError, StoreError
+from fal_notebook.exceptions import DiskFullError, NotFoundError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ CREATE TABLE events (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
   owner TEXT NOT NULL, app TEXT NOT NULL, data TEXT NOT NULL);
 CREATE INDEX events_by_app ON events (owner, app, seq);
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL, set_at REAL NOT NULL);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
@@ -124,6 +125,15 @@ class Key:
     revoked_at: float | None = None
 
 
+@dataclass
+class Secret:
+    """A stored secret; `value` is encrypted (see `vault`)."""
+
+    name: str
+    value: str
+    set_at: float = field(default_factory=time.time)
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that changed; `seq` orders events over restarts."""
@@ -136,8 +146,14 @@ class Event:
     data: dict[str, Any]
 
 
-Row = TypeVar("Row", App, Revision, RunnerRow, Key)
-_TABLES: dict[type, str] = {App: "apps", Revision: "revisions", RunnerRow: "runners", Key: "keys"}
+Row = TypeVar("Row", App, Revision, RunnerRow, Key, Secret)
+_TABLES: dict[type, str] = {
+    App: "apps",
+    Revision: "revisions",
+    RunnerRow: "runners",
+    Key: "keys",
+    Secret: "secrets",
+}
 _JSON = frozenset(
     (
         *("scaling", "options", "explicit", "manifest", "machine", "variables", "environment"),
@@ -293,6 +309,22 @@ class Store:
         self._execute("DELETE FROM revisions WHERE owner = ? AND app = ?", (owner, name))
         kept = {row[0] for row in self._execute("SELECT payload FROM revisions")}
         return sorted(used - kept)
+
+    def secret(self, name: str) -> Secret:
+        """Return a secret by name.
+
+        Raises
+        ------
+        NotFoundError
+            When there is none.
+        """
+        for secret in self.select(Secret, "name = ?", name):
+            return secret
+        raise NotFoundError(f"there is no secret {name}; set it with: secrets set {name}")
+
+    def delete_secret(self, name: str) -> None:
+        """Remove a secret."""
+        self._execute("DELETE FROM secrets WHERE name = ?", (name,))
 
     def forget_runners(self, before: float) -> list[str]:
         """Remove runners that ended before `before` (unix seconds); return their ids."""

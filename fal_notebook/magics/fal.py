@@ -29,6 +29,7 @@ def fal(line: str) -> Any:
         %fal delete NAME
         %fal gateway start | stop | status
         %fal keys create [--scope API|ADMIN] [--alias TEXT] | list | revoke KEY_ID
+        %fal secrets set NAME [--from-env] | list | delete NAME
     """
     try:
         with one_line("%fal"):

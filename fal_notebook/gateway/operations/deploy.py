@@ -15,6 +15,7 @@ from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.lifecycle import log_tail
+from fal_notebook.gateway.operations import secrets
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
 from fal_notebook.options import Options, app_name, explicit, parse_options
@@ -39,6 +40,7 @@ class DeployRequest(BaseModel):
     notebook: str = Field(max_length=4096)
     takeover: bool = False
     reset_scale: bool = False
+    allowed_secrets: list[str] = []
 
 
 class DeployReply(BaseModel):
@@ -141,6 +143,8 @@ def _revision(
     options = _merged(taken_over, given)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
+    secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
+    gateway.secrets(options.secrets or ())
     choice = choose(options.machine_type, options.num_gpus, gateway.host)
     revision = Revision(
         id=uuid.uuid4().hex[:12],

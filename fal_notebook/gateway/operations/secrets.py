@@ -1,0 +1,72 @@
+"""Secrets by name: set, listed without values, deleted; looked for in every payload."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from fal_notebook.exceptions import OptionError, StoredSecretError
+from fal_notebook.gateway import paths
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.store import Secret
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+# Shorter values stand in payloads by chance.
+_SHORTEST_LOOKED_FOR = 8
+
+
+def put(gateway: Gateway, name: str, value: str) -> None:
+    """Store a secret, or replace it; runners that start from now on get the new value.
+
+    Raises
+    ------
+    OptionError
+        When the name is no name of an environment variable, or the value is empty.
+    """
+    if not _NAME.fullmatch(name):
+        raise OptionError(f"{name!r} cannot be a secret's name: letters, digits and '_' only")
+    if not value or "\0" in value:
+        raise OptionError(f"the value of {name} is empty or holds a NUL")
+    with gateway.store.transaction():
+        gateway.store.put(Secret(name, gateway.vault.encrypt(value)))
+        gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "set"})
+
+
+def list_secrets(gateway: Gateway) -> list[dict[str, Any]]:
+    """Return name and time of every secret, never a value."""
+    secrets = gateway.store.select(Secret, "1 ORDER BY name")
+    return [{"name": secret.name, "set_at": secret.set_at} for secret in secrets]
+
+
+def delete(gateway: Gateway, name: str) -> None:
+    """Remove a secret; runners that have it keep it until they end.
+
+    Raises
+    ------
+    NotFoundError
+        When there is none of that name.
+    """
+    gateway.store.secret(name)
+    with gateway.store.transaction():
+        gateway.store.delete_secret(name)
+        gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "deleted"})
+
+
+def refuse_in_payload(gateway: Gateway, payload: str, allowed: Collection[str]) -> None:
+    """Look for the value of every stored secret, but the `allowed` ones, in a payload.
+
+    Raises
+    ------
+    StoredSecretError
+        With the secret's name and where in the payload it stands, so that the client, which has
+        the same bytes, can say in which variable.
+    """
+    secrets = [s for s in gateway.store.select(Secret) if s.name not in allowed]
+    content = paths.blob(gateway.state, payload).read_bytes() if secrets else b""
+    for secret in secrets:
+        value = gateway.vault.decrypt(secret.value).encode()
+        at = content.find(value) if len(value) >= _SHORTEST_LOOKED_FOR else -1
+        if at >= 0:
+            sentence = f"the payload holds the value of the stored secret {secret.name}"
+            raise StoredSecretError(sentence, secret.name, at, at + len(value))

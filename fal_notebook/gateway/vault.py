@@ -1,0 +1,53 @@
+"""Secrets at rest: encrypted in the store, under a key in a 0600 file of the state folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from fal_notebook.exceptions import GatewayError
+
+
+class Vault:
+    """Encrypts and decrypts with the key of a state folder, which is made at first use."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "secrets.key"
+        self._fernet: Fernet | None = None
+
+    def encrypt(self, value: str) -> str:
+        """Return the text that is stored."""
+        return self._cipher().encrypt(value.encode()).decode()
+
+    def decrypt(self, stored: str) -> str:
+        """Return the value again.
+
+        Raises
+        ------
+        GatewayError
+            When the key file is not the one it was encrypted with.
+        """
+        try:
+            return self._cipher().decrypt(stored.encode()).decode()
+        except InvalidToken:
+            raise GatewayError(
+                f"a secret cannot be read with {self._path}; set the secret again"
+            ) from None
+
+    def _cipher(self) -> Fernet:
+        if self._fernet is None:
+            if not self._path.exists():
+                _write_new(self._path, Fernet.generate_key())
+            self._fernet = Fernet(self._path.read_bytes())
+        return self._fernet
+
+
+def _write_new(path: Path, key: bytes) -> None:
+    """Write the key whole or not at all: a half-written one would lose every secret."""
+    temporary = path.with_suffix(".tmp")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(key)
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,64 @@
+"""Tracebacks of the user's code as its author expects them: with cell lines, without our frames."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import linecache
+import os
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+# Frames between the server and the user's code, which tell the user nothing.
+_OURS = tuple(
+    str(Path(file).parent) + os.sep
+    for file in (__file__, asyncio.__file__, concurrent.futures.__file__)
+)
+
+
+class Tracebacks:
+    """Formats errors of one payload.
+
+    Parameters
+    ----------
+    sources : dict
+        Source text of the payload's functions by name, from its manifest; a runner has no cells.
+    """
+
+    def __init__(self, sources: dict[str, str]) -> None:
+        self._sources = sources
+
+    def format(self, error: BaseException) -> str:
+        """Return the traceback as text, from the first frame that is not ours."""
+        shown: BaseException | None = error
+        while shown is not None:
+            shown.__traceback__ = _without_ours(shown.__traceback__)
+            self._add_lines(shown.__traceback__)
+            shown = shown.__cause__ or shown.__context__
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+    def _add_lines(self, trace: TracebackType | None) -> None:
+        """Tell linecache the lines of cells, whose files do not exist here."""
+        for frame, _ in traceback.walk_tb(trace):
+            code = frame.f_code
+            source = self._sources.get(code.co_name)
+            if source is not None and not os.path.exists(code.co_filename):
+                _add(code.co_filename, code.co_firstlineno - 1, source.splitlines(keepends=True))
+
+
+def _add(filename: str, start: int, source: list[str]) -> None:
+    """Put `source` at its place among the lines of a cell that are known so far."""
+    end = start + len(source)
+    lines = list(linecache.getlines(filename))
+    lines += ["\n"] * (end - len(lines))
+    lines[start:end] = source
+    linecache.cache[filename] = (0, None, lines, filename)
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    """Skip leading frames of ours; an error that is all ours keeps them."""
+    first = trace
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OURS):
+        first = first.tb_next
+    return first or trace
