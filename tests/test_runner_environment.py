@@ -80,12 +80,12 @@ async def test_the_users_own_pin_wins_over_the_runners_libraries(gateway: Gatewa
 import pydantic
 class Point(pydantic.BaseModel):
     x: int
-def f(copy: int = 1, p: Point = Point(x=1), q: int = pydantic.Field(3, ge=1), **more: int) -> list:
-    return [pydantic.VERSION, pydantic.__file__, p, q]
+def f(copy: int = 1, p: Point = Point(x=1), **more: int) -> list:
+    return [pydantic.VERSION, pydantic.__file__, p]
 """
     fleet = await deployed(gateway, source, name="pinned", requirements=["pydantic==2.8.*"])
     version, file, *rest = await value(fleet)
-    assert rest == [{"x": 1}, 3]
+    assert rest == [{"x": 1}]
     assert version.startswith("2.8.")
     assert "/envs/" in file
 

@@ -27,6 +27,8 @@ from fal_notebook.gateway.vault import Vault
 from fal_notebook.machines import MachineType, this_host
 
 MAX_BODY = 100 * 1024 * 1024
+# A base folder of this many bytes leaves room for fal-…/….sock within macOS' 103.
+LONGEST_BASE = 70
 
 
 @dataclass(eq=False)
@@ -199,4 +201,8 @@ def sockets_folder(store: Store) -> Path:
 
 
 def _make_sockets_folder() -> str:
-    return tempfile.mkdtemp(prefix="fal-", dir=os.environ.get("XDG_RUNTIME_DIR") or None)
+    preferred = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not os.path.isdir(preferred):
+        preferred = tempfile.gettempdir()
+    base = preferred if len(os.fsencode(preferred)) <= LONGEST_BASE else "/tmp"
+    return tempfile.mkdtemp(prefix="fal-", dir=base)
