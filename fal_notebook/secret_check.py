@@ -59,6 +59,6 @@ def _secret(holders: list[Item], finding: Finding, root: Item) -> str:
     else:
         subject = f"`{holder.name}`, which `{user}` uses, {looks} {finding.label}"
     return (
-        f"{subject}; pass it with pass_env (or, in a later release, secrets=…), "
+        f"{subject}; store it with '%fal secrets set' and declare secrets=NAME, or use pass_env, "
         f"or give allow_secret={holder.name} if it is meant to travel"
     )
