@@ -291,6 +291,7 @@ async def test_a_new_gateway_adopts_what_lives_and_buries_what_does_not(tmp_path
             runner.row.id: "IDLE", other.row.id: "TERMINATED", "never": "TERMINATED"
         }  # fmt: skip
         assert list(fleet.runners) == [runner.row.id]
+        assert fleet.failures == 0
     finally:
         await close_gateway(third)
 

@@ -61,8 +61,7 @@ def test_a_long_temporary_folder_does_not_make_socket_paths_too_long(
 
 # --- a gateway process that is killed ------------------------------------------------------------
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("FAL_NOTEBOOK_ORPHAN_TIMEOUT", "1")
+def state(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     found = discovery.find(tmp_path)
     if found is not None:
@@ -103,8 +102,9 @@ def f(child): return [os.getpid(), child]
 
 
 def test_runners_of_a_killed_gateway_end_by_themselves_with_their_children(
-    state: Path, eventually: Any
+    state: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_ORPHAN_TIMEOUT", "1")
     info = discovery.ensure(state)
     _deploy(info, CHILD, eventually)
     pids = _call(info)
@@ -122,7 +122,7 @@ def test_a_gateway_started_again_adopts_the_runner_and_logs_no_noise(
     _deploy(info, CHILD, eventually, keep_alive=60)
     before = _call(info)
     os.kill(info.pid, 9)
-    os.waitpid(info.pid, 0)
+    eventually(lambda: not _running(info.pid))
     again = discovery.ensure(state)
     assert _call(again) == before
     _ask(again, "POST", "/api/gateway/stop")
@@ -152,6 +152,10 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and _lives(psutil.Process(pid))
 
 
 def _processes(state: Path) -> list[psutil.Process]:

@@ -78,14 +78,12 @@ async def test_a_second_deploy_with_the_same_requirements_is_instant(gateway: Ga
 async def test_the_users_own_pin_wins_over_the_runners_libraries(gateway: Gateway) -> None:
     source = """
 import pydantic
-class Point(pydantic.BaseModel):
-    x: int
-def f(copy: int = 1, p: Point = Point(x=1), **more: int) -> list:
-    return [pydantic.VERSION, pydantic.__file__, p]
+def f(copy: int = 1, *, many: list[int] = [2], **more: int) -> list:
+    return [pydantic.VERSION, pydantic.__file__, many]
 """
     fleet = await deployed(gateway, source, name="pinned", requirements=["pydantic==2.8.*"])
     version, file, *rest = await value(fleet)
-    assert rest == [{"x": 1}]
+    assert rest == [[2]]
     assert version.startswith("2.8.")
     assert "/envs/" in file
 

@@ -149,6 +149,7 @@ class Lifecycle:
     ) -> None:
         """Follow a runner from its start, or from its adoption, to its end."""
         error = ""
+        lost = adopted and not self._backend.alive(runner.row.process)
         try:
             if not adopted:
                 await self._start(fleet, runner, revision)
@@ -165,7 +166,8 @@ class Lifecycle:
         folder = paths.runner_folder(self._state, runner.row.id)
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         how = f" ({ending})" if ending else ""
-        self._failed(fleet, runner, error or f"the runner ended while it was starting{how}")
+        if not lost:  # what happened without a gateway is no failed start
+            self._failed(fleet, runner, error or f"the runner ended while it was starting{how}")
         self._ended(fleet, runner, error or f"the runner ended by itself{how}")
 
     async def _start(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
@@ -214,7 +216,7 @@ class Lifecycle:
 
     def _failed(self, fleet: Fleet, runner: Runner, error: str) -> None:
         """Note that a runner did not come up; nothing for one that did, or was told to end."""
-        if runner.ready.done():
+        if runner.ready.done() or runner.row.ready_at is not None:
             return
         runner.ready.set_exception(DeployError(error))
         runner.ready.exception()  # retrieved: nobody has to wait for it

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import pickle
 import struct
-import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -55,9 +54,8 @@ def returned(value: Any) -> bytes:
     return _frame(("return", cloudpickle.dumps(value)))
 
 
-def raised(error: BaseException) -> bytes:
-    """Return the frame of an error: always its text, and the exception itself if it can travel."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+def raised(error: BaseException, text: str) -> bytes:
+    """Return the frame of an error: its traceback as text, and itself if it can travel."""
     try:
         exception = cloudpickle.dumps(error)
     except Exception:

@@ -18,6 +18,7 @@ from typing import Any
 from fal_notebook.runner.envelope import unpack
 from fal_notebook.runner.openapi import openapi
 from fal_notebook.runner.schema import Signature, read_signature, streams
+from fal_notebook.runner.tracebacks import Tracebacks
 
 _END = object()
 
@@ -31,6 +32,7 @@ class Function:
 
     def __init__(self, payload: str, max_multiplexing: int) -> None:
         self.manifest, pickled = unpack(Path(payload).read_bytes())
+        self.tracebacks = Tracebacks(self.manifest.get("sources", {}))
         loaded = pickle.loads(pickled)
         for name, module in loaded["modules"].items():
             sys.modules.setdefault(name, module)
@@ -56,6 +58,12 @@ class Function:
             result = await self._run(self._setup, (), {}, lambda result: result)
             self._first = () if result is None else (result,)
         self.signature = read_signature(self._function, self._hints, skip_first=bool(self._first))
+
+    def report(self, error: BaseException) -> str:
+        """Write an error's traceback to the log and return it."""
+        text = self.tracebacks.format(error)
+        sys.stderr.write(text)
+        return text
 
     def openapi(self) -> dict[str, Any]:
         """Return the app's OpenAPI document."""

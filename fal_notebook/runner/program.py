@@ -118,6 +118,7 @@ class _Program:
 
     async def _start(self) -> None:
         self._link.publish("SETUP")
+        function = None
         try:
             loop = asyncio.get_running_loop()
             function = await loop.run_in_executor(
@@ -126,16 +127,23 @@ class _Program:
             await function.setup()
             openapi = function.openapi()
         except BaseException as error:
-            traceback.print_exc()
-            logs.finish(None)
-            text = "".join(traceback.format_exception_only(type(error), error)).strip()
-            self._link.publish("FAILED", error=text, traceback=traceback.format_exc())
-            await asyncio.sleep(FAREWELL)
-            self._ending.set()
+            await self._fail(error, function)
             return
         logs.finish(None)
         self._app.function = function
         self._link.publish("IDLE", openapi=openapi)
+
+    async def _fail(self, error: BaseException, function: Function | None) -> None:
+        """Tell why this runner is of no use, and wait to be ended."""
+        if function is not None:
+            function.report(error)
+        else:
+            traceback.print_exception(error)
+        logs.finish(None)
+        text = "".join(traceback.format_exception_only(type(error), error)).strip()
+        self._link.publish("FAILED", error=text)
+        await asyncio.sleep(FAREWELL)
+        self._ending.set()
 
     async def _watch(self) -> None:
         """End when no gateway has been connected for `orphan_timeout` seconds."""

@@ -8,7 +8,6 @@ import functools
 import hmac
 import json
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -102,7 +101,7 @@ class RunnerApp:
             self.released = True
             response = Response(status_code=204)
         elif scope["path"] == "/_fal/cancel":
-            caller = self._callers.get(headers[b"x-fal-request-id"].decode("latin-1"))
+            caller = self._callers.get(headers.get(b"x-fal-request-id", b"").decode("latin-1"))
             if caller is not None:
                 caller.cancel()
             response = Response(status_code=204)
@@ -161,7 +160,7 @@ async def _respond(
     try:
         return await _unless_gone(answer(function, body), gone)
     finally:
-        del callers[request]
+        callers.pop(request, None)
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -200,8 +199,8 @@ async def _json(function: Function, body: bytes) -> Response:
         result = await function.call(args, kwargs, functools.partial(_finished, function))
     except HTTPException as error:
         return _error(error.status_code, error.detail, dict(error.headers or {}))
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        function.report(error)
         return _error(500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"})
     if is_stream(result):
         return StreamingResponse(_events(function, result), media_type="text/event-stream")
@@ -220,8 +219,8 @@ async def _events(function: Function, generator: Any) -> AsyncIterator[bytes]:
         async with contextlib.aclosing(function.values_of(generator)) as values:
             async for value in values:
                 yield b"data: " + _serialise(function, value) + b"\n\n"
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        function.report(error)
         yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
 
 
@@ -230,8 +229,7 @@ async def _pickled(function: Function, body: bytes) -> Response:
         args, kwargs = frames.load_call(body)
         result = await function.call(args, kwargs, frames.returned)
     except Exception as error:
-        traceback.print_exc()
-        result = frames.raised(error)
+        result = frames.raised(error, function.report(error))
     if is_stream(result):
         return StreamingResponse(_frames(function, result), media_type=frames.CONTENT_TYPE)
     return Response(result, media_type=frames.CONTENT_TYPE)
@@ -245,8 +243,7 @@ async def _frames(function: Function, generator: Any) -> AsyncIterator[bytes]:
                 yield frames.item(value)
         yield frames.returned(None)
     except Exception as error:
-        traceback.print_exc()
-        yield frames.raised(error)
+        yield frames.raised(error, function.report(error))
 
 
 def _serialise(function: Function, value: Any) -> bytes:
@@ -279,9 +276,6 @@ def _invalid(error: ValidationError) -> Response:
         {**item, "loc": ("body", *item["loc"]), "input": _shown(item)}
         for item in error.errors(include_url=False, include_context=True)
     ]
-    for item in detail:
-        if item["type"] == "json_invalid":
-            item["input"] = {}  # as FastAPI does; it would be the whole body
     return _error(422, detail)
 
 

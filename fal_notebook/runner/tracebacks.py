@@ -32,7 +32,9 @@ class Tracebacks:
     def format(self, error: BaseException) -> str:
         """Return the traceback as text, from the first frame that is not ours."""
         shown: BaseException | None = error
-        while shown is not None:
+        seen: list[BaseException] = []  # causes may form a ring
+        while shown is not None and shown not in seen:
+            seen.append(shown)
             shown.__traceback__ = _without_ours(shown.__traceback__)
             self._add_lines(shown.__traceback__)
             shown = shown.__cause__ or shown.__context__

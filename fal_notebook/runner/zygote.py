@@ -6,6 +6,7 @@ line from the gateway's socket, answers each with process ids, and ends when the
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -23,11 +24,12 @@ def serve(connection: int) -> None:
     os.set_inheritable(connection, False)
     gc.collect()
     gc.freeze()
-    os.write(connection, b"ready\n")
-    for line in _lines(connection):
-        spec = RunnerSpec.from_json(line)
-        if os.fork() == 0:
-            _keep(connection, spec)
+    with contextlib.suppress(ConnectionError):  # the gateway was killed
+        os.write(connection, b"ready\n")
+        for line in _lines(connection):
+            spec = RunnerSpec.from_json(line)
+            if os.fork() == 0:
+                _keep(connection, spec)
 
 
 def _keep(connection: int, spec: RunnerSpec) -> None:
