@@ -25,7 +25,6 @@ from fal_notebook.exceptions import (
     StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
-from fal_notebook.manifest import name_of
 from fal_notebook.notebook import identity
 from fal_notebook.options import (
     CellOptions,
@@ -36,6 +35,7 @@ from fal_notebook.options import (
     split_options,
 )
 from fal_notebook.payload import Payload, capture
+from fal_notebook.payload.manifest import name_of
 
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 30

@@ -22,8 +22,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import fal_notebook
-from fal_notebook.digest import digest_of
 from fal_notebook.payload import capture
+from fal_notebook.payload.digest import digest_of
 
 
 def cell(source: str, **names: Any) -> dict[str, Any]:

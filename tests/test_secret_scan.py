@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from fal_notebook.exceptions import SecretInPayloadError
 from fal_notebook.payload import capture
-from fal_notebook.secret_scan import Finding, environment_secrets, scan, scan_known
+from fal_notebook.payload.secret_scan import Finding, environment_secrets, scan, scan_known
 
 HEX = hashlib.sha256(b"test").hexdigest()
 B62 = "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1cF2iL3oR4uX5"  # no key, but shaped like one

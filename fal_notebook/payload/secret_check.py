@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fal_notebook.capturing import Item
 from fal_notebook.exceptions import SecretInPayloadError
-from fal_notebook.pickling import own_bytes
-from fal_notebook.references import is_by_value, is_class, is_function
-from fal_notebook.secret_scan import Finding, scan, scan_known
-from fal_notebook.sources import source_of
+from fal_notebook.payload.items import Item
+from fal_notebook.payload.pickling import own_bytes
+from fal_notebook.payload.references import is_by_value, is_class, is_function
+from fal_notebook.payload.secret_scan import Finding, scan, scan_known
+from fal_notebook.payload.sources import source_of
 
 
 def refuse_secrets(

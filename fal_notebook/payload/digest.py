@@ -19,15 +19,15 @@ from typing import Any
 
 import cloudpickle
 
-from fal_notebook.class_parts import class_parts
-from fal_notebook.references import (
+from fal_notebook.payload.class_parts import class_parts
+from fal_notebook.payload.references import (
     CachedFunction,
     is_by_value,
     is_class,
     is_function,
     named_references,
 )
-from fal_notebook.sources import source_of
+from fal_notebook.payload.sources import source_of
 
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _SORTABLE = ({str}, {int}, {bytes})

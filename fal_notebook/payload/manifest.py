@@ -11,9 +11,9 @@ from typing import Any
 
 import cloudpickle
 
-from fal_notebook.capturing import Item
-from fal_notebook.references import is_by_value, is_class, is_function
-from fal_notebook.sources import source_of
+from fal_notebook.payload.items import Item
+from fal_notebook.payload.references import is_by_value, is_class, is_function
+from fal_notebook.payload.sources import source_of
 
 
 def manifest_of(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fal_notebook.exceptions import UnpicklableError
-from fal_notebook.pickling import CountingSink, can_pickle, parts, pickled_alone
-from fal_notebook.references import (
+from fal_notebook.payload.pickling import CountingSink, can_pickle, parts, pickled_alone
+from fal_notebook.payload.references import (
     Reference,
     imported_names,
     is_by_value,

@@ -1,6 +1,6 @@
 """The payload of a function: what it needs from the notebook, by value, checked and digested.
 
-What is captured is found by `capturing`, pickled by `pickling`, compared by `digest`; where it runs
+What is captured is found by `items`, pickled by `pickling`, compared by `digest`; where it runs
 is left to others.
 """
 
@@ -14,21 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fal_notebook import cell, local_modules
-from fal_notebook.capturing import Item, collect
-from fal_notebook.digest import digest_of
+from fal_notebook import cell
 from fal_notebook.exceptions import (
     CaptureError,
     PayloadTooLargeError,
     UnpicklableError,
 )
-from fal_notebook.manifest import manifest_of, name_of, plain, python_minor, sources_of
-from fal_notebook.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
-from fal_notebook.references import is_by_value
+from fal_notebook.payload import local_modules
+from fal_notebook.payload.digest import digest_of
+from fal_notebook.payload.items import Item, collect
+from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
+from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
+from fal_notebook.payload.references import is_by_value
+from fal_notebook.payload.secret_check import refuse_secrets
+from fal_notebook.payload.secret_scan import environment_secrets
+from fal_notebook.payload.sources import source_of
 from fal_notebook.runner.envelope import pack
-from fal_notebook.secret_check import refuse_secrets
-from fal_notebook.secret_scan import environment_secrets
-from fal_notebook.sources import source_of
 
 WARN_BYTES = 10 * 1000 * 1000
 MAX_BYTES = 256 * 1000 * 1000

@@ -17,7 +17,7 @@ from typing import Any
 
 import cloudpickle
 
-from fal_notebook.references import (
+from fal_notebook.payload.references import (
     CachedFunction,
     class_body_names,
     import_path,

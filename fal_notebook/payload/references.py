@@ -1,6 +1,6 @@
 """How captured code refers to things: by value or by import path, and through which names.
 
-Walking the references is left to `capturing` and `digest`.
+Walking the references is left to `items` and `digest`.
 """
 
 from __future__ import annotations
