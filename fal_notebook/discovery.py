@@ -47,6 +47,13 @@ def write(state: Path, info: GatewayInfo) -> None:
     temporary.replace(info_file(state))
 
 
+def withdraw(state: Path, info: GatewayInfo) -> None:
+    """Remove the file unless another gateway has put its own there."""
+    with suppress(OSError, ValueError):
+        if json.loads(info_file(state).read_text()) == asdict(info):
+            info_file(state).unlink()
+
+
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from serving import Wire, control, post, with_key
 
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway.gateway import sockets_folder
 from fal_notebook.gateway.store import App, Revision, RunnerRow, Store
 from fal_notebook.options import explicit, parse_options
 from fal_notebook.payload import capture
@@ -305,3 +307,28 @@ def test_requests_that_come_while_it_stops_are_refused(state: Path, eventually: 
         assert (answer.status_code, answer.json()["detail"]) == (503, "the gateway is stopping")
         assert busy.response()[0] == 200  # what is in flight may end
     discovery.wait_until_gone(state)
+
+
+def test_a_sockets_folder_that_others_may_enter_is_not_used(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    first = sockets_folder(store)
+    assert sockets_folder(store) == first
+    first.chmod(0o777)
+    second = sockets_folder(store)
+    first.rmdir()
+    first.symlink_to(second)
+    assert second != first
+    assert sockets_folder(store) == second
+    first.unlink()
+    second.rmdir()
+    store.close()
+
+
+def test_a_gateway_withdraws_its_own_address_only(tmp_path: Path) -> None:
+    mine = discovery.GatewayInfo("http://127.0.0.1:1", "t", 1, 1, "1")
+    discovery.write(tmp_path, dataclasses.replace(mine, pid=2))
+    discovery.withdraw(tmp_path, mine)
+    assert discovery.info_file(tmp_path).exists()
+    discovery.write(tmp_path, mine)
+    discovery.withdraw(tmp_path, mine)
+    assert not discovery.info_file(tmp_path).exists()

@@ -139,7 +139,7 @@ def test_who_may_call(gateway: GatewayInfo, auth: str, serve: bool, team: str | 
                 "owner": 200,
                 "key": 200 if not team or public or shared else 403,
                 "no key": 200 if public else 401,
-                "wrong key": 200 if public else 401,
+                "wrong key": 401,
             }
             assert expected == {
                 "owner": httpx.post(url, json={}, headers=owner).status_code,
@@ -527,3 +527,16 @@ def test_the_handle_works_under_another_owner(gateway: GatewayInfo) -> None:
     with deployed("def teamwork(x: int) -> int:\n    return x\n", owner="a-team") as handle:
         assert isinstance(handle, Handle)
         assert handle(3) == 3
+
+
+def test_the_openapi_of_an_app_at_zero_starts_no_runner(shell, eventually) -> None:
+    shell.run(
+        "%%fal_function serve=true auth=public keep_alive=0 wait=true\n"
+        "def asked(x: int) -> int:\n    return x\n"
+    )
+    asked = shell["asked"]
+    assert asked(1) == 1
+    assert eventually(lambda: not asked.runners())
+    reply = httpx.get(f"{asked.url}/openapi.json")
+    assert reply.json() == asked.openapi()
+    assert asked.runners() == []

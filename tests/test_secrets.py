@@ -79,3 +79,14 @@ def test_a_name_that_is_no_variable_is_refused(gateway, monkeypatch) -> None:
     monkeypatch.setenv("a-b", "value of some length")
     with pytest.raises(OptionError, match="a-b"):
         cli.run(["secrets", "set", "a-b", "--from-env"], "fal-notebook")
+
+
+def test_what_the_kernel_passes_on_is_encrypted_at_rest(shell, monkeypatch, private_state) -> None:
+    monkeypatch.setenv("PASSED_ON", "a value of the kernel only")
+    shell.run(
+        "%%fal_function pass_env=PASSED_ON wait=true\n"
+        "def passed() -> str:\n    import os; return os.environ['PASSED_ON']\n"
+    )
+    assert shell["passed"]() == "a value of the kernel only"
+    for file in private_state.glob("store.db*"):
+        assert b"a value of the kernel only" not in file.read_bytes()

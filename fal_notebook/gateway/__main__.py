@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -25,10 +26,13 @@ from fal_notebook.runner.program import new_loop
 # How long runners may drain when the gateway is asked to stop with them.
 STOP_GRACE = 15.0
 
+_LOG = logging.getLogger(__name__)
+
 
 def main() -> None:
     """Run the gateway of the state folder until it is asked to stop; exit 1 if there is one."""
     os.umask(0o077)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     state = settings.state_folder()
     lock = FileLock(state / "gateway.lock", mode=0o600)
     try:
@@ -59,8 +63,7 @@ async def _serve(state: Path) -> None:
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
     gateway.restore()
-    apps.prune(gateway)
-    blobs.prune(gateway)
+    housekeeping = asyncio.ensure_future(_keep_house(gateway))
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     server = _Server(_config(GatewayApp(gateway)))
     serving = asyncio.ensure_future(server.serve([listener]))
@@ -68,13 +71,25 @@ async def _serve(state: Path) -> None:
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
     discovery.write(state, info)
     await gateway.stop_requested.wait()
-    discovery.info_file(state).unlink(missing_ok=True)
+    discovery.withdraw(state, info)
     if not gateway.keep_runners:
         await gateway.stop_runners(STOP_GRACE)
-    warming.cancel()
+    for task in (warming, housekeeping):
+        task.cancel()
     await gateway.close()
     server.should_exit = server.force_exit = True
     await serving
+
+
+async def _keep_house(gateway: Gateway) -> None:
+    """Remove what is no longer shown or used, now and every hour."""
+    while True:
+        try:
+            apps.prune(gateway)
+            blobs.prune(gateway)
+        except (FalNotebookError, OSError):
+            _LOG.exception("old runners and payloads were not removed")
+        await asyncio.sleep(3600)
 
 
 def _listen(state: Path) -> socket.socket:

@@ -16,6 +16,7 @@ from fal_notebook.gateway.headers import Header, request_head, response_headers
 from fal_notebook.gateway.replies import error_reply
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import Watch
+from fal_notebook.runner.spec import LINK
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -197,7 +198,7 @@ class Exchange:
 
     def _cancel(self, runner: Runner) -> None:
         """Tell the runner that nobody waits any more; its slot is free when it has answered."""
-        head = self._head(runner, b"POST", b"/_fal/cancel", (b"content-length", b"0"))
+        head = self._head(runner, b"POST", b"/", (b"content-length", b"0"), (LINK, b"cancel"))
         self._cancelling = asyncio.ensure_future(runner.pool.notify(head))
 
     async def _send_request(
@@ -225,7 +226,7 @@ class Exchange:
         if chunked and not self._more:
             await connection.send(b"0\r\n\r\n")
 
-    def _head(self, runner: Runner, method: bytes, target: bytes, framing: Header) -> bytes:
+    def _head(self, runner: Runner, method: bytes, target: bytes, *more: Header) -> bytes:
         request = self._request
         user = request.principal.user if request.principal else ""
         added = (
@@ -233,7 +234,7 @@ class Exchange:
             (b"x-fal-runner-secret", runner.row.secret.encode()),
             (b"x-fal-caller-user-id", user.encode()),
             (b"x-fal-endpoint", request.path),
-            framing,
+            *more,
         )
         return request_head(
             method, target, request.scope["headers"], added, request.principal is None

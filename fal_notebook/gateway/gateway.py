@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Collection
@@ -79,7 +81,7 @@ class Gateway:
         self.backend = LocalBackend(state, sockets_folder(self.store))
         self.vault = Vault(state)
         self.lifecycle = Lifecycle(
-            state, self.store, self.backend, info.url, self._poke, self.secrets
+            state, self.store, self.backend, info.url, self._poke, self.declared
         )
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics(self.fleets.values, self.backend.stats)
@@ -127,6 +129,11 @@ class Gateway:
         """
         return {name: self.vault.decrypt(self.store.secret(name).value) for name in names}
 
+    def declared(self, revision: Revision) -> dict[str, str]:
+        """Return the variables of a revision's runners: passed on by the kernel, and secrets."""
+        passed = {name: self.vault.decrypt(text) for name, text in revision.variables.items()}
+        return {**passed, **self.secrets(revision.options["secrets"] or ())}
+
     def forget(self, fleet: Fleet) -> None:
         """Take an app off the map."""
         del self.fleets[fleet.owner, fleet.name]
@@ -159,6 +166,8 @@ class Gateway:
         self.events.close()
         await self.lifecycle.close()
         await self.backend.close()
+        with contextlib.suppress(OSError):  # not empty: runners live on
+            self.backend.address_folder.rmdir()
         self.store.close()
 
     def _adopt(self, row: RunnerRow) -> None:
@@ -192,12 +201,21 @@ class Gateway:
 def sockets_folder(store: Store) -> Path:
     """Return the 0700 folder of the runners' sockets, recorded in the store.
 
-    It lies outside the state folder because a socket's path ends at 107 bytes (macOS: 103).
+    It lies outside the state folder because a socket's path ends at 107 bytes (macOS: 103). One
+    that is not ours alone is not used: after a reboot somebody else may have made it.
     """
     folder = Path(store.note("sockets", _make_sockets_folder))
-    if not folder.is_dir():  # a reboot clears it
+    if not _is_private(folder):
         folder = Path(store.set_note("sockets", _make_sockets_folder()))
     return folder
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _make_sockets_folder() -> str:

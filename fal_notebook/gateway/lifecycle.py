@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from fal_notebook.backends.base import Backend
 from fal_notebook.exceptions import DeployError, FalNotebookError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Fleet, Runner
+from fal_notebook.gateway.headers import request_head
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Connection, Pool, UpstreamError
 from fal_notebook.runner.logs import RECORD
-from fal_notebook.runner.spec import RunnerSpec
+from fal_notebook.runner.spec import LINK, RunnerSpec
 
 # How often an opening socket is tried while its runner starts to listen.
 CONNECT_PERIOD = 0.003
@@ -42,6 +43,8 @@ class Lifecycle:
 
     Parameters
     ----------
+    declared : callable
+        Gives the variables and secrets that a revision declares, by name.
     on_change : callable
         Called with the fleet whenever one of its runners changed state.
     base_url : str
@@ -55,14 +58,14 @@ class Lifecycle:
         backend: Backend,
         base_url: str,
         on_change: Callable[[Fleet], None],
-        secrets_of: Callable[[Collection[str]], dict[str, str]],
+        declared: Callable[[Revision], dict[str, str]],
     ) -> None:
         self._state = state
         self._store = store
         self._backend = backend
         self._base_url = base_url
         self._on_change = on_change
-        self._secrets = secrets_of
+        self._declared = declared
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
         self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -241,7 +244,7 @@ class Lifecycle:
             release.cancel()
 
     async def _release(self, runner: Runner) -> None:
-        """Send SIGTERM, then ``/_fal/end`` once nothing is on its way to the runner any more."""
+        """Send SIGTERM, then ``end`` once nothing is on its way to the runner any more."""
         while not runner.row.process:  # it is just being started
             await asyncio.sleep(CONNECT_PERIOD)
         await self._backend.stop(runner.row.process, runner.row.id)
@@ -249,7 +252,7 @@ class Lifecycle:
             await asyncio.sleep(CONNECT_PERIOD)
         with contextlib.suppress(UpstreamError, OSError):
             connection = await runner.pool.acquire()
-            connection.begin(self._request(runner, b"POST /_fal/end"))
+            connection.begin(self._request(runner, b"end"))
             await connection.head()
             connection.close()
 
@@ -269,7 +272,7 @@ class Lifecycle:
         connection = await self._connect(runner)
         buffer = b""
         try:
-            connection.begin(self._request(runner, b"GET /_fal/link"))
+            connection.begin(self._request(runner, b"states"))
             await connection.head()
             while data := await connection.read():
                 *lines, buffer = (buffer + data).split(b"\n")
@@ -278,12 +281,14 @@ class Lifecycle:
         finally:
             connection.close()
 
-    def _request(self, runner: Runner, line: bytes) -> bytes:
-        secret = runner.row.secret.encode()
-        return (
-            line + b" HTTP/1.1\r\nhost: runner\r\ncontent-length: 0\r\n"
-            b"x-fal-runner-secret: " + secret + b"\r\n\r\n"
+    def _request(self, runner: Runner, wanted: bytes) -> bytes:
+        added = (
+            (b"host", b"runner"),
+            (b"content-length", b"0"),
+            (b"x-fal-runner-secret", runner.row.secret.encode()),
+            (LINK, wanted),
         )
+        return request_head(b"POST", b"/", [], added, keep_authorization=False)
 
     async def _connect(self, runner: Runner) -> Connection:
         while True:
@@ -325,8 +330,7 @@ class Lifecycle:
             "FAL_RUNNER_STATE": "SETUP",
             "FAL_NOTEBOOK_URL": self._base_url,
             "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
-            **revision.variables,
-            **self._secrets(revision.options["secrets"] or ()),
+            **self._declared(revision),
         }
 
     def _record(self, fleet: Fleet, runner: Runner, state: str, cause: str) -> None:

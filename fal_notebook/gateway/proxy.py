@@ -11,7 +11,7 @@ from fal_notebook.gateway.auth import Auth, Principal, may_run
 from fal_notebook.gateway.exchange import Exchange, Request, too_large
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import is_pickle
-from fal_notebook.gateway.replies import error_reply
+from fal_notebook.gateway.replies import error_reply, json_reply
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -72,18 +72,27 @@ class Proxy:
             await error_reply(status, detail, request_id)(send)
             return
         path = b"/" + (parts[4] if len(parts) > 4 else b"")
+        if path == b"/openapi.json" and scope["method"] == "GET" and app.revision is not None:
+            # The revision keeps it: nobody starts a runner by asking what an app is.
+            await json_reply(app.revision.openapi, request_id)(send)
+            return
         request = Request(scope, headers, path, request_id, principal)
         await Exchange(app, request, self._kill, self._max_body).run(receive, send)
 
     def _identify(
         self, app: Fleet | None, headers: dict[bytes, bytes]
     ) -> tuple[Principal | None, Refusal | None]:
-        """Return who calls; a wrong key is refused unless the app is open to everybody."""
+        """Return who calls; a wrong key is refused.
+
+        Any other Authorization header of an app that is open to everybody is the app's own.
+        """
+        authorization = headers.get(b"authorization", b"")
         try:
-            return self._auth.identify(headers.get(b"authorization")), None
+            return self._auth.identify(authorization), None
         except UnauthorizedError as error:
             is_open = app is not None and app.serve and app.auth == "public"
-            return None, None if is_open else Refusal(401, str(error))
+            is_key = authorization[:4].lower() == b"key "
+            return None, None if is_open and not is_key else Refusal(401, str(error))
 
     def _admit(
         self, app: Fleet | None, headers: dict[bytes, bytes], principal: Principal | None

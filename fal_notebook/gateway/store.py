@@ -71,8 +71,8 @@ class Revision:
     """One deployed version of an app.
 
     `state` is PROVING, ACTIVE, SUPERSEDED or FAILED; `options` are all options, `explicit` those
-    that the code gave; `machine` is what a runner gets, `variables` its declared environment,
-    `environment` what its backend built.
+    that the code gave; `machine` is what a runner gets, `variables` what the kernel passes on,
+    encrypted (see `vault`), `environment` what its backend built.
     """
 
     id: str
@@ -320,7 +320,7 @@ class Store:
         """
         for secret in self.select(Secret, "name = ?", name):
             return secret
-        raise NotFoundError(f"there is no secret {name}; set it with: secrets set {name}")
+        raise NotFoundError(f"there is no secret {name}; set it with: %fal secrets set {name}")
 
     def delete_secret(self, name: str) -> None:
         """Remove a secret."""

@@ -158,7 +158,7 @@ def _revision(
         explicit=given,
         manifest=request.manifest,
         machine=asdict(choice.machine),
-        variables=request.variables,
+        variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
     )
     return revision, taken_over, [choice.notice] if choice.notice else []
 
