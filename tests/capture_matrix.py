@@ -116,6 +116,25 @@ CASES = (
         "BLUE!1True3",
     ),
     Case(
+        "dataclasses_that_pydantic_reads",
+        (
+            "from dataclasses import KW_ONLY, MISSING, InitVar, fields\n"
+            "from typing import ClassVar\nfrom pydantic import TypeAdapter",
+            "@dataclass(frozen=True, slots=True)\nclass Spot:\n    x: int\n    y: int = 2",
+            "@dataclass(kw_only=True)\nclass Base:\n    scale: float = 1.0",
+            "@dataclass\nclass Shape(Base):\n    spot: Spot\n    seed: InitVar[int] = 0\n"
+            "    sides: ClassVar[int] = 3\n    tags: list[str] = field(default_factory=list)\n"
+            "    _: KW_ONLY\n    name: str = 'n'",
+            "def shaped(shape: Shape) -> Shape:\n"
+            "    assert fields(Shape)[1].default is MISSING\n"
+            "    found = TypeAdapter(Shape).validate_python(shape)\n"
+            "    return str((found, Shape(Spot(1))))",
+        ),
+        "{'spot': {'x': 1}, 'tags': ['a']}",
+        "(Shape(scale=1.0, spot=Spot(x=1, y=2), tags=['a'], name='n'), "
+        "Shape(scale=1.0, spot=Spot(x=1, y=2), tags=[], name='n'))",
+    ),
+    Case(
         "classes_with_super_and_slots",
         (
             "class Base:\n    __slots__ = ('n',)\n    def __init__(self, n): self.n = n\n"

@@ -6,6 +6,7 @@ cloudpickle ships most things; what it would ship by a reference to the notebook
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import operator
@@ -31,6 +32,12 @@ _ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", N
 # What the import system puts into a module and a runner must not inherit.
 _NOT_SHIPPED = ("__builtins__", "__loader__", "__spec__", "__cached__")
 _PYDANTIC_NAMESPACE = "__pydantic_parent_namespace__"
+# dataclasses compares these by identity, so a runner must have its own, not copies.
+_SENTINELS = {
+    type(value): name
+    for name in ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
+    if (value := getattr(dataclasses, name, None)) is not None
+}
 _BASE_GLOBALS = ("__package__", "__name__", "__path__", "__file__")
 
 
@@ -64,6 +71,8 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         """Reduce what cloudpickle would ship wrongly; called for all but plain builtin values."""
         kind = type(obj)
+        if kind in _SENTINELS:
+            return getattr, (dataclasses, _SENTINELS[kind])
         if kind is types.ModuleType and is_by_value(obj):
             state = {k: v for k, v in vars(obj).items() if k not in _NOT_SHIPPED}
             return types.ModuleType, (obj.__name__,), state
