@@ -24,6 +24,7 @@ from fal_notebook.runner import frames
 from fal_notebook.runner.spec import RunnerSpec
 
 T = TypeVar("T")
+STATES = {"x-fal-link": "states"}
 
 
 def define(source: str) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class LiveRunner:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         cut = contextlib.suppress(httpx.TransportError)  # it ended without a farewell
-        with cut, self.client() as client, client.stream("GET", "/_fal/link") as reply:
+        with cut, self.client() as client, client.stream("GET", "/", headers=STATES) as reply:
             for line in reply.iter_lines():
                 yield json.loads(line)
 

@@ -52,8 +52,11 @@ def test_a_runner_tells_its_states_and_answers(runner: LiveRunner) -> None:
     assert runner.call(4)[0][0] == "return"
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/openapi.json", "/_fal/link", "/_fal/end"])
-@pytest.mark.parametrize("headers", [{"x-fal-runner-secret": "wrong"}, {}])
+@pytest.mark.parametrize("path", ["/", "/health", "/openapi.json"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-fal-runner-secret": "wrong"}, {}, {"x-fal-link": "states"}, {"x-fal-link": "end"}],
+)
 def test_without_its_secret_a_runner_refuses(
     runner: LiveRunner, path: str, headers: dict[str, str]
 ) -> None:

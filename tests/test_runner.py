@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner_bench import Bench, LiveRunner
+from runner_bench import STATES, Bench, LiveRunner
 
 MODELS = """
 from __future__ import annotations
@@ -468,21 +468,21 @@ def f(pid): return pid
 def test_a_runner_with_a_gateway_stays(bench: Bench, eventually: Any) -> None:
     runner = start(bench, "def f(): return 1", orphan_timeout=0.2)
     lone = start(bench, "def f(): return 1", orphan_timeout=0.2)
-    with runner.client() as client, client.stream("GET", "/_fal/link"):
+    with runner.client() as client, client.stream("GET", "/", headers=STATES):
         eventually(lambda: not lone.alive())
         assert runner.alive()
 
 
 def test_a_drain_waits_for_what_its_gateway_has_on_the_way(bench: Bench, eventually: Any) -> None:
     runner = start(bench, "def f(): return 1")
-    with runner.client() as link, link.stream("GET", "/_fal/link") as reply:
+    with runner.client() as link, link.stream("GET", "/", headers=STATES) as reply:
         states = reply.iter_lines()
         assert "IDLE" in next(line for line in states if "IDLE" in line)
         runner.stop()
         assert "DRAINING" in next(states)
         assert runner.value() == 1
         with runner.client() as client:
-            assert client.post("/_fal/end").status_code == 204
+            assert client.post("/", headers={"x-fal-link": "end"}).status_code == 204
     eventually(lambda: not runner.alive())
 
 

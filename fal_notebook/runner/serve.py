@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 
 from fal_notebook.runner import frames, logs
 from fal_notebook.runner.function import Function, is_stream
+from fal_notebook.runner.spec import LINK
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -76,7 +77,7 @@ class RunnerApp:
     in_flight : int
         Requests at work.
     released : bool
-        The gateway has sent its last request (``POST /_fal/end``).
+        The gateway has sent its last request (``x-fal-link: end``).
     """
 
     def __init__(self, secret: str, link: Link) -> None:
@@ -94,16 +95,11 @@ class RunnerApp:
         headers = dict(scope["headers"])
         if not hmac.compare_digest(headers.get(b"x-fal-runner-secret", b""), self._secret):
             response: Response = _error(403, "this runner answers its gateway only")
-        elif scope["path"] == "/_fal/link":
+        elif headers.get(LINK) == b"states":
             await self._link.serve(receive, send)
             return
-        elif scope["path"] == "/_fal/end":
-            self.released = True
-            response = Response(status_code=204)
-        elif scope["path"] == "/_fal/cancel":
-            caller = self._callers.get(headers.get(b"x-fal-request-id", b"").decode("latin-1"))
-            if caller is not None:
-                caller.cancel()
+        elif LINK in headers:
+            self._obey(headers)
             response = Response(status_code=204)
         elif self.function is None:
             response = _error(503, "this runner takes no requests now")
@@ -111,6 +107,15 @@ class RunnerApp:
             await self._counted(self.function, scope, headers, receive, send)
             return
         await response(scope, receive, send)
+
+    def _obey(self, headers: dict[bytes, bytes]) -> None:
+        """Do what the gateway tells: nothing comes any more, or one caller has gone."""
+        if headers[LINK] == b"end":
+            self.released = True
+        elif headers[LINK] == b"cancel":
+            caller = self._callers.get(headers.get(b"x-fal-request-id", b"").decode("latin-1"))
+            if caller is not None:
+                caller.cancel()
 
     async def _counted(
         self,

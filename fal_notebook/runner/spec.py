@@ -6,6 +6,10 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 
+# What the gateway itself wants of a runner: ``states``, ``end`` or ``cancel``. A header and no
+# path, because callers choose the path of what is forwarded, but can set no x-fal- header.
+LINK = b"x-fal-link"
+
 
 @dataclass(frozen=True)
 class RunnerSpec:

@@ -1,0 +1,48 @@
+"""One request on its way: what callers cannot say to a runner, runners that die, slow bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from serving import Wire, control, deployed, run_url
+
+from fal_notebook.discovery import GatewayInfo
+
+ACT = """
+import os, time
+def exchanged(do: str = "echo", n: float = 0):
+    if do == "exit":
+        os._exit(3)
+    if do == "sleep":
+        time.sleep(n)
+    return os.getpid() if do == "pid" else n
+"""
+
+
+@pytest.fixture(scope="module")
+def act(gateway: GatewayInfo) -> Iterator[str]:
+    """A public app that does what a request asks for, on one runner; its URL."""
+    options = {"max_concurrency": 1, "max_multiplexing": 8, "keep_alive": 60, "min_concurrency": 1}
+    with deployed(ACT, serve=True, auth="public", **options) as handle:
+        yield run_url(gateway, handle)
+
+
+def in_flight(gateway: GatewayInfo) -> int:
+    with control(gateway) as client:
+        return int(client.get("/api/apps/tester/exchanged").json()["in_flight"])
+
+
+@pytest.mark.parametrize("wanted", ["states", "end", "cancel", "link"])
+def test_callers_cannot_speak_the_gateways_own_language(
+    gateway: GatewayInfo, act: str, wanted: str
+) -> None:
+    first = httpx.post(act, json={"do": "pid"}).json()
+    for name in ("x-fal-link", "X-FAL-LINK", "x-fal-runner-secret"):
+        answer = httpx.post(f"{act}/_fal/{wanted}", headers={name: wanted}, timeout=5)
+        assert answer.json() == {"detail": f"Path /_fal/{wanted} not found"}
+        assert httpx.post(act, json={"n": 2}, headers={name: wanted}, timeout=5).json() == 2
+    assert in_flight(gateway) == 0
+    assert httpx.post(act, json={"do": "pid"}).json() == first
