@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from cryptography.fernet import Fernet, InvalidToken
+from typing import TYPE_CHECKING
 
 from fal_notebook.exceptions import GatewayError
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 
 class Vault:
@@ -29,6 +31,8 @@ class Vault:
         GatewayError
             When the key file is not the one it was encrypted with.
         """
+        from cryptography.fernet import InvalidToken
+
         try:
             return self._cipher().decrypt(stored.encode()).decode()
         except InvalidToken:
@@ -37,6 +41,9 @@ class Vault:
             ) from None
 
     def _cipher(self) -> Fernet:
+        # Imported when the first secret comes: it costs an idle gateway 5 MB.
+        from cryptography.fernet import Fernet
+
         if self._fernet is None:
             if not self._path.exists():
                 _write_new(self._path, Fernet.generate_key())
