@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import ast
 import re
+import types
 import warnings as python_warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
+from types import MappingProxyType
+from typing import Any
 
 from fal_notebook.exceptions import CellError
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _READERS = re.compile(r"read_\w+|load|loadtxt|genfromtxt|fromfile|open|imread|open_dataset")
+_CHANGING = re.compile(
+    "append(left)?|extend|insert|pop(item|left)?|remove|clear|update|setdefault|add|discard|"
+    "sort|reverse"
+)
 _LOOKS_LIKE_FILE = re.compile(r"[^\s*?<>|]+\.\w{1,8}")
 
 
@@ -71,7 +79,9 @@ def analyse(source: str, entry: str | None = None) -> Cell:
     return Cell(source, _entry(entry, functions, defined), functions, defined, imported)
 
 
-def warnings(source: str, first_line: int = 1) -> tuple[str, ...]:
+def warnings(
+    source: str, first_line: int = 1, captured: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, ...]:
     """Return one sentence per global that is written to and per relative file that is read.
 
     Parameters
@@ -80,12 +90,17 @@ def warnings(source: str, first_line: int = 1) -> tuple[str, ...]:
         Source of a function or of a whole cell; text that does not parse gives no warnings.
     first_line : int
         The line at which `source` starts in its cell, for the sentences.
+    captured : mapping
+        The globals that the code uses, to find which of them it changes or reads as a path.
     """
     try:
         tree = _parse(source)
     except SyntaxError:  # a lambda's source is a fragment of a line
         return ()
-    return tuple(dict.fromkeys(_complaints(tree, "", first_line - 1)))
+    found: dict[str, str] = {}
+    for subject, sentence in _complaints(tree, "", first_line - 1, captured):
+        found.setdefault(subject, sentence)
+    return tuple(found.values())
 
 
 def _parse(source: str) -> ast.Module:
@@ -144,23 +159,64 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _complaints(tree: ast.AST, function: str, offset: int) -> Iterator[str]:
+def _complaints(
+    tree: ast.AST, function: str, offset: int, captured: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yield sentences, each with its subject: of several about one, the first is enough."""
     for node in ast.iter_child_nodes(tree):
         inside = node.name if isinstance(node, _FUNCTIONS) else function
-        if function and isinstance(node, ast.Global):
-            for name in node.names:
-                yield (
-                    f"`{function}` writes to the global `{name}` (line {node.lineno + offset}); "
-                    "each runner has its own copy, which is lost when the runner stops"
-                )
-        path = _relative_read(node) if function and isinstance(node, ast.Call) else None
-        if path is not None and isinstance(node, ast.Call):
+        line = getattr(node, "lineno", 0) + offset
+        for name in _written(node, captured) if function else ():
             yield (
-                f"`{function}` reads the relative file {path!r} (line {node.lineno + offset}), "
-                "which is not in a runner's working folder; read it in a cell and use its "
-                "contents, or give an absolute path"
+                f"{function} writes {name}",
+                f"`{function}` writes to the global `{name}` (line {line}); "
+                "each runner has its own copy, which is lost when the runner stops",
             )
-        yield from _complaints(node, inside, offset)
+        path = None
+        if function and isinstance(node, ast.Call):
+            path = _relative_read(_with_paths(node, captured))
+        if path is not None:
+            yield (
+                f"{function} reads {path} in line {line}",
+                f"`{function}` reads the relative file {path!r} (line {line}), "
+                "which is not in a runner's working folder; read it in a cell and use its "
+                "contents, or give an absolute path",
+            )
+        yield from _complaints(node, inside, offset, captured)
+
+
+def _written(node: ast.AST, captured: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the globals that a node writes to: declared as such, or captured data it changes."""
+    if isinstance(node, ast.Global):
+        yield from node.names
+    elif isinstance(node, (ast.Subscript, ast.Attribute)) and not isinstance(node.ctx, ast.Load):
+        target: ast.expr = node
+        while isinstance(target, (ast.Subscript, ast.Attribute)):
+            target = target.value
+        if isinstance(target, ast.Name) and _is_data(captured.get(target.id)):
+            yield target.id
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        owner = node.func.value
+        value = captured.get(owner.id) if isinstance(owner, ast.Name) else None
+        changing = _CHANGING.fullmatch(node.func.attr)
+        if changing and isinstance(value, (list, dict, set, bytearray, deque)):
+            yield ast.unparse(owner)
+
+
+def _is_data(value: Any) -> bool:
+    return value is not None and not isinstance(value, (types.ModuleType, type))
+
+
+def _with_paths(call: ast.Call, captured: Mapping[str, Any]) -> ast.Call:
+    """Return the call with a captured text as its first argument in place of its name."""
+    path = call.args[0] if call.args else None
+    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call):
+        inner = _with_paths(call.func.value, captured)
+        return ast.Call(ast.Attribute(inner, call.func.attr), call.args, call.keywords)
+    if not isinstance(path, ast.Name) or not isinstance(captured.get(path.id), str):
+        return call
+    text = ast.Constant(captured[path.id])
+    return ast.Call(call.func, [text, *call.args[1:]], call.keywords)
 
 
 def _relative_read(call: ast.Call) -> str | None:

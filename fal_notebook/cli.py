@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -20,7 +21,21 @@ from fal_notebook.handle import Handle, shared_client
 from fal_notebook.options import app_name
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that name the nearest one for one that does not exist."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is named first."""
+        name = args[0]
+        nearest = get_close_matches(name, self.list_commands(ctx), n=1)
+        if nearest and self.get_command(ctx, name) is None and not name.startswith("-"):
+            ctx.fail(f"there is no command '{name}'; did you mean '{nearest[0]}'?")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fal-notebook")
 def commands() -> None:
     """See and steer the apps that notebooks deployed on this machine."""
@@ -36,9 +51,11 @@ def status(name: str | None) -> display.Table:
 
 
 @commands.command()
-@click.argument("name")
-def runners(name: str) -> display.Table:
-    """Show the runners of an app."""
+@click.argument("name", required=False)
+def runners(name: str | None) -> display.Table:
+    """Show the runners of an app, or of all apps."""
+    if name is None:
+        return display.runners_table(sync.wait(_client().all_runners()))
     return display.runners_table(_handle(name).runners())
 
 
@@ -93,7 +110,7 @@ def delete(name: str) -> str:
     return f"{handle.owner}/{handle.name} is deleted"
 
 
-@commands.group()
+@commands.group(cls=_Commands)
 def gateway() -> None:
     """Start, stop or describe the gateway of this user."""
 
@@ -127,7 +144,7 @@ def gateway_status() -> display.Table | str:
     return display.Table(("gateway", ""), list(about.items()), "")
 
 
-@commands.group()
+@commands.group(cls=_Commands)
 def keys() -> None:
     """Keys with which others call private apps."""
 
@@ -155,7 +172,7 @@ def revoke_key(identity: str) -> str:
     return f"{identity} is revoked"
 
 
-@commands.group()
+@commands.group(cls=_Commands)
 def secrets() -> None:
     """Secrets that apps get as environment variables (option secrets=NAME)."""
 

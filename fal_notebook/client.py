@@ -80,6 +80,15 @@ class Client:
         """Return the runners of an app that have not ended."""
         return await self._json("GET", f"/api/apps/{owner}/{name}/runners")
 
+    async def all_runners(self) -> list[dict[str, Any]]:
+        """Return the runners of every app, each with its `app`."""
+        found: list[dict[str, Any]] = []
+        for app in await self.apps():
+            with suppress(exceptions.NotFoundError):  # deleted meanwhile
+                runners = await self.runners(app["owner"], app["name"])
+                found += [{"app": app["name"], **runner} for runner in runners]
+        return found
+
     async def timeline(self, owner: str, name: str) -> list[dict[str, Any]]:
         """Return samples of an app's load: at, runners, in_flight, queued."""
         return await self._json("GET", f"/api/apps/{owner}/{name}/timeline")

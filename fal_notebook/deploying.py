@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import json
 import os
 import sys
 import warnings
@@ -25,7 +26,7 @@ from fal_notebook.exceptions import (
     StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
-from fal_notebook.notebook import identity
+from fal_notebook.notebook import folder, identity
 from fal_notebook.options import (
     CellOptions,
     Options,
@@ -33,19 +34,23 @@ from fal_notebook.options import (
     explicit,
     option_help,
     split_options,
+    with_absolute_paths,
 )
 from fal_notebook.payload import Payload, capture
 from fal_notebook.payload.manifest import name_of
+from fal_notebook.payload.secret_scan import scan
 
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 30
+# What uv tells people who make an environment by hand.
+_FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 
 
 @dataclass
 class Progress:
     """What a deploy shows: the app, its steps so far, and how it ended.
 
-    `state` is deploying, up to date, active or failed; `on_change` is called after each change,
+    `state` is deploying, up to date, active, failed or cancelled; `on_change` is called after each change,
     from a worker thread.
     """
 
@@ -73,16 +78,19 @@ class Progress:
     def step(self, data: Mapping[str, Any]) -> None:
         """Take one event of the deploy."""
         if data["step"] == "failed":
-            self.failed(data["message"], data.get("log", []))
+            self.failed(data["message"], data.get("log"), data.get("cancelled", False))
+            return
+        if data["message"].startswith(_FOR_A_SHELL):
             return
         if data["step"] == "active":
             self.state = "active"
         self.steps.append(f"{data['step']}: {data['message']}")
         self.on_change()
 
-    def failed(self, reason: str, log: list[str] | None = None) -> None:
+    def failed(self, reason: str, log: list[str] | None = None, cancelled: bool = False) -> None:
         """Take the reason why the deploy ended without success."""
-        self.state, self.error, self.log = "failed", reason, log or []
+        self.state, self.error = "cancelled" if cancelled else "failed", reason
+        self.log = list(log) if log and any(log) else []
         self.on_change()
 
 
@@ -144,6 +152,7 @@ def start(
     cell: CellOptions,
     name: str = "",
     on_change: Callable[[], None] = lambda: None,
+    source: str = "",
 ) -> Deployment:
     """Capture a function and start its deploy, without waiting for anything.
 
@@ -153,13 +162,15 @@ def start(
         The app's name unless the options say it; by default the function's own.
     on_change : callable
         Called from a worker thread whenever there is something new to show.
+    source : str
+        The cell's code: whatever changes in it makes a new revision.
     """
-    _check_python(options)
+    options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
     owner = cell.owner or options.team or settings.owner()
     app = app_name(options.name or name or name_of(function))
-    payload = captured(function, options, cell)
+    payload = _captured(function, options, cell, source)
     progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
     request = {
         "name": app,
@@ -172,24 +183,39 @@ def start(
         "reset_scale": cell.reset_scale,
     }
     client = shared_client()
-    find = functools.partial(captured, function, options, cell)
+    find = functools.partial(_captured, function, options, cell, source)
     accepted = sync.submit(_accept(client, progress, request, find))
     deployed = sync.submit(_follow(client, progress, accepted))
-    return Deployment(Handle(owner, app, function, deployed), progress, accepted)
+    handle = Handle(owner, app, function, deployed, options.setup_function)
+    return Deployment(handle, progress, accepted)
 
 
-def captured(
+def dry_run(
+    function: Callable[..., Any], options: Options, cell: CellOptions
+) -> tuple[Payload, list[str]]:
+    """Capture a function without deploying it; return also what is to be said of its options."""
+    options = _checked(options, cell)
+    if isinstance(function, Handle):
+        function = function.original
+    return _captured(function, options, cell, ""), _not_effective(options)
+
+
+def _captured(
     function: Callable[..., Any],
     options: Options,
     cell: CellOptions,
+    source: str,
     known_secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> Payload:
-    """Capture a function under its options, without deploying it."""
     return capture(
         function,
         setup_function=options.setup_function,
         local_python_modules=options.local_python_modules or (),
-        identity={"options": explicit(options), "variables": _variables(options)},
+        identity={
+            "options": explicit(options),
+            "variables": _variables(options),
+            **({"source": source} if source else {}),
+        },
         allow_secret=cell.allow_secret,
         known_secrets=known_secrets,
     )
@@ -240,7 +266,7 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         progress.failed(str(error))
     if progress.state == "deploying":
         progress.failed("the gateway stopped during the deploy; run the cell again")
-    if progress.state == "failed":
+    if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
         raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
 
@@ -251,6 +277,19 @@ async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, A
             progress.step(event["data"])
         if progress.state != "deploying":
             return
+
+
+def _checked(options: Options, cell: CellOptions) -> Options:
+    """Refuse options that cannot be sent from here; return them with absolute paths."""
+    _check_python(options)
+    for name, value in explicit(options).items():
+        found = scan(json.dumps(value, ensure_ascii=False).encode())
+        if found and name not in cell.allow_secret:
+            raise OptionError(
+                f"{name} holds what looks like {found[0].label}, and options are stored as they "
+                f"are; leave it out, or give allow_secret={name} if it is no secret"
+            )
+    return with_absolute_paths(options, folder())
 
 
 def _check_python(options: Options) -> None:

@@ -26,7 +26,7 @@ class DeployView:
         lines += [f"  inherited {k}={v} (reset_scale=true resets)" for k, v in p.inherited.items()]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
         lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
-        if p.state == "failed":
+        if p.state in ("failed", "cancelled"):
             lines += [f"  {p.error}", *(f"  | {line}" for line in p.log[-LOG_LINES:])]
         return "\n".join(lines)
 
@@ -42,11 +42,10 @@ class DeployView:
         rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
         if p.state == "deploying":
             rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
-        if p.state == "failed":
+        if p.state in ("failed", "cancelled"):
+            rows.append(f"<div style='color:{colour}'>{_text(p.error)}</div>")
             log = "\n".join(p.log[-LOG_LINES:])
-            rows.append(
-                f"<div style='color:{colour}'>{_text(p.error)}</div><pre>{_text(log)}</pre>"
-            )
+            rows += [f"<pre>{_text(log)}</pre>"] if log else []
         return f"<div>{head}{''.join(rows)}</div>"
 
 
@@ -108,6 +107,8 @@ def status_table(app: dict[str, Any]) -> Table:
         "in flight / queued": f"{app['in_flight']} / {app['queued']}",
         "machine": f"{machine['name']}: {machine['memory_mb']} MB, {machine['cores']:g} cores",
     }
+    if app["step"]:
+        facts["last step"] = app["step"]
     if app["last_error"]:
         facts["last error"] = app["last_error"]
     rows = [(name, value, "") for name, value in facts.items()]
@@ -116,9 +117,11 @@ def status_table(app: dict[str, Any]) -> Table:
 
 
 def runners_table(runners: Sequence[dict[str, Any]]) -> Table:
-    """Return one row per runner."""
+    """Return one row per runner; those of more than one app say of which they are."""
+    with_app = all("app" in runner for runner in runners)
     rows = [
         (
+            *([r["app"]] if with_app else []),
             r["id"],
             r["state"],
             r["in_flight"],
@@ -129,7 +132,8 @@ def runners_table(runners: Sequence[dict[str, Any]]) -> Table:
         )
         for r in runners
     ]
-    columns = ("runner", "state", "in flight", "machine", "age", "memory", "cause")
+    columns = ["runner", "state", "in flight", "machine", "age", "memory", "cause"]
+    columns = ["app", *columns] if with_app else columns
     return Table(columns, rows, "no runners: the app is scaled to zero")
 
 

@@ -32,7 +32,8 @@ class FalNotebookError(Exception):
     """Base of all errors of this package; a notebook shows its sentence without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
+        remote = getattr(self.__cause__, "remote_traceback", "")  # where a runner raised it
+        return [f"{type(self).__name__}: {self}", *([remote] if remote else [])]
 
 
 class OptionError(FalNotebookError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import inspect
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -42,6 +44,8 @@ class Handle:
         The function as the cell defined it, reached as ``.local``.
     deployed : Future, optional
         Ends when the deploy of its cell does; raises its error.
+    setup_function : callable, optional
+        What `local` runs once, before the first call.
     """
 
     def __init__(
@@ -50,17 +54,21 @@ class Handle:
         name: str,
         original: Callable[..., Any] | None = None,
         deployed: Future[Any] | None = None,
+        setup_function: Callable[[], Any] | None = None,
     ) -> None:
         self.owner = owner
         self.name = name
         self._original = original
         self._deployed = deployed
+        self._setup_function = setup_function
+        self._first: tuple[Any, ...] | None = None  # what setup_function made, for `local`
         if original is not None:  # so that help() and inspect say what it takes
             self.__doc__ = original.__doc__
             self.__wrapped__ = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely; of a generator function, return an iterator."""
+        __tracebackhide__ = True
         result = sync.wait(self._call(calls.dump(self.name, args, kwargs)))
         return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
 
@@ -71,14 +79,29 @@ class Handle:
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the function here, as the cell defined it.
+        """Run the function here, as the cell defined it, after its setup_function.
 
         Raises
         ------
         FalNotebookError
             When this handle did not come from a cell of this kernel.
         """
-        return self.original(*args, **kwargs)
+        __tracebackhide__ = True
+        original = self.original
+        if self._first is None:
+            self._first = self._set_up()
+        return original(*self._first, *args, **kwargs)
+
+    def _set_up(self) -> tuple[Any, ...]:
+        if self._setup_function is None:
+            return ()
+        if inspect.iscoroutinefunction(self._setup_function):
+            raise FalNotebookError(
+                f"{self.name} has an async setup_function, which only a runner can run; "
+                f"call {self.name}.original with what it returns"
+            )
+        result = self._setup_function()
+        return () if result is None else (result,)
 
     @property
     def original(self) -> Callable[..., Any]:
@@ -93,12 +116,12 @@ class Handle:
         return f"{sync.wait(shared_client().url())}/run/{self.owner}/{self.name}"
 
     def status(self) -> dict[str, Any]:
-        """Return URL, revision, options in force and load."""
-        return self._ask(shared_client().status)
+        """Return URL, revision, options in force and load; also while it is being deployed."""
+        return sync.wait(self._answer_now(shared_client().status))
 
     def runners(self) -> list[dict[str, Any]]:
         """Return the runners that have not ended."""
-        return self._ask(shared_client().runners)
+        return sync.wait(self._answer_now(shared_client().runners))
 
     def timeline(self) -> list[dict[str, Any]]:
         """Return samples of the load, oldest first: at (unix s), runners, in_flight, queued."""
@@ -141,7 +164,12 @@ class Handle:
         return Handle, (self.owner, self.name)
 
     def __repr__(self) -> str:
-        return f"<fal app {self.owner}/{self.name}>"
+        state = ""
+        if self._deployed is not None and not self._deployed.done():
+            state = " (deploying)"
+        elif self._deployed is not None and self._deployed.exception() is not None:
+            state = " (not deployed)"
+        return f"<fal app {self.owner}/{self.name}{state}>"
 
     # --- how it talks to the gateway ---------------------------------------------------------
     def _ask(self, method: Callable[[str, str], Coroutine[Any, Any, T]]) -> T:
@@ -158,6 +186,12 @@ class Handle:
             return await method(self.owner, self.name)
         except NotFoundError as error:
             raise failed or error from None
+
+    async def _answer_now(self, method: Callable[[str, str], Coroutine[Any, Any, T]]) -> T:
+        """Ask at once; where there is nothing yet, the deploy is about to end or was refused."""
+        with contextlib.suppress(NotFoundError):
+            return await method(self.owner, self.name)
+        return await self._answer(method)
 
     async def _ready(self) -> None:
         if self._deployed is not None:

@@ -9,6 +9,13 @@ import sys
 _FOLDER = os.getcwd()
 
 
+def folder() -> str:
+    """Return the folder of the notebook, or the one in which the process began."""
+    path = os.environ.get("JPY_SESSION_NAME", "")
+    home = os.path.dirname(path)
+    return home if os.path.isabs(path) and os.path.isdir(home) else _FOLDER
+
+
 def identity() -> str:
     """Return the notebook's path as Jupyter or VS Code tell it, else the folder it began in."""
     ipython = sys.modules.get("IPython")

@@ -49,6 +49,23 @@ def app_name(name: str) -> str:
     return slug
 
 
+def absolute_requirement(text: str, folder: str) -> str:
+    """Return a requirement that is a path as an absolute one; others as they are.
+
+    Raises
+    ------
+    OptionError
+        When there is nothing at the path.
+    """
+    if not _LOCAL_OR_URL.match(text) or "://" in text:
+        return text
+    path, bracket, extras = text.partition("[")
+    found = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+    if not os.path.exists(found):
+        raise OptionError(f"requirements names {text}, but {found} does not exist")
+    return f"{found}{bracket}{extras}"
+
+
 def _slug(name: str) -> str:
     try:
         return app_name(name)
@@ -60,6 +77,8 @@ def _requirement(text: str) -> str:
     text = text.strip()
     if _LOCAL_OR_URL.match(text):
         return text
+    if re.fullmatch(r"[\d.]+", text):
+        raise ValueError(f"{text} is a number, no requirement such as 'numpy>=2'")
     try:
         Requirement(text)
     except InvalidRequirement as error:

@@ -14,7 +14,13 @@ from fal_notebook.exceptions import OptionError
 from fal_notebook.option_errors import ALIASES, refusals, unknown_option
 from fal_notebook.option_help import OptionHelp, describe, render
 from fal_notebook.option_model import CellOptions, Options
-from fal_notebook.option_types import HealthCheck, RetryCondition, RetryConfig, app_name
+from fal_notebook.option_types import (
+    HealthCheck,
+    RetryCondition,
+    RetryConfig,
+    absolute_requirement,
+    app_name,
+)
 
 __all__ = [
     "SCALING",
@@ -31,6 +37,7 @@ __all__ = [
     "parse_options",
     "parse_scaling",
     "split_options",
+    "with_absolute_paths",
 ]
 
 SCALING: frozenset[str] = frozenset(
@@ -106,6 +113,25 @@ def explicit(options: Options) -> dict[str, Any]:
     gives the same options again but for these.
     """
     return options.model_dump(mode="json", exclude_unset=True)
+
+
+def with_absolute_paths(options: Options, folder: str) -> Options:
+    """Return the options with local requirements as absolute paths, `folder` being where `.` is.
+
+    Raises
+    ------
+    OptionError
+        When there is nothing at such a path.
+    """
+    if options.requirements is None:
+        return options
+    layers = [
+        [absolute_requirement(item, folder) for item in layer]
+        if isinstance(layer, list)
+        else absolute_requirement(layer, folder)
+        for layer in options.requirements
+    ]
+    return options.model_copy(update={"requirements": layers})
 
 
 def option_help() -> list[OptionHelp]:

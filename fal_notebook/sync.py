@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from fal_notebook.exceptions import FalNotebookError, RemoteError
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -22,16 +24,22 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 
 def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop and return its result; Ctrl-C cancels it."""
+    __tracebackhide__ = True
     future = submit(coroutine)
     try:
         return future.result()
-    except BaseException:
+    except BaseException as error:
         future.cancel()
-        raise
+        # Where nothing of ours is at fault, our frames only hide the caller's line.
+        ours = not isinstance(error, (KeyboardInterrupt, FalNotebookError))
+        if ours and not isinstance(error.__cause__, RemoteError):
+            raise
+        raise error.with_traceback(None)  # noqa: B904  it is the same error
 
 
 def iterate(items: AsyncIterator[T]) -> Iterator[T]:
     """Yield what an async iterator on the background loop yields; closing it closes that one."""
+    __tracebackhide__ = True
     try:
         while True:
             try:

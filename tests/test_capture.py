@@ -383,3 +383,61 @@ def test_an_open_file_is_captured_by_its_contents(tmp_path: Path) -> None:
         cell = notebook("def f(): return file.read()", file=file)
         content = capture(cell["f"]).content
     assert isinstance(loaded(content)["function"].__globals__["file"], io.StringIO)
+
+
+def warnings_of(body: str, **names: Any) -> tuple[str, ...]:
+    import linecache
+
+    filename = f"<warned {hash(body)}>"
+    linecache.cache[filename] = (len(body), None, body.splitlines(keepends=True), filename)
+    namespace = {"__name__": "__main__", **names}
+    exec(compile(body, filename, "exec"), namespace)
+    return capture(namespace["f"]).warnings
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "seen['a'] = 1",
+        "seen['a'] += 1",
+        "seen['a']['b'] = 1",
+        "del seen['a']",
+        "seen.update(a=1)",
+        "seen.setdefault('a', 1)",
+        "state.count = 1",
+        "rows.append(1)",
+        "[rows.pop() for _ in range(2)]",
+    ],
+)
+def test_a_change_of_captured_data_is_warned_of_once(statement: str) -> None:
+    names = {"seen": {}, "rows": [], "state": Plain()}
+    (sentence,) = warnings_of(f"def f():\n    {statement}\n    {statement}\n", **names)
+    assert "`f` writes to the global `" in sentence
+    assert "(line 2)" in sentence
+
+
+class Plain:
+    pass
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def f():\n    rows = []\n    rows.append(1)\n    return rows\n",
+        "def f(seen):\n    seen['a'] = 1\n",
+        "def f():\n    json.x = 1\n",
+        "def f():\n    return seen['a'], rows.copy(), seen.get(1)\n",
+        "def f():\n    made = dict(seen)\n    made['a'] = 1\n",
+        "def f():\n    return open(absolute)\n",
+        "def f():\n    return open(written, 'w')\n",
+    ],
+)
+def test_what_changes_no_captured_data_is_not_warned_of(body: str) -> None:
+    names = {"seen": {}, "rows": [], "json": json, "absolute": "/etc/x", "written": "x"}
+    assert warnings_of(body, **names) == ()
+
+
+@pytest.mark.parametrize("call", ["open(FN)", "Path(FN).read_text()", "np.load(FN)"])
+def test_a_captured_relative_path_that_is_read_is_warned_of(call: str) -> None:
+    (sentence,) = warnings_of(f"def f():\n    return {call}\n", FN="a/b.npy", Path=Path, np=np)
+    assert "`f` reads the relative file 'a/b.npy' (line 2)" in sentence

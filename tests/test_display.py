@@ -70,3 +70,25 @@ def test_captured_values_are_listed_with_kind_and_size() -> None:
 def test_a_log_line_without_time_and_request_is_aligned_with_others() -> None:
     line = {"at": None, "runner": "abcdef123", "request": None, "level": "INFO", "message": "m"}
     assert log_line(line) == f"{'':8} abcdef INFO  m"
+
+
+def test_a_failed_deploy_without_a_log_shows_none(payload) -> None:
+    shown = progress(payload)
+    shown.failed("boom", [""])
+    assert "|" not in repr(DeployView(shown))
+    assert "<pre>" not in DeployView(shown)._repr_html_()
+
+
+def test_a_cancelled_deploy_is_not_called_failed(payload) -> None:
+    shown = progress(payload)
+    shown.step({"step": "failed", "message": "another took its place", "cancelled": True})
+    assert "app: cancelled (revision 3)" in repr(DeployView(shown))
+    assert "another took its place" in repr(DeployView(shown))
+
+
+def test_what_uv_says_to_people_at_a_shell_is_left_out(payload) -> None:
+    shown = progress(payload)
+    shown.state = "deploying"
+    for line in ("Creating virtual environment at: 1", "Activate with: source 1/bin/activate"):
+        shown.step({"step": "building", "message": line})
+    assert shown.steps == []

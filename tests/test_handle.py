@@ -174,21 +174,11 @@ def test_an_exception_class_of_the_notebook_is_caught_by_its_class(shell) -> Non
     assert caught.value.code == 7
 
 
-def test_an_exception_that_cannot_be_made_here_is_a_remote_error(shell) -> None:
-    shell.run(
-        "class Odd(Exception):\n    def __init__(self, a, b): super().__init__(f'{a} and {b}')"
-    )
-    call = deploy(shell, "def f(): raise Odd(1, 2)")
-    with pytest.raises(RemoteError, match="Odd: 1 and 2") as caught:
-        call()
-    shown = "\n".join(caught.value._render_traceback_())
-    assert "raise Odd(1, 2)" in shown
-
-
 def test_an_exception_that_holds_a_lock_is_a_remote_error(shell) -> None:
     body = "def f():\n    import threading\n    raise ValueError('held', threading.Lock())"
-    with pytest.raises(RemoteError, match=r"ValueError: .*held"):
+    with pytest.raises(RemoteError, match=r"ValueError: .*held") as caught:
         deploy(shell, body)()
+    assert "raise ValueError('held'" in "\n".join(caught.value._render_traceback_())
 
 
 def test_a_result_that_cannot_travel_is_one_sentence(shell) -> None:
@@ -342,3 +332,51 @@ def test_a_forked_child_can_use_the_handle(shell) -> None:
     assert os.read(reading, 10) == b"9"
     os.close(reading)
     os.close(writing)
+
+
+def test_local_passes_what_setup_returned_and_runs_it_once(shell) -> None:
+    shell.run("calls = []\ndef load():\n    calls.append(1)\n    return {'a': 1}")
+    call = deploy(shell, "def f(table, key): return table[key]", "setup_function=load wait=true")
+    assert (call.local("a"), call.local("a"), shell["calls"]) == (1, 1, [1])
+
+
+def test_an_exception_class_of_the_notebook_arrives_as_itself(shell) -> None:
+    shell.run(
+        "class Odd(Exception):\n"
+        "    def __init__(self, code, why):\n"
+        "        super().__init__(f'{code}: {why}')\n"
+        "        self.code = code\n"
+    )
+    call = deploy(shell, "def f(): raise Odd(7, 'because')")
+    with pytest.raises(shell["Odd"], match="7: because") as caught:
+        call()
+    assert caught.value.code == 7
+
+
+def test_an_error_of_this_package_shows_where_the_runner_raised_it(shell, capsys) -> None:
+    shell.run("from fal_notebook.exceptions import OptionError")
+    deploy(shell, "def f(): raise OptionError('no such thing')")
+    shell.ip.run_cell("f()")
+    out = capsys.readouterr().out
+    assert "raise OptionError('no such thing')" in out
+
+
+def test_the_traceback_of_a_call_shows_the_users_line_and_not_ours(shell, capsys) -> None:
+    deploy(shell, "def f(): return 1 / 0")
+    shell.ip.run_cell("f()  # my line")
+    out = capsys.readouterr().out
+    assert "# my line" in out
+    assert "1 / 0" in out
+    for ours in ("handle.py", "calls.py", "concurrent/futures"):  # sync.py is the last frame
+        assert ours not in out
+
+
+def test_an_interrupted_call_shows_the_users_line_and_not_ours(shell, capsys) -> None:
+    deploy(shell, "import time\ndef f(): time.sleep(60)")
+    with interrupted_after(0.5):
+        shell.ip.run_cell("f()  # my line")
+    out = capsys.readouterr().out
+    assert "# my line" in out
+    assert "KeyboardInterrupt" in out
+    for ours in ("handle.py", "concurrent/futures", "threading.py"):  # sync.py is the last frame
+        assert ours not in out

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from IPython.core.error import UsageError
 
+from fal_notebook import cli, sync
 from fal_notebook.exceptions import DeployError
-from fal_notebook.handle import Handle
+from fal_notebook.handle import Handle, shared_client
 from fal_notebook.options import option_help
 
 
@@ -32,8 +33,12 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
+def listed(shell: Any) -> list[dict[str, Any]]:
+    return sync.wait(shared_client().apps())
+
+
 def apps(shell: Any) -> str:
-    return repr(shell.ip.run_line_magic("fal", "status"))
+    return repr(cli.run(["status"], "%fal"))
 
 
 # --- good input -----------------------------------------------------------------------------
@@ -213,6 +218,74 @@ def test_deleting_during_the_first_deploy_cancels_it(shell) -> None:
         shell["one"]()
 
 
+def test_a_first_deploy_is_shown_as_deploying(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(60)")
+    shell.run(cell("setup_function=load", ONE))
+    for seen in (shell["one"].status(), next(a for a in listed(shell) if a["name"] == "one")):
+        assert (seen["deploying"], seen["number"], seen["runners"]) == (1, 1, 1)
+        assert seen["notebook"].startswith("a session in")
+        assert seen["step"].startswith("starting")
+    assert "deploying revision 1" in apps(shell)
+    shown = repr(cli.run(["status", "one"], "%fal"))
+    assert "deploying revision 1" in shown
+    assert "starting" in shown
+    assert repr(shell["one"]) == "<fal app tester/one (deploying)>"
+    assert len(shell["one"].runners()) == 1
+
+
+def test_the_runners_of_all_apps_are_listed(shell) -> None:
+    shell.run(cell("wait=true min_concurrency=1", ONE))
+    shell.run(cell("wait=true min_concurrency=1", "def other(): return 1"))
+    shown = repr(cli.run(["runners"], "%fal"))
+    assert shown.split()[0] == "app"
+    assert {"one", "other"} <= set(shown.split())
+
+
+def test_a_comment_outside_of_the_function_makes_a_new_revision(shell) -> None:
+    shell.run(cell("wait=true", ONE))
+    shell.run(cell("wait=true", ONE + "# a remark\n"))
+    assert shell["one"].status()["number"] == 2
+
+
+def test_dry_run_prints_the_notes_too(shell, capsys) -> None:
+    shell.run(cell("dry_run=true regions=us-east", ONE))
+    assert "note: regions is stored; it takes effect" in capsys.readouterr().out
+
+
+def test_an_option_that_holds_a_key_is_refused_by_its_name(shell) -> None:
+    key = "gsk_" + "a1B2c3D4" * 6 + "e5F6"
+    assert "message" in (said := refusal(shell, cell(f"message={key}", ONE)))
+    assert key not in said
+    url = "git+https://me:s3cr3tT0ken99@github.com/a/b"
+    assert "requirements" in refusal(shell, cell(f"requirements={url}", ONE))
+    shell.run(cell(f"message={key} dry_run=true allow_secret=message", ONE))
+
+
+def test_a_local_requirement_that_is_missing_is_one_sentence(shell) -> None:
+    said = refusal(shell, cell("requirements=./nowhere", ONE))
+    assert "./nowhere" in said
+    assert "does not exist" in said
+
+
+def test_a_number_is_no_requirement(shell) -> None:
+    assert "requirements" in refusal(shell, cell("requirements=5", ONE))
+
+
+def test_a_captured_get_ipython_is_said_to_belong_to_the_notebook(shell) -> None:
+    said = refusal(shell, cell("", "def one(): return get_ipython().user_ns"))
+    assert "`one` uses global `get_ipython`, which belongs to the notebook" in said
+    assert "setup_function" not in said
+
+
+def test_a_module_of_python_itself_is_refused_as_a_local_one(shell) -> None:
+    said = refusal(shell, cell("local_python_modules=json", ONE))
+    assert "`json`, which is part of Python; leave it out" in said
+
+
+def test_an_unknown_command_names_the_nearest(shell) -> None:
+    assert "did you mean 'status'" in refusal(shell, "%fal statu")
+
+
 # --- bad input ------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("line", "words"),
@@ -247,11 +320,12 @@ def test_an_entry_that_is_no_function_is_refused(shell) -> None:
 
 
 def test_a_syntax_error_is_pythons_own_with_the_line_in_the_cell(shell, capsys) -> None:
-    with pytest.raises(SyntaxError) as caught:
+    with pytest.raises(Exception, match="line 3") as caught:
         shell.run(cell("", "x = 1\ndef broken(:\n    pass\n"))
-    assert caught.value.lineno == 3
-    out = plain(capsys.readouterr().out)
-    assert re.search(r"Cell In\[\d+\], line 3\n\s+def broken\(:", out)
+    assert type(caught.value).__name__ == "SyntaxError"
+    out = plain(capsys.readouterr().out).strip()
+    assert re.match(r"Cell In\[\d+\], line 3\n\s+def broken\(:\n\s+\^\nSyntaxError: ", out)
+    assert ".py" not in out
     assert "broken" not in apps(shell)
 
 
@@ -383,7 +457,7 @@ def test_fal_without_arguments_shows_its_commands(shell, capsys) -> None:
         ("delete nobody", "there is no app tester/nobody"),
         ("cancel one", "no deploy of tester/one is under way"),
         ("logs nobody", "there is no app tester/nobody"),
-        ("runners", "Missing argument 'NAME'"),
+        ("logs", "Missing argument 'NAME'"),
         ("keys revoke nothing", "nothing"),
         ("logs one --tail many", "'many' is not a valid integer"),
     ],

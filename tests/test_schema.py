@@ -134,7 +134,7 @@ def test_a_body_becomes_arguments(source: str, body: Any, result: Any) -> None:
         ("def f(a: int): return a", b"", "missing", ("a",)),
         ("def f(_a: int): return a", {}, "missing", ("_a",)),
         ("def f(a: int = Field(3, ge=1)): return a", {"a": 0}, "greater_than_equal", ("a",)),
-        ("def f(p: Point): return p", b"", "missing", ("x",)),
+        ("def f(p: Point): return p", b"", "missing", ()),
         ("def f(p: Point, n: int): return p", {"p": {}, "n": 1}, "missing", ("p", "x")),
         ("def f(**more: int): return more", {"z": "x"}, "int_parsing", ("z",)),
         ("def f(): return 1", {"a": 1}, "extra_forbidden", ("a",)),

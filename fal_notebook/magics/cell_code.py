@@ -9,13 +9,34 @@ from typing import Any
 from fal_notebook import cell as cells
 
 
+class CellSyntaxError(Exception):
+    """Python's own syntax error of the cell, shown as in a cell without magic: no frames.
+
+    It is none to Python: of a SyntaxError the shell would print how it was reached, through us.
+    """
+
+    def __init__(self, shell: Any, error: SyntaxError) -> None:
+        super().__init__(str(error))
+        self._shell = shell
+        self._error = error
+
+    def _render_traceback_(self) -> list[str]:
+        shown: list[str] = self._shell.SyntaxTB.structured_traceback(
+            type(self._error), self._error, []
+        )
+        return shown
+
+
+CellSyntaxError.__name__ = "SyntaxError"  # what front ends say it is
+
+
 class CellCode:
     """Plain Python of a cell, on the lines that it has in the notebook (line 1 is the magic's)."""
 
     def __init__(self, shell: Any, cell: str) -> None:
         self._shell = shell
         blank = sum(1 for _ in takewhile(lambda line: not line.strip(), cell.splitlines()))
-        self._source = "\n" * (1 + blank) + shell.transform_cell(cell)
+        self._source: str = "\n" * (1 + blank) + shell.transform_cell(cell)
         # Under this name tracebacks find the lines, and call it "Cell In[3]".
         self._name: str = shell.compile.cache(self._source, shell.execution_count)
 
@@ -24,8 +45,8 @@ class CellCode:
 
         Raises
         ------
-        SyntaxError
-            As Python itself raises it, with the line in the notebook's cell.
+        CellSyntaxError
+            Shown as Python's own, with the line in the notebook's cell.
         CellError
             When there is no such function.
         """
@@ -33,7 +54,12 @@ class CellCode:
             return cells.analyse(self._source, wanted).entry
         except SyntaxError as error:
             error.filename = self._name
-            raise
+            raise CellSyntaxError(self._shell, error) from None
+
+    @property
+    def source(self) -> str:
+        """The code as Python, on its lines."""
+        return self._source
 
     def run(self) -> None:
         """Execute the code in the notebook's namespace; show the value of a last expression.

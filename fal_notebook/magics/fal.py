@@ -22,7 +22,7 @@ def fal(line: str) -> Any:
     ::
 
         %fal status [NAME]
-        %fal runners NAME
+        %fal runners [NAME]
         %fal logs NAME [-f] [--runner ID] [--request ID] [--tail N]
         %fal scale NAME key=value …
         %fal cancel NAME

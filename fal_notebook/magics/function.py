@@ -55,21 +55,21 @@ class FunctionMagic:
         try:
             code.run()
             with one_line(_MAGIC):
-                self._deploy(entry, options, cell_options)
+                self._deploy(entry, options, cell_options, code.source)
         finally:
             # What was not deployed leaves the handle of what runs in its place.
             if isinstance(before, Handle) and not isinstance(namespace.get(entry), Handle):
                 namespace[entry] = before
 
-    def _deploy(self, entry: str, options: Options, cell: CellOptions) -> None:
+    def _deploy(self, entry: str, options: Options, cell: CellOptions, source: str) -> None:
         function = self._shell.user_ns.get(entry)
         if not callable(function):
             raise CellError(f"`{entry}` is not a function when the cell has run")
         if cell.dry_run:
-            _show_captured(deploying.captured(function, options, cell))
+            _show_captured(*deploying.dry_run(function, options, cell))
             return
         output = Output(self._shell)
-        deployment = deploying.start(function, options, cell, entry, output.update)
+        deployment = deploying.start(function, options, cell, entry, output.update, source)
         with self._detached_by_interrupt(entry, deployment):
             deployment.accepted.result()
             self._shell.user_ns[entry] = deployment.handle
@@ -98,10 +98,10 @@ class FunctionMagic:
             print(f"Detached: the deploy continues. Cancel it with: %fal cancel {name}")
 
 
-def _show_captured(payload: Payload) -> None:
+def _show_captured(payload: Payload, notices: list[str]) -> None:
     display(captured_table(payload))
-    for warning in payload.warnings:
-        print(f"note: {warning}")
+    for note in (*notices, *payload.warnings):
+        print(f"note: {note}")
 
 
 def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:

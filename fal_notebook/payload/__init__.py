@@ -25,7 +25,7 @@ from fal_notebook.payload.digest import digest_of
 from fal_notebook.payload.items import Item, collect
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
 from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
-from fal_notebook.payload.references import is_by_value
+from fal_notebook.payload.references import is_by_value, named_references
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
 from fal_notebook.payload.sources import source_of
@@ -204,7 +204,9 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
     for item in items:
         if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
             source = source_of(item.value) or ""
-            found |= dict.fromkeys(cell.warnings(source, item.value.__code__.co_firstlineno))
+            used = {r.name: r.value for r in named_references(item.value) if r.how == "global"}
+            line = item.value.__code__.co_firstlineno
+            found |= dict.fromkeys(cell.warnings(source, line, used))
     for name in local_modules.missing({m for item in items for m in item.modules}, modules):
         user = next(i for i in items if name in {m.split(".")[0] for m in i.modules})
         owner = user if user.owner is None or user.kind == "function" else user.owner

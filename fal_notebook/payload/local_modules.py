@@ -35,6 +35,10 @@ def load(names: Sequence[str]) -> dict[str, types.ModuleType]:
     """
     loaded: dict[str, types.ModuleType] = {}
     for name in names:
+        if name.split(".")[0] in sys.stdlib_module_names:
+            raise CaptureError(
+                f"local_python_modules names `{name}`, which is part of Python; leave it out"
+            )
         try:
             loaded[name] = importlib.import_module(name)
         except ImportError as error:

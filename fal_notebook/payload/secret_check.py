@@ -58,7 +58,9 @@ def _secret(holders: list[Item], finding: Finding, root: Item) -> str:
         subject = f"`{holder.name}`, which `{user}` uses, looks like {finding.label}"
     else:
         subject = f"`{holder.name}`, which `{user}` uses, {looks} {finding.label}"
-    return (
-        f"{subject}; store it with '%fal secrets set' and declare secrets=NAME, or use pass_env, "
-        f"or give allow_secret={holder.name} if it is meant to travel"
-    )
+    stored = finding.label.removeprefix("the value of ")
+    if stored != finding.label and not stored.startswith("the environment variable "):
+        declare = f"declare secrets={stored} and read os.environ[{stored!r}]"
+    else:
+        declare = "store it with '%fal secrets set' and declare secrets=NAME, or use pass_env"
+    return f"{subject}; {declare}, or give allow_secret={holder.name} if it is meant to travel"

@@ -90,6 +90,12 @@ FORMATS: tuple[Format, ...] = (
     _format("a Replicate token", "r8_", r"[A-Za-z0-9]{37}(?![A-Za-z0-9])"),
     _format("an Azure storage key", "AccountKey=", r"[A-Za-z0-9+/]{86}=="),
     _format("a JSON web token", "eyJ", r"[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{16,}"),
+    _format("a Groq key", "gsk_", r"[A-Za-z0-9]{52}(?![A-Za-z0-9])"),
+    _format("a Google access token", "ya29.", r"[A-Za-z0-9_-]{50,}"),
+    *(
+        _format("a Telegram bot token", ":AA", rf"\d{{{n}}}:AA[\w-]{{33}}(?![\w-])", back=n)
+        for n in (8, 9, 10)
+    ),
     _format(
         "a private key",
         "-----BEGIN ",

@@ -56,11 +56,40 @@ def returned(value: Any) -> bytes:
 
 def raised(error: BaseException, text: str) -> bytes:
     """Return the frame of an error: its traceback as text, and itself if it can travel."""
-    try:
-        exception = cloudpickle.dumps(error)
-    except Exception:
-        exception = None
+    exception = _pickled(error)
     return _frame(("raise", type(error).__qualname__, str(error), text, exception))
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """Return an error as bytes that can be loaded, or None where it cannot travel."""
+    parts = _Rebuilt(type(error), error.args, vars(error))
+    for form in (error, parts):
+        try:
+            data: bytes = cloudpickle.dumps(form)
+            pickle.loads(data)  # fails where __init__ takes other arguments than `args`
+        except Exception:
+            continue
+        return data
+    return None
+
+
+class _Rebuilt:
+    """An exception that is loaded without calling its ``__init__``."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._parts
+
+
+def _rebuild(
+    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+) -> BaseException:
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 async def read(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Any, ...]]:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, ValidationError
 
 _STREAMS = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
@@ -52,7 +53,7 @@ class Signature:
     def arguments(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Validate a JSON body and return positional and named arguments.
 
-        An empty body counts as an empty object, or as None for an optional model.
+        An empty body counts as an empty object; for a model, as none at all.
 
         Raises
         ------
@@ -82,7 +83,10 @@ class Signature:
         (parameter,) = self.parameters
         if not body and parameter.default is not parameter.empty:
             return (), {}
-        value = self.input.validate_json(body or b"{}")
+        if not body:
+            missing = InitErrorDetails(type="missing", loc=(), input=None)
+            raise ValidationError.from_exception_data(parameter.name, [missing])
+        value = self.input.validate_json(body)
         if parameter.kind is parameter.POSITIONAL_ONLY:
             return (value,), {}
         return (), {parameter.name: value}

@@ -10,7 +10,7 @@ from typing import Any
 from fal_notebook.exceptions import NotFoundError, OptionError
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
-from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.store import App, Revision, RunnerRow
 from fal_notebook.options import parse_options, parse_scaling
 
@@ -20,21 +20,23 @@ RUNNERS_KEPT = 7 * 24 * 3600.0
 
 def list_apps(gateway: Gateway) -> list[dict[str, Any]]:
     """Return the status of every app, by owner and name."""
-    apps = gateway.store.select(App, "1 ORDER BY owner, name")
-    return [status(gateway, app.owner, app.name) for app in apps]
+    apps = {(app.owner, app.name) for app in gateway.store.select(App, "1")}
+    return [status(gateway, *key) for key in sorted(apps | gateway.deployments.keys())]
 
 
 def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
     """Return what a person wants to know of an app: URL, revision, options in force, load.
+
+    Of an app whose first deploy is under way, what that deploy will make of it.
 
     Raises
     ------
     NotFoundError
         When there is no such app.
     """
-    app, revision = find(gateway, owner, name)
-    fleet = gateway.fleet(owner, name)
     deployment = gateway.deployments.get((owner, name))
+    app, revision = _found_or_deploying(gateway, owner, name)
+    fleet = gateway.fleet(owner, name)
     options = plan.effective(app, revision)
     return {
         "owner": owner,
@@ -46,6 +48,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "deployed_at": revision.created_at,
         "notebook": app.notebook,
         "deploying": deployment.revision.number if deployment else None,
+        "step": _last_step(gateway, deployment) if deployment else "",
         "machine": revision.machine,
         "options": {**options, "max_concurrency": fleet.scaling.max_concurrency},
         "explicit": revision.explicit,
@@ -56,9 +59,26 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
     }
 
 
+def _found_or_deploying(gateway: Gateway, owner: str, name: str) -> tuple[App, Revision]:
+    """Return an app and its revision; before there is an app, those that are being deployed."""
+    deployment = gateway.deployments.get((owner, name))
+    app = gateway.store.app(owner, name)
+    if deployment is None or (app is not None and app.revision is not None):
+        return find(gateway, owner, name)
+    revision = deployment.revision
+    return App(owner, name, revision.id, deployment.notebook), revision
+
+
+def _last_step(gateway: Gateway, deployment: Deployment) -> str:
+    revision = deployment.revision
+    events = gateway.store.events(0, revision.owner, revision.app)
+    steps = [e.data for e in events if e.data.get("revision") == revision.id and "step" in e.data]
+    return f"{steps[-1]['step']}: {steps[-1]['message']}" if steps else ""
+
+
 def runners(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
     """Return an app's runners that have not ended, oldest first."""
-    find(gateway, owner, name)
+    _found_or_deploying(gateway, owner, name)
     return [
         {
             "id": runner.row.id,

@@ -275,13 +275,16 @@ def _finish(
         del gateway.deployments[key]
     error = None if task.cancelled() else task.exception()
     if task.cancelled() or error is not None:
-        _fail(gateway, fleet, deployment, deployment.reason if error is None else str(error))
+        reason = deployment.reason if error is None else str(error)
+        _fail(gateway, fleet, deployment, reason, cancelled=error is None)
     unused = fleet.revision is None and key not in gateway.deployments
     if unused and gateway.fleets.get(key) is fleet:
         gateway.forget(fleet)
 
 
-def _fail(gateway: Gateway, fleet: Fleet, deployment: Deployment, reason: str) -> None:
+def _fail(
+    gateway: Gateway, fleet: Fleet, deployment: Deployment, reason: str, cancelled: bool
+) -> None:
     revision, runner = deployment.revision, deployment.runner
     log: list[str] = []
     if runner is not None:
@@ -292,7 +295,7 @@ def _fail(gateway: Gateway, fleet: Fleet, deployment: Deployment, reason: str) -
     with gateway.store.transaction():
         if gateway.store.revision(revision.id) is not None:  # else the app was deleted
             gateway.store.put(revision)
-        _step(gateway, revision, "failed", reason, log=log)
+        _step(gateway, revision, "failed", reason, log=log, cancelled=cancelled)
 
 
 def _step(gateway: Gateway, revision: Revision, step: str, message: str, **more: Any) -> None:
