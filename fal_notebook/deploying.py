@@ -50,8 +50,8 @@ _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 class Progress:
     """What a deploy shows: the app, its steps so far, and how it ended.
 
-    `state` is deploying, up to date, active, failed or cancelled; `on_change` is called after each change,
-    from a worker thread.
+    `state` is deploying, up to date, active, failed or cancelled; `on_change` is called after
+    each change, from a worker thread.
     """
 
     owner: str

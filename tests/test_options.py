@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from fal_notebook.options import (
     parse_options,
     parse_scaling,
     split_options,
+    with_absolute_paths,
 )
 
 IMAGE = ContainerImage.from_dockerfile_str("FROM python:3.11-slim")
@@ -262,6 +264,20 @@ def test_models_and_dicts_are_both_taken() -> None:
 )
 def test_packages_paths_and_urls_are_requirements(requirement: str) -> None:
     assert parse_options({"requirements": [requirement]}).requirements == [requirement]
+
+
+def test_local_requirements_become_absolute_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "here" / "pkg").mkdir(parents=True)
+    given = [".", "./pkg[extra]", "../here", "numpy>=2", "git+https://example.org/a"]
+    options = with_absolute_paths(parse_options({"requirements": given}), f"{tmp_path}/here")
+    here = f"{tmp_path}/here"
+    assert explicit(options)["requirements"] == [here, f"{here}/pkg[extra]", here, *given[3:]]
+
+
+def test_a_local_requirement_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    options = parse_options({"requirements": [["./nowhere"]]})
+    with pytest.raises(OptionError, match=r"\./nowhere, but .*/nowhere does not exist"):
+        with_absolute_paths(options, str(tmp_path))
 
 
 @pytest.mark.parametrize(

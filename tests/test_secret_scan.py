@@ -48,6 +48,9 @@ KEYS = {
     "azure": "Account" + "Key=" + (B62 * 2)[:86] + "==",
     "jwt": "ey" + "JhbGciOiJIUzI1NiJ9" + "." + "ey" + "JzdWIiOiIxMjM0In0" + "." + B62,
     "private key": "-----BEGIN RSA " + "PRIVATE KEY-----\n" + (B62 + "\n") * 3,
+    "groq": "gs" + "k_" + (B62 + B62)[:52],
+    "google access": "ya" + "29." + "a0" + B62 + B62[:9],
+    "telegram": "123456789" + ":A" + "A" + B62[:33],
     "fal": FAL_ID + ":" + HEX[:32],
     "database": "postgresql+psycopg://app" + ":" + "h8Kq2pLw" + "@" + "db.example.org/main",
     "redis": "redis://" + ":" + "h8Kq2pLw" + "@" + "10.0.0.3:6379",
@@ -135,6 +138,7 @@ def test_a_stored_secret_is_refused_by_name() -> None:
     with pytest.raises(SecretInPayloadError) as caught:
         capture(function, known_secrets={"DB": "zebra-crossing"})
     assert str(caught.value).startswith("`c`, which `predict` uses, holds the value of DB;")
+    assert "declare secrets=DB" in str(caught.value)
     assert "zebra" not in str(caught.value)
     assert capture(function, known_secrets={"DB": "short", "OTHER": "something else"}).digest
 
