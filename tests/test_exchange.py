@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
-from serving import Wire, control, deployed, run_url
+from serving import control, deployed, run_url
 
 from fal_notebook.discovery import GatewayInfo
 
@@ -46,3 +45,10 @@ def test_callers_cannot_speak_the_gateways_own_language(
         assert httpx.post(act, json={"n": 2}, headers={name: wanted}, timeout=5).json() == 2
     assert in_flight(gateway) == 0
     assert httpx.post(act, json={"do": "pid"}).json() == first
+
+
+# --- runners that die -------------------------------------------------------------------------
+def test_no_request_is_given_to_a_runner_that_has_crashed(act: str) -> None:
+    for _ in range(15):
+        assert httpx.post(act, json={"do": "exit"}, timeout=20).status_code == 503
+        assert httpx.post(act, json={"n": 1}, timeout=20).json() == 1

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from inside import (
     until,
 )
 
-from fal_notebook.gateway import autoscaler, paths
+from fal_notebook.gateway import autoscaler, lifecycle, paths
 from fal_notebook.gateway.fleet import SchedulingError
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.lifecycle import log_tail
@@ -136,7 +137,9 @@ async def test_crash_backoff_tells_waiting_callers_and_one_success_resets_it(
 ) -> None:
     marker = tmp_path / "marker"
     fleet = await deployed(gateway, MARKED.format(marker=str(marker)))
-    (first,) = fleet.runners.values()
+    first = await ask(fleet)
+    await post(first)
+    fleet.release(first)
     os.kill(first.row.process["pid"], 9)
     await first.ended.wait()
     with pytest.raises(SchedulingError, match="the second start fails") as refused:
@@ -153,15 +156,60 @@ async def test_crash_backoff_tells_waiting_callers_and_one_success_resets_it(
     monkeypatch.setattr(autoscaler, "BACKOFF_STEP", 0.0)
     marker.unlink()
     runner = await ask(fleet)
-    assert (fleet.failures, await post(runner)) == (0, (200, b"1"))
+    assert await post(runner) == (200, b"1")
     fleet.release(runner)
+    assert fleet.failures == 0
     assert not apps.status(gateway, "tester", "app")["crash_backoff"]
 
 
 # --- runners that end ----------------------------------------------------------------------------
+async def test_a_runner_that_ends_as_soon_as_it_is_ready_is_not_restarted_in_a_loop(
+    gateway: Gateway,
+) -> None:
+    source = (
+        "import os, threading\n"
+        "def setup(): threading.Timer(0.1, os._exit, (3,)).start()\ndef f(): pass"
+    )
+    fleet = await deployed(gateway, source, min_concurrency=1)
+    await until(lambda: fleet.failures and not fleet.runners)
+    await asyncio.sleep(0.5)
+    assert len(rows(gateway)) == 1
+    with pytest.raises(SchedulingError, match=r"CRASH_BACKOFF.*ended by itself 0\.\d s after"):
+        await ask(fleet)
+    assert "exit status 3" in rows(gateway)[0].cause
+
+
+async def test_a_runner_that_has_lived_a_while_has_started_well(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "PROVEN_AFTER", 0.05)
+    fleet = await deployed(gateway, STAY, min_concurrency=1)
+    fleet.failures = 1
+    gateway.lifecycle.start(fleet)
+    await until(lambda: fleet.failures == 0)
+    (first, *_) = fleet.runners.values()
+    os.kill(first.row.process["pid"], 9)
+    await first.ended.wait()
+    assert fleet.failures == 0
+
+
+async def test_why_a_runner_could_not_be_started_is_told(gateway: Gateway) -> None:
+    fleet = await deployed(gateway, STAY)
+    folder = gateway.state / "runners"
+    folder.rename(gateway.state / "moved")
+    folder.write_text("in the way")
+    runner = gateway.lifecycle.start(fleet)
+    await runner.ended.wait()
+    assert "the runner could not be started: [Errno 20]" in runner.row.cause
+    folder.unlink()
+    (gateway.state / "moved").rename(folder)
+
+
 async def test_a_killed_idle_runner_is_recorded_and_the_minimum_restored(gateway: Gateway) -> None:
     fleet = await deployed(gateway, STAY, min_concurrency=1)
-    (runner,) = fleet.runners.values()
+    runner = await ask(fleet)
+    await post(runner)
+    fleet.release(runner)
     os.kill(runner.row.process["pid"], 9)
     await runner.ended.wait()
     assert states(gateway, runner.row.id)[-1] == (
@@ -294,6 +342,35 @@ async def test_a_new_gateway_adopts_what_lives_and_buries_what_does_not(tmp_path
         assert fleet.failures == 0
     finally:
         await close_gateway(third)
+
+
+@pytest.mark.parametrize("lost", ["the only one", "one of two", "by orphan_timeout"])
+async def test_a_runner_lost_with_its_gateway_is_replaced_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    if lost == "by orphan_timeout":
+        monkeypatch.setenv("FAL_NOTEBOOK_ORPHAN_TIMEOUT", "1")
+    wanted = 2 if lost == "one of two" else 1
+    first = open_gateway(tmp_path)
+    options: dict[str, Any] = {"min_concurrency": wanted, "max_concurrency": 2}
+    fleet = await deployed(first, STAY, **options)
+    await until(lambda: [r.state for r in fleet.runners.values()] == ["IDLE"] * wanted)
+    before = rows(first)
+    await first.close()
+    if lost != "by orphan_timeout":
+        os.kill(before[0].process["pid"], 9)
+    await until(lambda: not first.backend.alive(before[0].process))
+
+    second = open_gateway(tmp_path)
+    fleet = second.fleets["tester", "app"]
+    try:
+        runners = fleet.runners.values()
+        await until(lambda: [r.state for r in runners] == ["IDLE"] * wanted, 5)
+        assert fleet.failures == 0
+        assert not apps.status(second, "tester", "app")["crash_backoff"]
+        assert before[0].id not in fleet.runners
+    finally:
+        await close_gateway(second)
 
 
 async def test_an_adopted_runner_keeps_its_keep_alive(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Exchange:
         self._body = b""
         self._more = True
         self._received = 0
+        self._sent = False  # part of the body has been streamed away: it cannot be sent again
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self, receive: Receive, send: Send) -> None:
@@ -110,9 +111,10 @@ class Exchange:
             try:
                 await self._forward(runner, receive, send)
                 return
-            except RefusedError:
-                self._kill(self._app, runner, "the runner does not accept connections")
-                if attempt == ATTEMPTS:
+            except UpstreamError as error:
+                if error.runner_lost:
+                    self._kill(self._app, runner, str(error))
+                if not isinstance(error, RefusedError) or self._sent or attempt == ATTEMPTS:
                     raise
             finally:
                 self._app.release(runner)
@@ -217,6 +219,7 @@ class Exchange:
 
     async def _send_body(self, connection: Connection, receive: Receive, watch: Watch) -> None:
         """Stream the body; a runner that answers before its end gets no more of it."""
+        self._sent = True
         chunked = b"content-length" not in self._request.headers
         data, self._body = self._body, b""
         while await connection.send(_chunk(data) if chunked else data) and self._more:

@@ -168,6 +168,8 @@ class Fleet:
         """Give a slot back; the next in line gets it."""
         runner.in_flight -= 1
         runner.last_request_at = time.time()
+        if self.failures:
+            self.proven(runner)
         if self._waiting:
             self.grant()
         self.changed()
@@ -203,6 +205,12 @@ class Fleet:
         self.last_error = error
         if not any(runner.state in ("IDLE", "RUNNING") for runner in self.active()):
             self.refuse(SchedulingError(503, "runner_scheduling_failure", error))
+
+    def proven(self, runner: Runner) -> None:
+        """Forget failed starts: this runner has served a request, or for a while."""
+        if self.failures and runner.row.state == "IDLE":
+            self.failures = 0
+            self._on_need(self)
 
     def retire(self) -> None:
         """Serve no more: the app was deleted."""

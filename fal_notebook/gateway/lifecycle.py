@@ -18,7 +18,7 @@ from typing import Any
 
 from fal_notebook import settings
 from fal_notebook.backends.base import Backend
-from fal_notebook.exceptions import DeployError, FalNotebookError, StoreError
+from fal_notebook.exceptions import BuildError, DeployError, FalNotebookError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Fleet, Runner
 from fal_notebook.gateway.headers import request_head
@@ -33,6 +33,8 @@ CONNECT_PERIOD = 0.003
 ORPHAN_TIMEOUT = 60
 # How long killed runners may take to be gone.
 KILL_GRACE = 5.0
+# A runner that ends by itself earlier than this, before any request, has failed to start.
+PROVEN_AFTER = 10.0
 
 ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
 _LOG = logging.getLogger(__name__)
@@ -153,41 +155,53 @@ class Lifecycle:
         """Follow a runner from its start, or from its adoption, to its end."""
         error = ""
         lost = adopted and not self._backend.alive(runner.row.process)
+        timer = self._startup_timer(fleet, runner, revision)
         try:
             if not adopted:
                 await self._start(fleet, runner, revision)
             if runner.row.process and runner.row.state != "TERMINATING":
-                await self._watch(fleet, runner, revision)
-        except (UpstreamError, OSError):
-            pass  # its link has closed: it has ended
+                await self._watch(fleet, runner, timer)
         except FalNotebookError as refusal:
             error = str(refusal)
         except Exception as bug:
             _LOG.exception("runner %s is ended for an error of the gateway", runner.row.id)
             error = f"the gateway failed: {bug!r}"
+        finally:
+            timer.cancel()
+        self._leave(fleet, runner)
         ending = await self._backend.kill(runner.row.process, runner.row.id)
-        folder = paths.runner_folder(self._state, runner.row.id)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it could not even be made
+            folder = paths.runner_folder(self._state, runner.row.id)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         how = f" ({ending})" if ending else ""
+        if runner.row.state == "TERMINATING" and ending not in ("", "SIGKILL", "exit status 0"):
+            runner.row.cause += how if runner.row.cause else ""
         if not lost:  # what happened without a gateway is no failed start
             self._failed(fleet, runner, error or f"the runner ended while it was starting{how}")
         self._ended(fleet, runner, error or f"the runner ended by itself{how}")
 
     async def _start(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
-        spec = self._spec(runner, revision)
-        started = await self._backend.start(spec, revision.environment)
+        try:
+            spec = self._spec(runner, revision)
+            started = await self._backend.start(spec, revision.environment)
+        except OSError as error:  # a full disk, a folder that cannot be made
+            raise BuildError(f"the runner could not be started: {error}") from error
         runner.row.address, runner.row.process = started.address, started.process
         runner.pool = Pool(started.address)
         if runner.row.state == "PENDING":
             self._record(fleet, runner, "SETUP", "")
 
-    async def _watch(self, fleet: Fleet, runner: Runner, revision: Revision) -> None:
-        """Follow the runner's link until it closes, or until the runner is to be killed."""
+    def _startup_timer(
+        self, fleet: Fleet, runner: Runner, revision: Revision
+    ) -> asyncio.TimerHandle:
         timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
-        timer = asyncio.get_running_loop().call_later(
-            timeout, self._startup_timeout, fleet, runner, timeout
-        )
-        try:
+        loop = asyncio.get_running_loop()
+        return loop.call_later(timeout, self._startup_timeout, fleet, runner, timeout)
+
+    async def _watch(self, fleet: Fleet, runner: Runner, timer: asyncio.TimerHandle) -> None:
+        """Follow the runner's link until it closes, or until the runner is to be killed."""
+        # Once its link closes it has ended.
+        with contextlib.suppress(UpstreamError, OSError):
             async with contextlib.aclosing(self._link(runner)) as lines:
                 async for line in lines:
                     self._follow(fleet, runner, line)
@@ -195,8 +209,16 @@ class Lifecycle:
                         timer.cancel()
                     if line["state"] == "FAILED":
                         return
-        finally:
-            timer.cancel()
+
+    def _leave(self, fleet: Fleet, runner: Runner) -> None:
+        """Let no request go to a runner that has ended; was it of no use, that is a failure."""
+        if runner.row.state != "IDLE":
+            return
+        age = time.time() - (runner.row.ready_at or 0)
+        if age < PROVEN_AFTER and not runner.in_flight and runner.last_request_at is None:
+            error = f"the runner ended by itself {age:.1f} s after it was ready"
+            fleet.failed(error, runner.row.created_at)
+        self._record(fleet, runner, "TERMINATING", "")
 
     def _follow(self, fleet: Fleet, runner: Runner, line: dict[str, Any]) -> None:
         state = line["state"]
@@ -211,7 +233,7 @@ class Lifecycle:
         runner.openapi = openapi
         if runner.row.ready_at is None:
             runner.since = runner.row.ready_at = time.time()
-            fleet.failures = 0
+            asyncio.get_running_loop().call_later(PROVEN_AFTER, fleet.proven, runner)
         self._record(fleet, runner, "IDLE", "")
         if not runner.ready.done():
             runner.ready.set_result(None)

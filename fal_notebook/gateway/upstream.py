@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections import deque
 from typing import cast
 
@@ -23,9 +24,19 @@ class UpstreamError(Exception):
         self.status = status
         self.kind = kind
 
+    @property
+    def runner_lost(self) -> bool:
+        """Whether the runner is of no use any more, to nobody.
+
+        A runner that lives answers every request, if with a 500, and closes no connection of its
+        gateway. One that closes without an answer, or does not accept, has ended or is about to:
+        what else it has in flight is lost with it, and no request may follow.
+        """
+        return self.kind in ("runner_disconnected", "runner_connection_refused")
+
 
 class RefusedError(UpstreamError):
-    """The runner does not accept connections; nothing was sent to it."""
+    """The runner accepted nothing, or not all of the request: its function was not called."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 503, "runner_connection_refused")
@@ -59,6 +70,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._is_unix = transport.get_extra_info("socket").family == socket.AF_UNIX
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; bytes outside an exchange, or that are no HTTP, end the connection."""
@@ -79,9 +91,18 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         if self.status and exc is None and self._until_close():
             self.complete = True
+        if not self.complete and not self.status and self._error is None and self._unread(exc):
+            self._error = RefusedError("the runner ended before it had read the request")
         if not self.complete:
-            self._fail("the runner closed the connection")
+            self._fail("the runner closed the connection without an answer")
         self._notify()
+
+    def _unread(self, exc: Exception | None) -> bool:
+        """Whether the runner left bytes of the request unread, so that it has not begun it.
+
+        Unix sockets say so: a close with bytes unread is a reset, any other an end of file.
+        """
+        return self._is_unix and isinstance(exc, (ConnectionResetError, BrokenPipeError))
 
     def pause_writing(self) -> None:
         """Hold `send` back."""
@@ -237,7 +258,7 @@ class Connection(asyncio.Protocol):
 
 
 def _disconnected() -> UpstreamError:
-    return UpstreamError("the runner closed the connection", 503, "runner_disconnected")
+    return RefusedError("the runner closed the connection")
 
 
 class Pool:

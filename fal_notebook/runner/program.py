@@ -27,6 +27,7 @@ from fal_notebook.runner.spec import RunnerSpec
 FAREWELL = 5.0
 # How long a drain waits for a connected gateway to say that it has sent its last request.
 RELEASE = 30.0
+YEAR = 365 * 24 * 3600
 
 
 def run(spec: RunnerSpec) -> None:
@@ -100,7 +101,7 @@ class _Program:
             server_header=False,
             date_header=False,
             log_level="warning",
-            timeout_keep_alive=3600,  # the gateway closes connections, so none dies as it is used
+            timeout_keep_alive=YEAR,  # the gateway closes connections, so none dies as it is used
         )
         self._server = _Server(config)
 
