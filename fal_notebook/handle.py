@@ -74,8 +74,12 @@ class Handle:
 
     async def aio(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely: ``await handle.aio(…)``; a generator gives ``async for``."""
+        __tracebackhide__ = True
         call = self._call(calls.dump(self.name, args, kwargs))
-        result = await asyncio.wrap_future(sync.submit(call))
+        try:
+            result = await asyncio.wrap_future(sync.submit(call))
+        except Exception as error:
+            raise sync.for_the_caller(error)  # noqa: B904  it is the same error
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
     def local(self, *args: Any, **kwargs: Any) -> Any:

@@ -30,11 +30,15 @@ def wait(coroutine: Coroutine[Any, Any, T]) -> T:
         return future.result()
     except BaseException as error:
         future.cancel()
-        # Where nothing of ours is at fault, our frames only hide the caller's line.
-        ours = not isinstance(error, (KeyboardInterrupt, FalNotebookError))
-        if ours and not isinstance(error.__cause__, RemoteError):
-            raise
-        raise error.with_traceback(None)  # noqa: B904  it is the same error
+        raise for_the_caller(error)  # noqa: B904  it is the same error
+
+
+def for_the_caller(error: BaseException) -> BaseException:
+    """Return an error without our frames where nothing of ours is at fault: they hide the rest."""
+    told = isinstance(error, (KeyboardInterrupt, FalNotebookError))
+    if told or isinstance(error.__cause__, RemoteError):
+        return error.with_traceback(None)
+    return error
 
 
 def iterate(items: AsyncIterator[T]) -> Iterator[T]:
