@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -52,3 +53,18 @@ def test_no_request_is_given_to_a_runner_that_has_crashed(act: str) -> None:
     for _ in range(15):
         assert httpx.post(act, json={"do": "exit"}, timeout=20).status_code == 503
         assert httpx.post(act, json={"n": 1}, timeout=20).json() == 1
+
+
+# --- what a runner gets from the gateway's process ---------------------------------------------
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are listed in /proc")
+def test_a_runner_inherits_no_descriptor_of_the_gateway(gateway: GatewayInfo) -> None:
+    source = (
+        "import os\ndef held() -> list:\n    folder = '/proc/self/fd/'\n"
+        "    return [os.path.realpath(folder + name) for name in os.listdir(folder)]"
+    )
+    with deployed(source, serve=True, auth="public") as handle:
+        found = httpx.post(run_url(gateway, handle), json={}, timeout=20).json()
+    assert not [path for path in found if path.endswith(("gateway.log", ".db", ".lock"))]
+    files = [path for path in found if not path.startswith("/proc/")]
+    # Its input (libuv holds another), its log and the program that it runs.
+    assert {path.rpartition(".")[2] for path in files} <= {"/dev/null", "log", "zip"}

@@ -87,7 +87,7 @@ def _deploy(info: discovery.GatewayInfo, source: str, eventually: Any, **options
         "manifest": {"python": "{}.{}".format(*sys.version_info), "interpreter": sys.executable},
     }  # fmt: skip
     _ask(info, "POST", "/api/apps/tester", json=body)
-    eventually(lambda: any(app["name"] == "app" for app in _ask(info, "GET", "/api/apps")))
+    eventually(lambda: not any(app["deploying"] for app in _ask(info, "GET", "/api/apps")))
 
 
 def _call(info: discovery.GatewayInfo) -> Any:

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from runner_bench import Bench
 
+from fal_notebook.backends import zygotes
+
 if sys.platform != "linux":
     pytest.skip("forked runners are for Linux", allow_module_level=True)
 
@@ -51,6 +53,28 @@ def test_a_killed_zygote_is_replaced_and_its_runners_live_on(bench: Bench) -> No
     os.kill(zygote(bench).pid, 9)
     second = bench.start(STAY)
     assert (first.value(), second.value()) == (1, 1)
+
+
+def test_a_zygote_that_hangs_is_killed_and_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    bench.start(STAY)
+    monkeypatch.setattr(zygotes, "FORK_TIMEOUT", 0.2)
+    stopped = zygote(bench)
+    stopped.suspend()
+    assert bench.start(STAY).value() == 1
+    eventually(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_zygote_that_hangs_does_not_hold_the_gateways_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    monkeypatch.setattr(zygotes, "CLOSE_GRACE", 0.1)
+    bench.start(STAY)
+    stopped = zygote(bench)
+    stopped.suspend()
+    bench.run(bench.backend.close())
+    eventually(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_zygote_ends_with_its_gateway_and_its_runners_live_on(

@@ -40,18 +40,16 @@ from fal_notebook.exceptions import BuildError
 __all__ = ["RUNNER_LIBRARIES", "EnvironmentSpec", "Progress", "ensure", "ensure_runner_libraries"]
 
 RUNNER_LIBRARIES = (
-    "anyio>=4",
     "cloudpickle>=3.0",
     "httptools>=0.6",
     "httpx>=0.27",
     "packaging>=23",
     "pydantic>=2.7",
     "starlette>=0.40",
-    "typing-extensions>=4.9",
     "uvicorn>=0.30",
     "uvloop>=0.19; sys_platform != 'win32'",
 )
-"""What the runner imports besides the user's own packages."""
+"""What the runner imports besides the user's own packages; they bring what they need."""
 
 MARKER = ".complete"
 

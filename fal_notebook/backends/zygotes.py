@@ -7,8 +7,9 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
@@ -19,6 +20,13 @@ INHERITED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
+
+# Seconds that a zygote may take to import everything, to fork, and to end when it is told to.
+READY_TIMEOUT = 60.0
+FORK_TIMEOUT = 10.0
+CLOSE_GRACE = 1.0
+
+T = TypeVar("T")
 
 
 def clean_environment() -> dict[str, str]:
@@ -54,9 +62,28 @@ class Zygote:
         """Ask it for nothing any more; it ends when its socket closes."""
         self._connection.close()
 
+    def kill(self) -> None:
+        """End it at once: it hangs, and what it forked later would be nobody's."""
+        self.drop()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def ready(self) -> None:
         """Wait until it has imported everything."""
-        await self._line()
+        await self._in_time(self._line(), READY_TIMEOUT)
+
+    async def _in_time(self, answer: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Return its answer; one that hangs, or whose answer nobody awaits any more, is killed."""
+        try:
+            return await asyncio.wait_for(answer, timeout)
+        except asyncio.TimeoutError:
+            self.kill()
+            raise BuildError(
+                f"the environment's warm process gave no answer in {timeout:g} s"
+            ) from None
+        except asyncio.CancelledError:
+            self.kill()
+            raise
 
     async def fork(self, spec: RunnerSpec) -> tuple[int, int]:
         """Return the process ids of a new runner and of its keeper.
@@ -64,16 +91,22 @@ class Zygote:
         Raises
         ------
         BuildError
-            When the zygote is gone.
+            When the zygote is gone, or hangs.
         """
         async with self._lock:
-            loop = asyncio.get_running_loop()
+            if not self.alive:
+                raise BuildError("the environment's warm process has ended")
             try:
-                await loop.sock_sendall(self._connection, spec.to_json().encode() + b"\n")
-                runner, keeper = (await self._line()).split()
+                answer = await self._in_time(self._ask(spec), FORK_TIMEOUT)
             except OSError as error:
                 raise BuildError(f"the environment's warm process has ended: {error}") from error
+            runner, keeper = answer.split()
             return int(runner), int(keeper)
+
+    async def _ask(self, spec: RunnerSpec) -> bytes:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._connection, spec.to_json().encode() + b"\n")
+        return await self._line()
 
     async def _line(self) -> bytes:
         loop = asyncio.get_running_loop()
@@ -91,7 +124,11 @@ class Zygote:
     async def close(self) -> None:
         """Let it end and wait for that."""
         self.drop()
-        await self._process.wait()
+        try:
+            await asyncio.wait_for(self._process.wait(), CLOSE_GRACE)
+        except asyncio.TimeoutError:
+            self.kill()
+            await self._process.wait()
 
 
 class Zygotes:
