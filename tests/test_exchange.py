@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 from serving import control, deployed, run_url
 
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway import exchange
+from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.metrics import Metrics
 
 ACT = """
 import os, time
@@ -53,6 +58,23 @@ def test_no_request_is_given_to_a_runner_that_has_crashed(act: str) -> None:
     for _ in range(15):
         assert httpx.post(act, json={"do": "exit"}, timeout=20).status_code == 503
         assert httpx.post(act, json={"n": 1}, timeout=20).json() == 1
+
+
+async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "UPLOAD_STALL", 0.05)
+    metrics = Metrics(list, lambda process: {}).for_app("o/a")
+    fleet = Fleet("o", "a", metrics, lambda fleet: None, lambda fleet: None)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    request = exchange.Request({"headers": []}, {}, b"/", "r", None)
+    await exchange.Exchange(fleet, request, lambda *gone: None, 1000).run(receive, send)
+    assert sent[0]["status"] == 408
 
 
 # --- what a runner gets from the gateway's process ---------------------------------------------

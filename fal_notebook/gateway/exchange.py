@@ -15,7 +15,7 @@ from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import Header, request_head, response_headers
 from fal_notebook.gateway.replies import error_reply
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
-from fal_notebook.gateway.watch import Watch
+from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK
 
 Message = MutableMapping[str, Any]
@@ -121,8 +121,20 @@ class Exchange:
 
     # --- the request's body ------------------------------------------------------------------
     async def _read_ahead(self, receive: Receive) -> None:
-        while self._more and len(self._body) < READ_AHEAD:
-            self._body += await self._next(receive)
+        """Read a small body to its end; who sends none of it must not hold its connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(UPLOAD_STALL, task.cancel)
+        try:
+            while self._more and len(self._body) < READ_AHEAD:
+                self._body += await self._next(receive)
+        except asyncio.CancelledError:
+            if loop.time() < timer.when():
+                raise  # somebody else ends this request
+            raise RefusedRequestError(408, "the body did not come in time") from None
+        finally:
+            timer.cancel()
 
     async def _next(self, receive: Receive) -> bytes:
         message = await receive()
