@@ -320,7 +320,10 @@ class Store:
         """
         for secret in self.select(Secret, "name = ?", name):
             return secret
-        raise NotFoundError(f"there is no secret {name}; set it with: %fal secrets set {name}")
+        raise NotFoundError(
+            f"there is no secret {name}; store it with '%fal secrets set {name}' "
+            f"(in a shell: fal-notebook secrets set {name}) and run the cell again"
+        )
 
     def delete_secret(self, name: str) -> None:
         """Remove a secret."""
