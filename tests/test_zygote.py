@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -46,6 +49,20 @@ def test_one_zygote_serves_many_starts_at_once(bench: Bench) -> None:
         runners = list(pool.map(lambda _: bench.start(STAY), range(8)))
     assert len({runner.pid for runner in runners}) == 8
     assert zygote(bench).num_threads() == 1
+
+
+def test_an_environment_that_starts_threads_is_spawned(bench: Bench, tmp_path: Path) -> None:
+    threaded = tmp_path / "threaded"
+    make = [sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, threaded]
+    subprocess.run(make, check=True)
+    (packages,) = threaded.glob("lib/python3*/site-packages")
+    thread = "import threading, time; threading.Thread(target=time.sleep, args=(99,), daemon=True)"
+    (packages / "a_thread.pth").write_text(f"{sysconfig.get_path('purelib')}\n{thread}.start()\n")
+    bench.environment = {"python": str(threaded / "bin/python"), "libraries": ""}
+    source = "def f():\n    import threading\n    return threading.active_count()"
+    runner = bench.start(source)
+    assert runner.value() > 1
+    assert "spawn" in _command(psutil.Process(runner.pid))
 
 
 def test_a_killed_zygote_is_replaced_and_its_runners_live_on(bench: Bench) -> None:

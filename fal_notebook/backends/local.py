@@ -21,7 +21,7 @@ from fal_notebook.backends.environments import (
     ensure,
     ensure_runner_libraries,
 )
-from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
+from fal_notebook.backends.zygotes import Zygote, Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
 
@@ -77,9 +77,10 @@ class LocalBackend:
         return {"python": str(python), "libraries": str(libraries)}
 
     async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
-        """Fork the runner from its environment's zygote, or spawn it."""
-        if self._fork:
-            runner, keeper = await self._forked(spec, environment)
+        """Fork the runner from its environment's zygote; spawn it where a fork is not safe."""
+        zygote = await self._zygotes.get(environment) if self._fork else None
+        if zygote is not None:
+            runner, keeper = await self._forked(zygote, spec, environment)
             found = {"keeper": keeper, "keeper_created": _created(keeper), "ending": spec.ending}
         else:
             process = await spawn(self._bundle, environment, spec)
@@ -87,14 +88,18 @@ class LocalBackend:
             self._spawned[runner, _created(runner)] = process
         return Started(f"unix:{spec.socket}", {"pid": runner, "created": _created(runner), **found})
 
-    async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
+    async def _forked(
+        self, zygote: Zygote, spec: RunnerSpec, environment: dict[str, str]
+    ) -> tuple[int, int]:
         """Fork a runner; a zygote that somebody killed is replaced once."""
-        zygote = await self._zygotes.get(environment)
         try:
             return await zygote.fork(spec)
         except BuildError:
             zygote.drop()
-            return await (await self._zygotes.get(environment)).fork(spec)
+            replacement = await self._zygotes.get(environment)
+            if replacement is None:
+                raise
+            return await replacement.fork(spec)
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
         """Send SIGTERM to the runner itself; what it started is its own to end."""

@@ -68,9 +68,9 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def ready(self) -> None:
-        """Wait until it has imported everything."""
-        await self._in_time(self._line(), READY_TIMEOUT)
+    async def ready(self) -> bool:
+        """Wait until it has imported everything; say whether a fork is safe there."""
+        return await self._in_time(self._line(), READY_TIMEOUT) == b"ready"
 
     async def _in_time(self, answer: Coroutine[Any, Any, T], timeout: float) -> T:
         """Return its answer; one that hangs, or whose answer nobody awaits any more, is killed."""
@@ -137,17 +137,20 @@ class Zygotes:
     def __init__(self, bundle: Path, log: Path) -> None:
         self._bundle = bundle
         self._log = log
-        self._all: dict[str, asyncio.Task[Zygote]] = {}
+        self._all: dict[str, asyncio.Task[Zygote | None]] = {}
 
-    async def get(self, environment: dict[str, str]) -> Zygote:
-        """Return the environment's zygote, started now if there is none that lives."""
+    async def get(self, environment: dict[str, str]) -> Zygote | None:
+        """Return the environment's zygote, started now if there is none that lives.
+
+        None says that a fork is not safe in this environment.
+        """
         key = json.dumps(environment, sort_keys=True)
         task = self._all.get(key)
         if task is None or (task.done() and not _alive(task)):
             task = self._all[key] = asyncio.ensure_future(self._start(environment))
         return await asyncio.shield(task)
 
-    async def _start(self, environment: dict[str, str]) -> Zygote:
+    async def _start(self, environment: dict[str, str]) -> Zygote | None:
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
@@ -161,27 +164,32 @@ class Zygotes:
                     pass_fds=[theirs.fileno()],
                 )
             zygote = Zygote(process, ours)
-            await zygote.ready()
+            if await zygote.ready():
+                return zygote
+            await zygote.close()
+            return None
         except BaseException:
             ours.close()
             raise
-        return zygote
 
     async def close(self) -> None:
         """End every zygote, also one that is just starting."""
         for task in self._all.values():
             task.cancel()
             await asyncio.wait([task])
-            if not task.cancelled() and not task.exception():
-                await task.result().close()
+            if not task.cancelled() and not task.exception() and (zygote := task.result()):
+                await zygote.close()
 
 
-def _alive(task: asyncio.Task[Zygote]) -> bool:
+def _alive(task: asyncio.Task[Zygote | None]) -> bool:
+    """Say whether the answer still holds: that a fork is not safe does for good."""
     if task.cancelled() or task.exception():
         return False
-    if not task.result().alive:
-        task.result().drop()
-    return task.result().alive
+    zygote = task.result()
+    if zygote is not None and not zygote.alive:
+        zygote.drop()
+        return False
+    return True
 
 
 def _appended(path: Path) -> BinaryIO:

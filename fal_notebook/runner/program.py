@@ -72,7 +72,7 @@ def listen(path: str) -> socket.socket:
         server.bind(path)
     finally:
         os.umask(before)
-    server.listen(128)
+    server.listen(4096)  # the gateway takes a refused connection for a lost runner
     return server
 
 

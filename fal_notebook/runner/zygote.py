@@ -2,6 +2,7 @@
 
 It stays single-threaded and opens nothing, so that a fork is safe. It reads one RunnerSpec per
 line from the gateway's socket, answers each with process ids, and ends when the socket closes.
+Where the environment itself starts threads (from a .pth file, say) it refuses to fork.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ def serve(connection: int) -> None:
     gc.collect()
     gc.freeze()
     with contextlib.suppress(ConnectionError):  # the gateway was killed
+        if len(os.listdir("/proc/self/task")) > 1:
+            os.write(connection, b"unsafe\n")
+            return
         os.write(connection, b"ready\n")
         for line in _lines(connection):
             spec = RunnerSpec.from_json(line)
