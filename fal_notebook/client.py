@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from fal_notebook import discovery, exceptions, settings
+from fal_notebook import discovery, exceptions, settings, sync
 
 _ERRORS = {
     name: kind
@@ -248,6 +249,8 @@ def _connect() -> httpx.AsyncClient:
     else:
         info = discovery.ensure(settings.state_folder())
         url, authorization = info.url, f"Bearer {info.token}"
+    for name in ("httpx", "httpcore.connection", "httpcore.http11"):
+        logging.getLogger(name).addFilter(_of_others)
     return httpx.AsyncClient(
         base_url=url,
         headers={"authorization": authorization},
@@ -255,6 +258,11 @@ def _connect() -> httpx.AsyncClient:
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
     )
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    """Keep our own traffic out of what a notebook logs; the user's requests stay in."""
+    return record.threadName != sync.THREAD
 
 
 def _raise(response: httpx.Response) -> None:

@@ -13,6 +13,8 @@ from fal_notebook.exceptions import FalNotebookError, RemoteError
 
 T = TypeVar("T")
 
+THREAD = "fal-notebook"
+
 _lock = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
 
@@ -91,5 +93,5 @@ def _background() -> asyncio.AbstractEventLoop:
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = _loops[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="fal-notebook", daemon=True).start()
+            threading.Thread(target=loop.run_forever, name=THREAD, daemon=True).start()
         return loop

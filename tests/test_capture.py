@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -410,14 +411,10 @@ def warnings_of(body: str, **names: Any) -> tuple[str, ...]:
     ],
 )
 def test_a_change_of_captured_data_is_warned_of_once(statement: str) -> None:
-    names = {"seen": {}, "rows": [], "state": Plain()}
+    names = {"seen": {}, "rows": [], "state": types.SimpleNamespace()}
     (sentence,) = warnings_of(f"def f():\n    {statement}\n    {statement}\n", **names)
     assert "`f` writes to the global `" in sentence
     assert "(line 2)" in sentence
-
-
-class Plain:
-    pass
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import textwrap
@@ -522,3 +523,31 @@ def test_a_folder_change_does_not_make_it_another_notebook(shell, tmp_path) -> N
     finally:
         os.chdir(before)
     assert shell["one"]() == 2
+
+
+def test_setup_function_may_be_defined_in_the_cell_itself(shell) -> None:
+    cell = (
+        "%%fal_function setup_function=load wait=true\n"
+        "def load(): return {number}\n"
+        "def added(m, x: int) -> int: return m + x\n"
+    )
+    shell.run(cell.format(number=7))
+    assert shell["added"](1) == 8
+    shell.run(cell.format(number=8))
+    assert shell["added"](1) == 9
+    number = shell["added"].status()["number"]
+    shell.run(cell.format(number=8))
+    assert shell["added"].status()["number"] == number
+
+
+def test_a_wrong_option_is_refused_before_the_cell_runs(shell) -> None:
+    with pytest.raises(UsageError, match="keep_alive"):
+        shell.run("%%fal_function keep_alives=1\nran = True\ndef f(): return 1\n")
+    assert "ran" not in shell.ip.user_ns
+
+
+def test_the_gateways_traffic_is_not_in_what_a_notebook_logs(shell, caplog) -> None:
+    caplog.set_level(logging.DEBUG)
+    shell.run("%%fal_function wait=true\ndef quiet() -> int:\n    return 1\n")
+    assert shell["quiet"]() == 1
+    assert [r for r in caplog.records if r.name.startswith(("httpx", "httpcore"))] == []

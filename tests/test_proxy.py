@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -540,3 +542,16 @@ def test_the_openapi_of_an_app_at_zero_starts_no_runner(shell, eventually) -> No
     reply = httpx.get(f"{asked.url}/openapi.json")
     assert reply.json() == asked.openapi()
     assert asked.runners() == []
+
+
+def test_a_caller_that_reads_only_after_it_has_sent_all_sees_413(
+    gateway: GatewayInfo, shell
+) -> None:
+    shell.run(
+        "%%fal_function serve=true auth=public wait=true\ndef big(x: str) -> int:\n    return 1\n"
+    )
+    body = b'{"x":"' + b"x" * 105_000_000 + b'"}'
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(shell["big"].url, data=body)
+    with refused.value as answer:
+        assert (answer.status, b"max_body" in answer.read()) == (413, True)

@@ -383,7 +383,9 @@ def links(folder):
         except OSError: pass
     return found
 def f():
-    child = subprocess.Popen(["sleep", "30"])
+    # It writes when the dynamic loader has closed what it opened.
+    child = subprocess.Popen(["sh", "-c", "echo up; exec sleep 30"], stdout=subprocess.PIPE)
+    child.stdout.readline()
     return links("/proc/self/fd"), links(f"/proc/{child.pid}/fd")
 """
     runner = start(bench, source)

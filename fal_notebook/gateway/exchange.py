@@ -13,7 +13,7 @@ from typing import Any
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import Header, request_head, response_headers
-from fal_notebook.gateway.replies import error_reply
+from fal_notebook.gateway.replies import error_reply, refuse
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK
@@ -89,20 +89,27 @@ class Exchange:
         except ClientGoneError:
             self._status = 499
         except RefusedRequestError as error:
-            await self._refuse(send, error.status, str(error), "bad_request")
+            await self._refuse(receive, send, error.status, str(error), "bad_request")
         except (SchedulingError, UpstreamError) as error:
-            await self._refuse(send, error.status, str(error), error.kind)
+            await self._refuse(receive, send, error.status, str(error), error.kind)
         except Exception:
             log.exception("request %s", self._request.id)
-            await self._refuse(send, 500, "internal error of the gateway", "internal_error")
+            await self._refuse(
+                receive, send, 500, "internal error of the gateway", "internal_error"
+            )
         finally:
             self._app.metrics.complete(self._status, time.perf_counter() - self._started)
 
-    async def _refuse(self, send: Send, status: int, detail: str, kind: str) -> None:
+    async def _refuse(
+        self, receive: Receive, send: Send, status: int, detail: str, kind: str
+    ) -> None:
         """Answer in the platform's own shape; a response that has begun is cut instead."""
         begun, self._status = self._status, status
-        if not begun:
-            await error_reply(status, detail, self._request.id, kind)(send)
+        reply = error_reply(status, detail, self._request.id, kind)
+        if not begun and self._more:
+            await refuse(reply, receive, send)
+        elif not begun:
+            await reply(send)
 
     async def _attempt(self, receive: Receive, send: Send) -> None:
         """Give the request to a runner; one that does not accept is ended and another taken."""

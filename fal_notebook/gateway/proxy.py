@@ -11,7 +11,7 @@ from fal_notebook.gateway.auth import Auth, Principal, may_run
 from fal_notebook.gateway.exchange import Exchange, Request, too_large
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import is_pickle
-from fal_notebook.gateway.replies import error_reply, json_reply
+from fal_notebook.gateway.replies import error_reply, json_reply, refuse
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -69,7 +69,7 @@ class Proxy:
         refusal = refusal or self._admit(app, headers, principal)
         if refusal is not None or app is None:
             status, detail = refusal or (404, "no such app")
-            await error_reply(status, detail, request_id)(send)
+            await refuse(error_reply(status, detail, request_id), receive, send)
             return
         path = b"/" + (parts[4] if len(parts) > 4 else b"")
         if path == b"/openapi.json" and scope["method"] == "GET" and app.revision is not None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Reply = Callable[[Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
+
+# So long a refused caller may go on sending (seconds).
+LINGER = 2.0
 
 
 def json_reply(content: Any, request_id: str) -> Reply:
@@ -39,3 +45,25 @@ def _reply(status: int, content: Any, request_id: str, headers: list[Header]) ->
         await send({"type": "http.response.body", "body": body})
 
     return reply
+
+
+async def refuse(reply: Reply, receive: Receive, send: Send) -> None:
+    """Send an answer to a request whose body was not read, then read it away for a while.
+
+    A connection that is closed while its caller still sends is reset, and the answer with it.
+    """
+
+    async def unfinished(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await reply(unfinished)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_read_away(receive), LINGER)
+    await send({"type": "http.response.body"})
+
+
+async def _read_away(receive: Receive) -> None:
+    while (await receive()).get("more_body", False):
+        pass

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import symtable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -50,8 +53,19 @@ class CellCode:
         CellError
             When there is no such function.
         """
-        try:
+        with self._syntax_errors():
             return cells.analyse(self._source, wanted).entry
+
+    def defined(self) -> set[str]:
+        """Return the names that the code binds in the notebook; errors as of `entry`."""
+        with self._syntax_errors():
+            symbols = symtable.symtable(self._source, self._name, "exec").get_symbols()
+        return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+
+    @contextmanager
+    def _syntax_errors(self) -> Iterator[None]:
+        try:
+            yield
         except SyntaxError as error:
             error.filename = self._name
             raise CellSyntaxError(self._shell, error) from None

@@ -25,6 +25,7 @@ def fal(line: str) -> Any:
         %fal runners [NAME]
         %fal logs NAME [-f] [--runner ID] [--request ID] [--tail N]
         %fal scale NAME key=value …
+        %fal deploy FILE[::FUNCTION] key=value …
         %fal cancel NAME
         %fal delete NAME
         %fal gateway start | stop | status

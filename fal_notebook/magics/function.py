@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,15 +46,14 @@ class FunctionMagic:
     def _cell(self, line: str, cell: str) -> None:
         __tracebackhide__ = True
         namespace = self._shell.user_ns
-        with one_line(_MAGIC):
-            options, cell_options = _parse(line, namespace)
         code = CellCode(self._shell, cell)
         with one_line(_MAGIC):
-            entry = code.entry(cell_options.entry)
+            entry = code.entry(_check(line, BeforeCell(namespace, code.defined())))
         before = namespace.get(entry)
         try:
             code.run()
             with one_line(_MAGIC):
+                options, cell_options = _parse(line, namespace)
                 self._deploy(entry, options, cell_options, code.source)
         finally:
             # What was not deployed leaves the handle of what runs in its place.
@@ -98,6 +97,39 @@ class FunctionMagic:
             print(f"Detached: the deploy continues. Cancel it with: %fal cancel {name}")
 
 
+class BeforeCell(Mapping[str, Any]):
+    """The notebook's names before a cell runs; what the cell itself defines is not known yet.
+
+    Attributes
+    ----------
+    asked : bool
+        Whether somebody wanted to know one of those.
+    """
+
+    def __init__(self, namespace: Mapping[str, Any], defined: Collection[str]) -> None:
+        self._names = {**namespace, **dict.fromkeys(defined)}
+        self._defined = defined
+        self.asked = False
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked = self.asked or name in self._defined
+        return self._names[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _check(line: str, names: BeforeCell) -> str | None:
+    """Refuse a wrong line before its cell runs, as far as can be told; return its ``entry``."""
+    name, values = parse_line(line, names)
+    if not names.asked:
+        _split(name, values)
+    return values.get("entry")
+
+
 def _show_captured(payload: Payload, notices: list[str]) -> None:
     display(captured_table(payload))
     for note in (*notices, *payload.warnings):
@@ -105,7 +137,10 @@ def _show_captured(payload: Payload, notices: list[str]) -> None:
 
 
 def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
-    name, values = parse_line(line, namespace)
+    return _split(*parse_line(line, namespace))
+
+
+def _split(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:
     return split_options({**values, **({"name": name} if name is not None else {})})
 
 

@@ -89,7 +89,7 @@ def _hint(word: str) -> str:
         return "there are no spaces around '='"
     if word.startswith("-"):
         return f"write {word}=true to switch an option on"
-    return "the app's name comes first, and a value with spaces needs quotes or brackets"
+    return "no spaces around '=', the app's name first, and a value with spaces in quotes"
 
 
 def _value(key: str, text: str, namespace: Mapping[str, Any]) -> Any:

@@ -59,8 +59,7 @@ def _add(filename: str, start: int, source: list[str]) -> None:
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """Skip leading frames of ours; an error that is all ours keeps them."""
-    first = trace
-    while first is not None and first.tb_frame.f_code.co_filename.startswith(_OURS):
-        first = first.tb_next
-    return first or trace
+    """Skip leading frames of ours; of an error that is all ours, a wrong call say, none is left."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    return trace
