@@ -132,7 +132,10 @@ def test_the_line_of_the_issue_is_parsed() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("predict other", "'other' is not of the form key=value; the app's name comes first"),
+        (
+            "predict other",
+            "'other' is not of the form key=value; no spaces around '=', the app's name first",
+        ),
         ("requirements=numpy, pandas", "'pandas' is not of the form key=value"),
         ("keep_alive = 300", "there are no spaces around '='"),
         ("keep_alive= 300", "keep_alive= has no value"),
