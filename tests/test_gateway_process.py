@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +333,16 @@ def test_a_gateway_withdraws_its_own_address_only(tmp_path: Path) -> None:
     discovery.write(tmp_path, mine)
     discovery.withdraw(tmp_path, mine)
     assert not discovery.info_file(tmp_path).exists()
+
+
+def test_a_gateway_that_leaves_its_runners_lets_requests_finish(
+    state: Path, eventually: Any
+) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway)
+    url = f"{gateway.url}/run/tester/who"
+    with control(gateway) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(httpx.post, url, json={"x": 1}, timeout=20)
+        eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"])
+        os.kill(gateway.pid, signal.SIGTERM)
+        assert answer.result().status_code == 200

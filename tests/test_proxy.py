@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -555,3 +556,51 @@ def test_a_caller_that_reads_only_after_it_has_sent_all_sees_413(
         urllib.request.urlopen(shell["big"].url, data=body)
     with refused.value as answer:
         assert (answer.status, b"max_body" in answer.read()) == (413, True)
+
+
+def test_a_body_behind_an_upgrade_is_refused_and_never_another_request(gateway, shell) -> None:
+    shell.run(
+        "%%fal_function serve=true auth=public wait=true\n"
+        "def up(x: int = 0) -> int:\n    return x\n"
+    )
+    url = shell["up"].url
+    upgrade = {"connection": "upgrade", "upgrade": "h2c"}
+    assert httpx.post(url, json={"x": 2}, headers=upgrade).status_code == 400
+    inner = b"GET /run/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    host = url.split("/")[2]
+    with socket.create_connection(("127.0.0.1", int(host.split(":")[1]))) as wire:
+        head = f"POST {url[len('http://') + len(host) :]} HTTP/1.1\r\nHost: {host}\r\n"
+        wire.sendall(head.encode() + b"Connection: upgrade\r\nUpgrade: h2c\r\n")
+        wire.sendall(b"Content-Length: %d\r\n\r\n" % len(inner))
+        wire.settimeout(10)
+        answer = wire.recv(65536)
+        with contextlib.suppress(OSError):
+            wire.sendall(inner)
+            while more := wire.recv(65536):
+                answer += more
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_head_that_does_not_end_is_refused(gateway: GatewayInfo) -> None:
+    port = int(gateway.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as wire:
+        wire.sendall(b"POST /run/a/b HTTP/1.1\r\nX: ")
+        wire.settimeout(10)
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                wire.sendall(b"a" * 65536)
+        with contextlib.suppress(ConnectionResetError):
+            assert wire.recv(65536).startswith(b"HTTP/1.1 431 ")
+    assert httpx.get(f"{gateway.url}/api/gateway").status_code == 401
+
+
+@pytest.mark.parametrize("keep_alive", [0, 1])
+def test_a_short_keep_alive_counts_for_the_first_runner_too(shell, eventually, keep_alive) -> None:
+    shell.run(
+        f"%%fal_function serve=true auth=public keep_alive={keep_alive} wait=true\n"
+        "def brief() -> int:\n    return 1\n"
+    )
+    brief = shell["brief"]
+    assert httpx.post(brief.url, json={}).status_code == 200
+    assert eventually(lambda: not brief.runners(), keep_alive + 4)

@@ -21,10 +21,13 @@ from fal_notebook.exceptions import FalNotebookError, GatewayError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import apps, blobs
+from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.runner.program import new_loop
 
 # How long runners may drain when the gateway is asked to stop with them.
 STOP_GRACE = 15.0
+# How long requests may finish when it ends without its runners.
+FINISH_GRACE = 5.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,7 +75,9 @@ async def _serve(state: Path) -> None:
     discovery.write(state, info)
     await gateway.stop_requested.wait()
     discovery.withdraw(state, info)
-    if not gateway.keep_runners:
+    if gateway.keep_runners:
+        await gateway.finish_requests(FINISH_GRACE)
+    else:
         await gateway.stop_runners(STOP_GRACE)
     for task in (warming, housekeeping):
         task.cancel()
@@ -110,7 +115,7 @@ def _listen(state: Path) -> socket.socket:
 def _config(app: GatewayApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -44,6 +44,9 @@ class GatewayApp:
         """Refuse what a web page could send, and headers that can be read in two ways."""
         if len(headers) != len(scope["headers"]) and (name := repeated(scope["headers"])):
             return error_reply(400, f"the header {name} occurs twice")
+        if b"upgrade" in headers and _has_body(headers):
+            # The parser would take the body for what follows the upgrade: another request.
+            return error_reply(400, "a request with a body cannot ask for an upgrade", close=True)
         refusal = self._gateway.host_check.refusal(headers)
         return error_reply(403, refusal) if refusal is not None else None
 
@@ -58,3 +61,7 @@ class GatewayApp:
         if principal.controls or path == "/metrics":
             return None
         return error_reply(403, "this key may call apps but not control them: use an ADMIN key")
+
+
+def _has_body(headers: dict[bytes, bytes]) -> bool:
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 
@@ -24,12 +25,13 @@ class Controller:
     ) -> None:
         self._start = start
         self._stop = stop
-        self._due: dict[Fleet, asyncio.TimerHandle | asyncio.Handle] = {}
+        # When each fleet's next decision is due (unix seconds, 0 for at once), and its handle.
+        self._due: dict[Fleet, tuple[float, asyncio.Handle]] = {}
         self._closed = False
 
     def poke(self, fleet: Fleet) -> None:
         """Decide for this fleet in the next turn of the loop; many pokes are one decision."""
-        self._schedule(fleet, None)
+        self._schedule(fleet, 0.0)
 
     def nudge(self, fleet: Fleet) -> None:
         """Decide when the request that has just ended may ask for it, not at each one's end.
@@ -37,13 +39,11 @@ class Controller:
         That is after its keep_alive; a decision that is due before does as well, because it looks
         further itself. So a busy app costs no decision per request.
         """
-        due = self._due.get(fleet)
-        if due is None:
-            self._schedule(fleet, None)
-        elif isinstance(due, asyncio.TimerHandle):
-            keep_alive = fleet.scaling.keep_alive
-            if due.when() > asyncio.get_running_loop().time() + keep_alive:
-                self._schedule(fleet, time.time() + keep_alive)
+        asked = time.time() + fleet.scaling.keep_alive
+        if fleet not in self._due:
+            self._schedule(fleet, 0.0)
+        elif self._due[fleet][0] > asked:
+            self._schedule(fleet, asked)
 
     def forget(self, fleet: Fleet) -> None:
         """Never decide for this fleet again, also when its last runners and requests end."""
@@ -51,9 +51,8 @@ class Controller:
         self._cancel(fleet)
 
     def _cancel(self, fleet: Fleet) -> None:
-        handle = self._due.pop(fleet, None)
-        if handle is not None:
-            handle.cancel()
+        if fleet in self._due:
+            self._due.pop(fleet)[1].cancel()
 
     def close(self) -> None:
         """Decide no more."""
@@ -61,15 +60,14 @@ class Controller:
         for fleet in list(self._due):
             self._cancel(fleet)
 
-    def _schedule(self, fleet: Fleet, at: float | None) -> None:
+    def _schedule(self, fleet: Fleet, at: float) -> None:
         if self._closed or fleet.revision is None:
             return
         self._cancel(fleet)
         loop = asyncio.get_running_loop()
-        if at is None:
-            self._due[fleet] = loop.call_soon(self._reconcile, fleet)
-        else:
-            self._due[fleet] = loop.call_later(max(0.0, at - time.time()), self._reconcile, fleet)
+        delay = at - time.time()
+        later = functools.partial(loop.call_later, delay) if delay > 0 else loop.call_soon
+        self._due[fleet] = at, later(self._reconcile, fleet)
 
     def _reconcile(self, fleet: Fleet) -> None:
         self._due.pop(fleet, None)

@@ -153,6 +153,13 @@ class Gateway:
             fleet.refuse(stop)
         await self.lifecycle.stop_all("the gateway stops", grace)
 
+    async def finish_requests(self, grace: float) -> None:
+        """Wait until no request is in flight, at most `grace` seconds; new ones are refused."""
+        deadline = time.monotonic() + grace
+        runners = [r for fleet in self.fleets.values() for r in fleet.runners.values()]
+        while any(r.in_flight for r in runners) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
     async def _cancel_deployments(self) -> None:
         deployments = list(self.deployments.values())
         for deployment in deployments:

@@ -22,10 +22,14 @@ def json_reply(content: Any, request_id: str) -> Reply:
     return _reply(200, content, request_id, [])
 
 
-def error_reply(status: int, detail: str, request_id: str = "", kind: str = "") -> Reply:
+def error_reply(
+    status: int, detail: str, request_id: str = "", kind: str = "", close: bool = False
+) -> Reply:
     """Return a callable that sends ``{"detail", "error_type"}`` with the matching headers."""
     content = {"detail": detail, **({"error_type": kind} if kind else {})}
     headers = [(b"x-fal-error-type", kind.encode())] if kind else []
+    if close:
+        headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Key"))
     return _reply(status, content, request_id, headers)
