@@ -10,10 +10,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import uvicorn
 from filelock import FileLock, Timeout
 
 from fal_notebook import __version__, discovery, settings
@@ -23,6 +21,7 @@ from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import apps, blobs
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.runner.program import new_loop
+from fal_notebook.runner.server import Server
 
 # How long runners may drain when the gateway is asked to stop with them.
 STOP_GRACE = 15.0
@@ -51,14 +50,6 @@ def main() -> None:
             sys.exit(str(error))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers; SIGTERM stops the gateway and leaves the runners."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve(state: Path) -> None:
     listener = _listen(state)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -68,7 +59,7 @@ async def _serve(state: Path) -> None:
     gateway.restore()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
-    server = _Server(_config(GatewayApp(gateway)))
+    server = Server(GatewayApp(gateway), BoundedProtocol)
     serving = asyncio.ensure_future(server.serve([listener]))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
@@ -82,7 +73,7 @@ async def _serve(state: Path) -> None:
     for task in (warming, housekeeping):
         task.cancel()
     await gateway.close()
-    server.should_exit = server.force_exit = True
+    server.stop()
     await serving
 
 
@@ -110,21 +101,6 @@ def _listen(state: Path) -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     last.write_text(str(listener.getsockname()[1]))
     return listener
-
-
-def _config(app: GatewayApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-        timeout_keep_alive=75,
-    )
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ import sys
 import time
 import traceback
 import types
-from collections.abc import Iterator
 from pathlib import Path
-
-import uvicorn
 
 from fal_notebook.runner import logs
 from fal_notebook.runner.function import Function
 from fal_notebook.runner.serve import Link, RunnerApp
+from fal_notebook.runner.server import Server
 from fal_notebook.runner.spec import RunnerSpec
 
 # How long a failed runner waits for a gateway to read why it failed, and to end it.
@@ -76,34 +74,14 @@ def listen(path: str) -> socket.socket:
     return server
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: ours drain first."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Program:
     def __init__(self, spec: RunnerSpec) -> None:
         self._spec = spec
         self._link = Link()
         self._app = RunnerApp(spec.secret, self._link)
         self._ending = asyncio.Event()
-        config = uvicorn.Config(
-            self._app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            log_level="warning",
-            timeout_keep_alive=YEAR,  # the gateway closes connections, so none dies as it is used
-        )
-        self._server = _Server(config)
+        # The gateway closes connections, so none dies as it is used.
+        self._server = Server(self._app, keep_alive=YEAR)
 
     async def main(self) -> None:
         """Serve at once, so that the gateway can watch the set-up; end when drained."""
@@ -114,7 +92,7 @@ class _Program:
         await self._drain()
         for task in tasks:
             task.cancel()
-        self._server.should_exit = self._server.force_exit = True
+        self._server.stop()
         await serving
 
     async def _start(self) -> None:
