@@ -126,11 +126,16 @@ def start_gateway() -> str:
 @click.option("--keep-runners", is_flag=True, help="Leave the runners to the next gateway.")
 def stop_gateway(keep_runners: bool) -> str:
     """Stop the gateway and its runners."""
-    if discovery.find(settings.state_folder()) is None:
+    state = settings.state_folder()
+    runs = discovery.find(state) is not None
+    if not runs and (keep_runners or not discovery.left_runners(state)):
         return "no gateway runs"
+    # One that was killed left its runners: only a next one knows them, so it starts to end them.
     sync.wait(_client().stop_gateway(keep_runners))
-    discovery.wait_until_gone(settings.state_folder())
-    return "the gateway has stopped"
+    discovery.wait_until_gone(state)
+    if runs:
+        return "the gateway has stopped"
+    return "no gateway ran; the runners that the last one had left have ended"
 
 
 @gateway.command("status")

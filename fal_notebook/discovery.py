@@ -65,6 +65,12 @@ def find(state: Path) -> GatewayInfo | None:
     return info if answers(info) else None
 
 
+def left_runners(state: Path) -> bool:
+    """Say whether a gateway that has gone left runners: their folders go when they end in order."""
+    folder = state / "runners"
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def answers(info: GatewayInfo) -> bool:
     """Say whether the gateway at this address accepts the owner's token."""
     request = urllib.request.Request(

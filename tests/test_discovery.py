@@ -205,3 +205,24 @@ def test_start_stop_and_status_work_in_every_order(state) -> None:
     assert gateway("stop") == "the gateway has stopped"
     assert gateway("stop") == "no gateway runs"
     assert gateway("start") != first
+
+
+def test_stop_ends_what_a_killed_gateway_left_and_says_so(state) -> None:
+    def where() -> int:
+        return os.getpid()
+
+    process = psutil.Process(fal_notebook.deploy(where, min_concurrency=1)())
+    kill(discovery.ensure(state))
+    assert process.is_running()
+    stopped = cli.run(["gateway", "stop"], "fal-notebook")
+    assert stopped == "no gateway ran; the runners that the last one had left have ended"
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert cli.run(["gateway", "stop"], "fal-notebook") == "no gateway runs"
+
+
+def test_stop_may_leave_the_runners_of_a_killed_gateway(state) -> None:
+    deploy_seven().scale(min_concurrency=1)
+    kill(discovery.ensure(state))
+    kept = cli.run(["gateway", "stop", "--keep-runners"], "fal-notebook")
+    assert kept == "no gateway runs"
+    assert discovery.left_runners(state)
