@@ -1,0 +1,71 @@
+"""SQLite files of the gateway: opened, migrated, and their errors translated; in one place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fal_notebook.exceptions import DiskFullError, StoreError
+
+
+@contextmanager
+def io_errors() -> Iterator[None]:
+    """Translate errors of SQLite and of the file system: full, or not usable."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = "full" in str(error)
+        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
+
+
+def connect(
+    path: Path, schema: str, version: int, synchronous: str = "NORMAL", any_thread: bool = False
+) -> sqlite3.Connection:
+    """Open a database in WAL mode, made with mode 0600 and `schema` when it is new.
+
+    Parameters
+    ----------
+    version : int
+        The schema's version, kept in the file.
+    synchronous : str
+        NORMAL survives the end of the process, FULL that of the machine.
+    any_thread : bool
+        Whether another thread than this one will use the connection.
+
+    Raises
+    ------
+    StoreError
+        When the file was written by a newer version (it is left untouched) or cannot be used.
+    """
+    with io_errors():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        database = sqlite3.connect(
+            path, timeout=1.0, isolation_level=None, check_same_thread=not any_thread
+        )
+        database.row_factory = sqlite3.Row
+        try:
+            _migrate(database, path, schema, version)
+            database.execute(f"PRAGMA synchronous = {synchronous}")
+        except BaseException:
+            database.close()
+            raise
+    return database
+
+
+def _migrate(database: sqlite3.Connection, path: Path, schema: str, version: int) -> None:
+    found = database.execute("PRAGMA user_version").fetchone()[0]
+    if found > version:
+        raise StoreError(
+            f"{path} was written by a newer fal_notebook (schema {found}, here "
+            f"{version}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
+        )
+    database.execute("PRAGMA journal_mode = WAL")
+    if found == 0:
+        database.executescript(f"BEGIN; {schema} PRAGMA user_version = {version}; COMMIT;")

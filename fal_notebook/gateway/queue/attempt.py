@@ -1,0 +1,148 @@
+"""One attempt to have a queued request answered by one runner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from fal_notebook.exceptions import StoreError
+from fal_notebook.gateway.auth import API, Principal
+from fal_notebook.gateway.exchange import Exchange, RefusedRequestError, Request
+from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.headers import Header, without_hop_by_hop
+from fal_notebook.gateway.queue.content import Spool
+from fal_notebook.gateway.queue.retry import Failure
+from fal_notebook.gateway.queue.table import Answer, QueuedRequest
+from fal_notebook.gateway.replies import error_body
+from fal_notebook.gateway.upstream import RefusedError, UpstreamError
+
+# A runner that has only just got a request may not know it yet when it hears of its cancel.
+CANCEL_TRIES = 5
+CANCEL_PAUSE = 0.1
+
+_TRUE = (b"1", b"true", b"yes")
+
+
+class Attempt:
+    """Sends a request to a runner whose slot is taken, and keeps what comes back.
+
+    Parameters
+    ----------
+    body : AsyncIterator
+        The request's body.
+    path : Path
+        Where an answer is put that is too big for the journal.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        runner: Runner,
+        request: QueuedRequest,
+        body: AsyncIterator[bytes],
+        path: Path,
+        kill: Callable[[Fleet, Runner, str], None],
+    ) -> None:
+        self._runner = runner
+        self._request = request
+        self._body = body
+        self._spool = Spool(path)
+        self._status = 0
+        self._headers: list[Header] = []
+        self._exchange = Exchange(fleet, _as_request(request), kill)
+        self._cancelling: asyncio.Task[None] | None = None
+
+    async def run(self) -> tuple[Answer, Failure | None]:
+        """Return the answer, and how the attempt failed when it is worth a look at the retries."""
+        try:
+            await self._exchange.read_ahead(self._receive)
+            await self._exchange.forward(self._runner, self._receive, self._send)
+            content = await self._spool.finish()
+        except (UpstreamError, SchedulingError) as error:
+            begun = not isinstance(error, RefusedError)
+            return self._failed(error.status, error, error.kind, begun)
+        except RefusedRequestError as error:
+            return self._failed(error.status, error, "bad_request")
+        except StoreError as error:
+            return self._failed(507, error, "internal_error")
+        finally:
+            if self._cancelling is not None:
+                self._cancelling.cancel()
+        return self._answered(content)
+
+    def cancel(self) -> None:
+        """Tell the app, on this runner, that nobody wants the answer any more."""
+        if self._cancelling is None:
+            self._cancelling = asyncio.ensure_future(self._tell_of_cancel())
+
+    async def _tell_of_cancel(self) -> None:
+        await self._exchange.sent.wait()
+        for _ in range(CANCEL_TRIES):
+            if await self._exchange.post(self._runner, b"/cancel") != 404:
+                return
+            await asyncio.sleep(CANCEL_PAUSE)
+
+    # --- what the exchange takes for a caller ------------------------------------------------
+    async def _receive(self) -> MutableMapping[str, Any]:
+        async for piece in self._body:
+            return {"type": "http.request", "body": piece, "more_body": True}
+        if not self._exchange.received_all:
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await asyncio.Event().wait()  # a queued request has no caller that could go away
+        raise AssertionError
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._status, self._headers = message["status"], list(message["headers"])
+        else:
+            await self._spool.write(message.get("body", b""))
+
+    # --- how it ended ------------------------------------------------------------------------
+    def _answered(self, content: bytes | None) -> tuple[Answer, Failure | None]:
+        headers = without_hop_by_hop(self._headers)
+        given = dict(headers)
+        kind = given.get(b"x-fal-error-type", b"").decode("latin-1")
+        error = _detail(self._status, content)
+        answer = Answer(self._status, headers, content, error, kind if error else "")
+        wish = given.get(b"x-fal-needs-retry")
+        needs_retry = None if wish is None else wish.lower() in _TRUE
+        failed = self._status >= 500 or self._status == 429
+        return answer, Failure(self._status, "", needs_retry) if failed else None
+
+    def _failed(
+        self, status: int, error: Exception, kind: str, begun: bool = True
+    ) -> tuple[Answer, Failure]:
+        self._spool.discard()
+        return failed(status, str(error), kind), Failure(status, kind, begun=begun)
+
+
+def failed(status: int, detail: str, kind: str, *more: Header) -> Answer:
+    """Return the platform's own answer."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"x-fal-error-type", kind.encode()),
+        *more,
+    ]
+    return Answer(status, headers, error_body(detail, kind), detail, kind)
+
+
+def _detail(status: int, content: bytes | None) -> str:
+    """Return what to show as the error of an answer, "" when it is none."""
+    if status < 400:
+        return ""
+    shown = (content or b"")[:1000].decode(errors="replace")
+    return f"the app answered {status}: {shown}" if shown else f"the app answered {status}"
+
+
+def _as_request(request: QueuedRequest) -> Request:
+    path, _, query = request.target.partition(b"?")
+    scope = {
+        "method": request.method,
+        "query_string": query,
+        "headers": request.headers,
+        "http_version": "1.1",
+    }
+    principal = None if request.user is None else Principal(request.user, API)
+    return Request(scope, dict(request.headers), path, request.id, principal)

@@ -1,0 +1,303 @@
+"""The queue: it accepts requests durably, gives them to runners, retries, cancels, completes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fal_notebook.exceptions import StoreError
+from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.queue import content, retry, table
+from fal_notebook.gateway.queue.attempt import Attempt, failed
+from fal_notebook.gateway.queue.journal import Journal
+from fal_notebook.gateway.queue.table import COMPLETED, IN_PROGRESS, Answer, QueuedRequest
+
+# When the disk is full, what must be written is tried again so often (seconds).
+DISK_PERIOD = 1.0
+
+_CANCELLED = failed(499, "the request was cancelled", "client_cancelled")
+_EXPIRED = failed(
+    504,
+    "the request did not begin within its x-fal-request-timeout",
+    "request_timeout",
+    (b"x-fal-request-timeout-type", b"user"),
+)
+_NO_APP = failed(404, "the app was deleted", "bad_request")
+_LOST = failed(503, "the gateway was ended while the request ran", "runner_disconnected")
+
+
+class Queue:
+    """All queued requests of a gateway.
+
+    A request is durable when `submit` returns. It is given out once at a time; what failed is put
+    back by the rules of `retry`. Each app's `Backlog` holds what waits; all else is in the journal.
+
+    Parameters
+    ----------
+    state : Path
+        The state folder.
+    kill : callable
+        Ends a runner at once: ``kill(fleet, runner, cause)``.
+    """
+
+    def __init__(self, state: Path, kill: Callable[[Fleet, Runner, str], None]) -> None:
+        self._journal = Journal(state / "queue.db", table.SCHEMA, table.VERSION)
+        self._folder = state / "queue"
+        self._kill = kill
+        self._loop = asyncio.get_running_loop()
+        self._last = self._journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]
+        self._attempts: dict[int, Attempt] = {}
+        self._cancelled: set[int] = set()
+        self._retries: dict[int, asyncio.TimerHandle] = {}
+        self._deadlines: dict[int, asyncio.TimerHandle] = {}
+        self._followers: dict[int, set[asyncio.Future[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- accepting ---------------------------------------------------------------------------
+    def number(self) -> int:
+        """Return the number of a request that arrives now."""
+        self._last = max(self._last + 1, time.time_ns() // 1000)
+        return self._last
+
+    def spool(self, request_id: str) -> content.Spool:
+        """Return what takes in the body of a request."""
+        return content.Spool(self._body_path(request_id))
+
+    async def submit(self, fleet: Fleet, request: QueuedRequest, body: bytes | None) -> None:
+        """Accept a request: it is on disk when this returns.
+
+        Raises
+        ------
+        DiskFullError
+            When there is no room; nothing of it stays.
+        """
+        await self._journal.write(functools.partial(table.insert, request=request, body=body))
+        fleet.metrics.received.inc()
+        self._enqueue(fleet, request)
+
+    def _enqueue(self, fleet: Fleet, request: QueuedRequest) -> None:
+        """Let a request stand in line, as long as its deadline allows."""
+        self._retries.pop(request.number, None)
+        if fleet.revision is None:
+            self._spawn(self._complete(fleet, request, _NO_APP))
+            return
+        if request.deadline is not None and request.number not in self._deadlines:
+            self._deadlines[request.number] = self._loop.call_later(
+                request.deadline - time.time(), self._expire, fleet, request
+            )
+        fleet.queue(request.number, request.low)
+
+    def _expire(self, fleet: Fleet, request: QueuedRequest) -> None:
+        if self._take_out(fleet, request.number):
+            self._spawn(self._complete(fleet, request, _EXPIRED))
+
+    def _take_out(self, fleet: Fleet, number: int) -> bool:
+        """Take a request out that waits, in line or for its retry; say whether it did."""
+        waiting = self._retries.pop(number, None)
+        if waiting is not None:
+            waiting.cancel()
+        return fleet.unqueue(number) or waiting is not None
+
+    # --- working -----------------------------------------------------------------------------
+    def run(self, fleet: Fleet, runner: Runner, number: int) -> None:
+        """Work on a request with a runner whose slot is taken; the fleet calls this."""
+        self._spawn(self._work(fleet, runner, number))
+
+    async def _work(self, fleet: Fleet, runner: Runner, number: int) -> None:
+        request = self._load(number)
+        if request.number in self._deadlines:
+            self._deadlines.pop(number).cancel()
+        attempt = self._attempts[number] = self._attempt(fleet, runner, request)
+        try:
+            request.attempts += 1
+            await self._begin(request, runner)
+            answer, failure = await attempt.run()
+        except StoreError:
+            request.attempts -= 1
+            self._put_back(fleet, request, DISK_PERIOD)  # nothing of it has been sent
+            return
+        finally:
+            del self._attempts[number]
+            fleet.release(runner)
+        await self._settle(fleet, request, answer, failure)
+
+    async def _begin(self, request: QueuedRequest, runner: Runner) -> None:
+        change = functools.partial(
+            table.begin,
+            number=request.number,
+            runner=runner.row.id,
+            attempt=request.attempts,
+            now=time.time(),
+        )
+        await self._journal.write(change)
+        self._tell(request.number)
+
+    def _attempt(self, fleet: Fleet, runner: Runner, request: QueuedRequest) -> Attempt:
+        return Attempt(
+            fleet, runner, request, self.body(request), self._answer_path(request.id), self._kill
+        )
+
+    async def _settle(
+        self,
+        fleet: Fleet,
+        request: QueuedRequest,
+        answer: Answer,
+        failure: retry.Failure | None,
+    ) -> None:
+        """Complete a request, or put it back when its failure allows."""
+        delay = None
+        if failure is not None and request.number not in self._cancelled:
+            delay = retry.decide(_policy(fleet, request), failure, request.attempts)
+        if failure is not None and delay is None and request.number in self._cancelled:
+            answer = _CANCELLED
+        if delay is None:
+            await self._complete(fleet, request, answer)
+            return
+        change = functools.partial(
+            table.put_back, number=request.number, attempts=request.attempts
+        )
+        await self._insist(change)
+        self._put_back(fleet, request, delay)
+
+    def _put_back(self, fleet: Fleet, request: QueuedRequest, delay: float) -> None:
+        self._retries[request.number] = self._loop.call_later(
+            delay, self._enqueue, fleet, request
+        )
+        self._tell(request.number)
+
+    async def _complete(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
+        """Record the answer and tell everyone who follows the request."""
+        now = time.time()
+        await self._insist(
+            functools.partial(table.complete, number=request.number, answer=answer, now=now)
+        )
+        self._cancelled.discard(request.number)
+        if request.number in self._deadlines:
+            self._deadlines.pop(request.number).cancel()
+        fleet.metrics.complete(answer.status, now - request.number / 1e6)
+        self._tell(request.number)
+
+    async def _insist(self, change: Callable[[Any], None]) -> None:
+        """Write what must not be lost, as soon as there is room for it."""
+        while True:
+            try:
+                await self._journal.write(change)
+                return
+            except StoreError:
+                await asyncio.sleep(DISK_PERIOD)
+
+    # --- asking ------------------------------------------------------------------------------
+    def find(self, request_id: str) -> QueuedRequest | None:
+        """Return a request, None when there is none of this id."""
+        rows = self._journal.read(table.SELECT + "id = ?", request_id)
+        return table.load(rows[0]) if rows else None
+
+    def answer(self, request: QueuedRequest) -> Answer:
+        """Return what a completed request was answered."""
+        query = "SELECT status, headers, content FROM answers WHERE number = ?"
+        return table.load_answer(self._journal.read(query, request.number)[0])
+
+    def body(self, request: QueuedRequest) -> Any:
+        """Return an async iterator over the body of a request."""
+        rows = self._journal.read("SELECT content FROM bodies WHERE number = ?", request.number)
+        return content.pieces(rows[0]["content"], self._body_path(request.id))
+
+    def answer_content(self, request: QueuedRequest, answer: Answer) -> tuple[int, Any]:
+        """Return the length of an answer's body and an async iterator over it."""
+        path = self._answer_path(request.id)
+        return content.size(answer.content, path), content.pieces(answer.content, path)
+
+    async def changed(self, request: QueuedRequest, timeout: float) -> None:
+        """Return when the request's state has changed, at the latest after `timeout` seconds."""
+        future = self._loop.create_future()
+        followers = self._followers.setdefault(request.number, set())
+        followers.add(future)
+        try:
+            await asyncio.wait((future,), timeout=timeout)
+        finally:
+            followers.discard(future)
+            if not followers:
+                self._followers.pop(request.number, None)
+
+    def _tell(self, number: int) -> None:
+        for future in self._followers.get(number, ()):
+            if not future.done():
+                future.set_result(None)
+
+    async def cancel(self, fleet: Fleet, request: QueuedRequest) -> bool:
+        """Cancel a request; False when it is completed already.
+
+        One that waits is completed at once; one at work when its app has answered.
+        """
+        if request.state == COMPLETED:
+            return False
+        if self._take_out(fleet, request.number):
+            await self._complete(fleet, request, _CANCELLED)
+            return True
+        self._cancelled.add(request.number)
+        if request.number in self._attempts:
+            self._attempts[request.number].cancel()
+        return True
+
+    # --- beginning and end -------------------------------------------------------------------
+    async def recover(self, find: Callable[[str, str], Fleet | None]) -> None:
+        """Take up what the last gateway left: what waited waits, what was at work is retried."""
+        for row in self._journal.read(table.SELECT + "state != ? ORDER BY number", COMPLETED):
+            request = table.load(row)
+            fleet = find(request.owner, request.app)
+            if fleet is None:
+                await self._insist(functools.partial(
+                    table.complete, number=request.number, answer=_NO_APP, now=time.time()
+                ))
+            elif request.state == IN_PROGRESS:
+                request.attempts -= 1  # it was not the request's fault
+                lost = retry.Failure(503, "runner_disconnected")
+                await self._settle(fleet, request, _LOST, lost)
+            else:
+                self._enqueue(fleet, request)
+
+    def drop(self, fleet: Fleet) -> None:
+        """Complete every request that waits for an app that was deleted."""
+        while fleet.backlog:
+            request = self._load(fleet.backlog.pop())
+            self._spawn(self._complete(fleet, request, _NO_APP))
+
+    async def prune(self, before: float) -> None:
+        """Forget requests that were completed before `before` (unix seconds)."""
+        while ids := await self._journal.write(
+            functools.partial(table.forget, before=before, limit=500)
+        ):
+            for request_id in ids:
+                self._body_path(request_id).unlink(missing_ok=True)
+                self._answer_path(request_id).unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Stop working; what is not completed is taken up by the next gateway."""
+        for timer in (*self._retries.values(), *self._deadlines.values()):
+            timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._journal.close()
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _load(self, number: int) -> QueuedRequest:
+        return table.load(self._journal.read(table.SELECT + "number = ?", number)[0])
+
+    def _body_path(self, request_id: str) -> Path:
+        return self._folder / f"{request_id}.body"
+
+    def _answer_path(self, request_id: str) -> Path:
+        return self._folder / f"{request_id}.answer"
+
+
+def _policy(fleet: Fleet, request: QueuedRequest) -> retry.Policy:
+    return retry.Policy(request.no_retry, fleet.skip_retry_conditions, fleet.retries)

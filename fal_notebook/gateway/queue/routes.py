@@ -1,0 +1,216 @@
+"""``/queue/{owner}/{app}…`` over HTTP: submit, status, status stream, result, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from fal_notebook.exceptions import DiskFullError, FalNotebookError
+from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
+from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
+from fal_notebook.gateway.queue import status, submission
+from fal_notebook.gateway.queue.queue import Queue
+from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
+from fal_notebook.gateway.replies import error_reply, json_reply, refuse
+
+# A status stream looks this often for what nobody announces: position and log lines.
+STREAM_PERIOD = 0.25
+# It sends a comment when it had nothing to say for so long.
+KEEPALIVE = 15.0
+
+_REQUEST = re.compile(rb"/requests/([0-9a-f]{1,64})(/status|/status/stream|/cancel)?/?")
+
+Logs = Callable[[QueuedRequest], Awaitable[list[dict[str, Any]]]]
+
+
+class QueueRoutes:
+    """The ASGI callable for ``/queue``.
+
+    Parameters
+    ----------
+    logs : callable
+        Gives the log lines of a request.
+    max_body : int
+        Largest request body in bytes.
+    """
+
+    def __init__(self, queue: Queue, admission: Admission, logs: Logs, max_body: int) -> None:
+        self._queue = queue
+        self._admission = admission
+        self._logs = logs
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        parts = scope["raw_path"].split(b"/", 4)  # "", queue, owner, app, path
+        try:
+            if len(parts) < 4:
+                raise RefusedRequestError(404, "the path is /queue/{owner}/{app}")
+            admitted = self._admission.admit(parts[2], parts[3], dict(scope["headers"]))
+            path = b"/" + (parts[4] if len(parts) > 4 else b"")
+            await self._dispatch(scope, receive, send, admitted, path)
+        except ClientGoneError:
+            pass
+        except (RefusedCallerError, RefusedRequestError) as error:
+            await refuse(error_reply(error.status, str(error)), receive, send)
+        except DiskFullError as error:
+            await refuse(error_reply(507, str(error), kind="internal_error"), receive, send)
+        except FalNotebookError as error:
+            await refuse(error_reply(500, str(error), kind="internal_error"), receive, send)
+
+    async def _dispatch(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, path: bytes
+    ) -> None:
+        found = _REQUEST.fullmatch(path)
+        method = scope["method"]
+        if found is None and path.startswith(b"/requests/"):
+            raise RefusedRequestError(404, "no such request")
+        if found is None:
+            if method != "POST":
+                raise RefusedRequestError(405, "submit with POST")
+            await self._submit(scope, receive, send, admitted, path)
+            return
+        request = self._find(admitted, found[1].decode())
+        verb = found[2] or b""
+        if method != ("PUT" if verb == b"/cancel" else "GET"):
+            raise RefusedRequestError(405, "cancel with PUT, all else with GET")
+        act = {
+            b"": self._result,
+            b"/status": self._status,
+            b"/status/stream": self._stream,
+            b"/cancel": self._cancel,
+        }[verb]
+        await act(scope, receive, send, admitted, request)
+
+    def _find(self, admitted: Admitted, request_id: str) -> QueuedRequest:
+        request = self._queue.find(request_id)
+        if request is None or (request.owner, request.app) != (
+            admitted.app.owner,
+            admitted.app.name,
+        ):
+            raise RefusedRequestError(404, "no such request")
+        return request
+
+    # --- submit ------------------------------------------------------------------------------
+    async def _submit(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, path: bytes
+    ) -> None:
+        app, headers = admitted.app, dict(scope["headers"])
+        request = submission.read(scope, headers, path, admitted, self._queue.number())
+        limit = submission.max_queue_length(scope)
+        if limit is not None and len(app.backlog) >= limit:
+            raise RefusedRequestError(429, f"{len(app.backlog)} requests wait already")
+        spool = self._queue.spool(request.id)
+        try:
+            body = await self._read(receive, spool, int(headers.get(b"content-length", 0)))
+            await self._queue.submit(app, request, body)
+        except BaseException:
+            spool.discard()
+            raise
+        position = app.backlog.position(request.number) or 0
+        told = status.submitted(request, _base(scope), position)
+        await json_reply(told, request.id)(send)
+
+    async def _read(self, receive: Receive, spool: Any, announced: int) -> bytes | None:
+        size, more = announced, True
+        received = 0
+        while more:
+            if max(size, received) > self._max_body:
+                detail = f"the request body is above max_body={self._max_body} bytes"
+                raise RefusedRequestError(413, detail)
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            piece = message.get("body", b"")
+            received += len(piece)
+            await spool.write(piece)
+            more = message.get("more_body", False)
+        content: bytes | None = await spool.finish()
+        return content
+
+    # --- what became of it -------------------------------------------------------------------
+    async def _status(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
+    ) -> None:
+        """Answer 202 until it is completed, then 200: fal's clients look at nothing else."""
+        told = await self._tell(scope, admitted, request)
+        code = 200 if request.state == COMPLETED else 202
+        await json_reply(told, request.id, code)(send)
+
+    async def _tell(
+        self, scope: Scope, admitted: Admitted, request: QueuedRequest
+    ) -> dict[str, Any]:
+        wanted = submission.parameter(scope, "logs") in ("1", "true")
+        logs = await self._logs(request) if wanted else None
+        position = admitted.app.backlog.position(request.number) or 0
+        return status.status(request, _base(scope), position, logs)
+
+    async def _stream(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
+    ) -> None:
+        """Send the status whenever it is another one, as server-sent events, until the end."""
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        gone = asyncio.ensure_future(receive())
+        last, silent = None, 0.0
+        try:
+            while not gone.done():
+                told = await self._tell(scope, admitted, request)
+                if told != last:
+                    await _event(send, b"data: " + json.dumps(told).encode())
+                    last, silent = told, 0.0
+                if request.state == COMPLETED:
+                    break
+                if silent >= KEEPALIVE:
+                    await _event(send, b": keep-alive")
+                    silent = 0.0
+                silent += STREAM_PERIOD
+                await self._queue.changed(request, STREAM_PERIOD)
+                request = self._find(admitted, request.id)
+        finally:
+            gone.cancel()
+        await send({"type": "http.response.body"})
+
+    async def _result(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
+    ) -> None:
+        """Send the app's own status, headers and body."""
+        if request.state != COMPLETED:
+            detail = f"the request is not completed yet, it is {request.state}"
+            content = {"detail": detail, "status": request.state}
+            await json_reply(content, request.id, 400)(send)
+            return
+        answer = self._queue.answer(request)
+        size, pieces = self._queue.answer_content(request, answer)
+        hidden = (b"content-length", b"x-fal-request-id")
+        headers = [
+            *((name, value) for name, value in answer.headers if name not in hidden),
+            (b"content-length", b"%d" % size),
+            (b"x-fal-request-id", request.id.encode()),
+        ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        async for piece in pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async def _cancel(
+        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
+    ) -> None:
+        if await self._queue.cancel(admitted.app, request):
+            await json_reply({"status": "CANCELLATION_REQUESTED"}, request.id, 202)(send)
+        else:
+            await json_reply({"status": "ALREADY_COMPLETED"}, request.id, 400)(send)
+
+
+async def _event(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data + b"\n\n", "more_body": True})
+
+
+def _base(scope: Scope) -> str:
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return f"{scope['scheme']}://{host}/queue"

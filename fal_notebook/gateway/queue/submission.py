@@ -1,0 +1,99 @@
+"""The request line and headers of a submit, read into a queued request; bad ones are refused."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from urllib.parse import parse_qsl
+
+from starlette.types import Scope
+
+from fal_notebook.gateway.admission import Admitted
+from fal_notebook.gateway.exchange import RefusedRequestError
+from fal_notebook.gateway.queue.table import QueuedRequest
+
+_TRUE = (b"1", b"true", b"yes")
+_OURS = ("fal_webhook", "fal_max_queue_length")
+
+
+def read(
+    scope: Scope, headers: dict[bytes, bytes], path: bytes, admitted: Admitted, number: int
+) -> QueuedRequest:
+    """Return the request that is submitted; `path` is what follows the app's name.
+
+    Raises
+    ------
+    RefusedRequestError
+        422 when a header or parameter of the queue is malformed.
+    """
+    app, principal = admitted.app, admitted.principal
+    patience = _number(headers, b"x-fal-request-timeout", float, lambda seconds: seconds > 1)
+    return QueuedRequest(
+        number=number,
+        id=f"{number:016x}{os.urandom(8).hex()}",
+        owner=app.owner,
+        app=app.name,
+        method=scope["method"],
+        target=_target(path, scope["query_string"]),
+        headers=_kept(scope["headers"], principal is not None),
+        user=principal.user if principal else None,
+        low=_priority(headers) == b"low",
+        no_retry=headers.get(b"x-fal-no-retry", b"").lower() in _TRUE,
+        deadline=None if patience is None else time.time() + patience,
+        webhook=parameter(scope, "fal_webhook") or "",
+    )
+
+
+def max_queue_length(scope: Scope) -> int | None:
+    """Return the caller's limit, None without one."""
+    text = parameter(scope, "fal_max_queue_length")
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise RefusedRequestError(422, f"fal_max_queue_length={text!r} is not a whole number")
+    return int(text)
+
+
+def parameter(scope: Scope, name: str) -> str | None:
+    """Return a parameter of the query, None when it is not there."""
+    return dict(parse_qsl(scope["query_string"].decode("latin-1"), True)).get(name)
+
+
+def _target(path: bytes, query: bytes) -> bytes:
+    """Return path and query as the app gets them: without the queue's own parameters."""
+    kept = b"&".join(p for p in query.split(b"&") if p.split(b"=")[0].decode("latin-1") not in _OURS)
+    return path + b"?" + kept if kept else path
+
+
+def _kept(headers: list[tuple[bytes, bytes]], is_known: bool) -> list[tuple[bytes, bytes]]:
+    """Return the headers to keep; the caller's key is for the gateway and is never written."""
+    return [(n, v) for n, v in headers if not (is_known and n == b"authorization")]
+
+
+def _priority(headers: dict[bytes, bytes]) -> bytes:
+    priority = headers.get(b"x-fal-queue-priority", b"normal").lower()
+    if priority not in (b"normal", b"low"):
+        raise RefusedRequestError(422, "x-fal-queue-priority is normal or low")
+    return priority
+
+
+def _number(
+    headers: dict[bytes, bytes],
+    name: bytes,
+    kind: Callable[[bytes], float],
+    allowed: Callable[[float], bool],
+) -> float | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not allowed(value):
+        shown = text.decode("latin-1")
+        raise RefusedRequestError(
+            422, f"{name.decode()}={shown!r} is not allowed: a number of seconds above 1"
+        )
+    return value
