@@ -42,11 +42,6 @@ class ClientGoneError(Exception):
     """The caller closed its connection."""
 
 
-def too_large(limit: int) -> str:
-    """Return the sentence for a body above the limit."""
-    return f"the request body is above max_body={limit} bytes"
-
-
 @dataclass(frozen=True)
 class Request:
     """What is known of a request before its body is read."""
@@ -84,6 +79,7 @@ class Exchange:
         """Take a slot, forward, count; every failure becomes one answer of ours."""
         self._app.metrics.received.inc()
         try:
+            self._refuse_above_limit(int(self._request.headers.get(b"content-length", 0)))
             await self._read_ahead(receive)
             await self._attempt(receive, send)
         except ClientGoneError:
@@ -150,9 +146,13 @@ class Exchange:
         self._more = message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         self._received += len(chunk)
-        if self._received > self._max_body:
-            raise RefusedRequestError(413, too_large(self._max_body))
+        self._refuse_above_limit(self._received)
         return chunk
+
+    def _refuse_above_limit(self, length: int) -> None:
+        if length > self._max_body:
+            detail = f"the request body is above max_body={self._max_body} bytes"
+            raise RefusedRequestError(413, detail)
 
     # --- the slot ----------------------------------------------------------------------------
     async def _wait_for_runner(self, receive: Receive) -> Runner:

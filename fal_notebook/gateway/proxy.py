@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.auth import Auth, Principal, may_run
-from fal_notebook.gateway.exchange import Exchange, Request, too_large
+from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import is_pickle
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
@@ -105,7 +105,4 @@ class Proxy:
             return Refusal(status, _WHY[status])
         if is_pickle(headers.get(b"content-type")) and not (principal and principal.sends_python):
             return Refusal(415, "Python values are taken from the app's owner only; send JSON")
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body:
-            return Refusal(413, too_large(self._max_body))
         return None
