@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.types import Receive, Scope, Send
+
 from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
-from fal_notebook.gateway.proxy import Receive, Scope, Send
 from fal_notebook.gateway.replies import Reply, error_reply
 
 

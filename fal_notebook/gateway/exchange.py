@@ -6,9 +6,10 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from starlette.types import Receive, Scope, Send
 
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
@@ -17,10 +18,6 @@ from fal_notebook.gateway.replies import error_reply, refuse
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
@@ -46,7 +43,7 @@ class ClientGoneError(Exception):
 class Request:
     """What is known of a request before its body is read."""
 
-    scope: MutableMapping[str, Any]
+    scope: Scope
     headers: dict[bytes, bytes]
     path: bytes
     id: str

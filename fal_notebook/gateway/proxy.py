@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
+
+from starlette.types import Receive, Scope, Send
 
 from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.auth import Auth, Principal, may_run
@@ -12,11 +14,6 @@ from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import is_pickle
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _WHY = {
     401: "this app needs a key: send 'Authorization: Key id:secret'",
