@@ -125,7 +125,7 @@ class Caller:
         request = exchange.Request(scope, {}, b"/", "r", None)
         await exchange.Exchange(fleet, request, self._kill, 10**6).run(self._receive, self._send)
 
-    def _kill(self, fleet: Fleet, runner: Runner, cause: str) -> None:
+    def _kill(self, runner: Runner, cause: str) -> None:
         runner.row.state = "TERMINATING"
         self.ended.append(runner.row.id)
 

@@ -57,7 +57,7 @@ class Exchange:
         self,
         app: Fleet,
         request: Request,
-        kill: Callable[[Fleet, Runner, str], None],
+        kill: Callable[[Runner, str], None],
         max_body: int,
     ) -> None:
         self._app = app
@@ -113,7 +113,7 @@ class Exchange:
                 return
             except UpstreamError as error:
                 if error.runner_lost:
-                    self._kill(self._app, runner, str(error))
+                    self._kill(runner, str(error))
                 if not isinstance(error, RefusedError) or self._sent or attempt == ATTEMPTS:
                     raise
             finally:
@@ -210,7 +210,7 @@ class Exchange:
         """Blame who is late: only a runner that works too long is ended."""
         if watch.with_caller:
             raise RefusedRequestError(408, "the caller kept the runner waiting for too long")
-        self._kill(self._app, runner, "request_timeout")
+        self._kill(runner, "request_timeout")
         detail = f"the request took longer than request_timeout={self._app.request_timeout:g} s"
         raise SchedulingError(504, "request_timeout", detail)
 
@@ -281,7 +281,7 @@ class Exchange:
             watch.with_caller = False
         await send({"type": "http.response.body", "body": connection.take_rest()})
         if status == 503 and (b"x-fal-stop-runner", b"0") not in connection.headers:
-            self._kill(self._app, runner, "the app answered 503")
+            self._kill(runner, "the app answered 503")
 
 
 def _chunk(data: bytes) -> bytes:

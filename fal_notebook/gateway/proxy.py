@@ -36,7 +36,7 @@ class Proxy:
     find : callable
         Gives the fleet of an owner and a name that has an active revision, or None.
     kill : callable
-        Ends a runner at once: ``kill(fleet, runner, cause)``.
+        Ends a runner at once: ``kill(runner, cause)``.
     max_body : int
         Largest request body in bytes.
     """
@@ -45,7 +45,7 @@ class Proxy:
         self,
         find: Callable[[str, str], Fleet | None],
         auth: Auth,
-        kill: Callable[[Fleet, Runner, str], None],
+        kill: Callable[[Runner, str], None],
         max_body: int,
     ) -> None:
         self._find = find
