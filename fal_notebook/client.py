@@ -194,8 +194,7 @@ class Client:
             response = await self._send(method, path, **request)
             yield response
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise exceptions.GatewayUnavailableError(f"the gateway went away: {reason}") from error
+            raise _gone(error, answered=response is not None) from error
         finally:
             if response is not None:
                 await response.aclose()
@@ -263,6 +262,22 @@ def _connect() -> httpx.AsyncClient:
 def _of_others(record: logging.LogRecord) -> bool:
     """Keep our own traffic out of what a notebook logs; the user's requests stay in."""
     return record.threadName != sync.THREAD
+
+
+def _gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailableError:
+    """Return what is said of a gateway that could not be reached, or that ended meanwhile."""
+    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+        message = f"the gateway cannot be reached: {str(error) or type(error).__name__}"
+    elif answered:
+        message = (
+            "the gateway went away in the middle of its answer; ask again, it starts by itself"
+        )
+    else:
+        message = (
+            "the gateway went away before it answered: the request may have been carried out and "
+            "was not sent again; repeat it if that does no harm, the gateway starts by itself"
+        )
+    return exceptions.GatewayUnavailableError(message)
 
 
 def _raise(response: httpx.Response) -> None:

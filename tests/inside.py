@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 from runner_bench import payload
 
 from fal_notebook import __version__, discovery
-from fal_notebook.gateway import paths
+from fal_notebook.gateway import autoscaler, paths
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.operations.deploy import DeployRequest, deploy
-from fal_notebook.gateway.store import RunnerRow
+from fal_notebook.gateway.store import Revision, RunnerRow
+from fal_notebook.options import parse_options
 from fal_notebook.runner.envelope import unpack
 
 
@@ -105,3 +108,25 @@ def states(gateway: Gateway, runner_id: str) -> list[tuple[str, str]]:
 
 def rows(gateway: Gateway, where: str = "1") -> list[RunnerRow]:
     return gateway.store.select(RunnerRow, where)
+
+
+def revision(identity: str = "v1") -> Revision:
+    return Revision(identity, "o", "a", 1, "ACTIVE", "", "", {}, {}, {}, {})
+
+
+def fleet_of(runners: int, multiplexing: int = 1, **calls: Any) -> Fleet:
+    metrics = Metrics(list, lambda process: {}).for_app("o/a")
+    nothing = lambda fleet: None  # noqa: E731
+    fleet = Fleet("o", "a", metrics, calls.get("on_need", nothing), calls.get("on_idle", nothing))
+    options = parse_options({}).model_dump()
+    scaling = autoscaler.Scaling(max_concurrency=10, max_multiplexing=multiplexing)
+    fleet.configure(revision(), options, scaling)
+    for number in range(runners):
+        add_runner(fleet, f"r{number}")
+    return fleet
+
+
+def add_runner(fleet: Fleet, identity: str, state: str = "IDLE", of: str = "v1") -> Runner:
+    row = RunnerRow(identity, "o", "a", of, state, "s", "XS")
+    fleet.runners[identity] = Runner(row, since=time.time())
+    return fleet.runners[identity]

@@ -30,7 +30,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 async def at_zero(gateway: Gateway, source: str = STAY, **options: Any) -> Fleet:
     fleet = await deployed(gateway, source, **options)
     for runner in list(fleet.runners.values()):
-        gateway.lifecycle.stop(fleet, runner, "test")
+        gateway.lifecycle.stop(runner, "test")
         await runner.ended.wait()
     return fleet
 

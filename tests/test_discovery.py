@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,29 @@ def test_an_app_is_still_there_when_its_gateway_was_killed(state) -> None:
     kill(discovery.ensure(state))
     assert seven() == 7
     assert seven.url == url
+
+
+def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(state, tmp_path) -> None:
+    def slow(path: str) -> None:
+        import pathlib
+        import time
+
+        pathlib.Path(path).touch()
+        time.sleep(60)
+
+    began = tmp_path / "began"
+    call = fal_notebook.deploy(slow, wait=True, termination_grace_period_seconds=0)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(call, str(began))
+        while not began.exists() and not answer.done():
+            time.sleep(0.01)
+        kill(discovery.ensure(state))
+        with pytest.raises(GatewayUnavailableError) as caught:
+            answer.result()
+    assert str(caught.value) == (
+        "the gateway went away before it answered: the request may have been carried out and was "
+        "not sent again; repeat it if that does no harm, the gateway starts by itself"
+    )
 
 
 def test_calls_at_once_find_the_next_gateway(state) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from inside import fleet_of
 from serving import control, deployed, run_url
 
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway import exchange
-from fal_notebook.gateway.fleet import Fleet
-from fal_notebook.gateway.metrics import Metrics
+from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.upstream import Pool
 
 ACT = """
 import os, time
@@ -60,21 +64,128 @@ def test_no_request_is_given_to_a_runner_that_has_crashed(act: str) -> None:
         assert httpx.post(act, json={"n": 1}, timeout=20).json() == 1
 
 
+class Resets(asyncio.Protocol):
+    """A runner that ends when a request has come, before it has read any of it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        self._end_unread(transport)
+
+    def _end_unread(self, transport: asyncio.Transport) -> None:
+        if select.select([transport.get_extra_info("socket")], [], [], 0)[0]:
+            transport.abort()
+        else:
+            asyncio.get_running_loop().call_soon(self._end_unread, transport)
+
+
+class Answers(asyncio.Protocol):
+    """A runner that works."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+
+class EndsWithoutAnswer(Answers):
+    """A runner that dies at work."""
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, *runners: type[asyncio.Protocol]) -> AsyncIterator[Fleet]:
+    """Give a fleet whose ready runners are servers on Unix sockets, taken in this order."""
+    fleet = fleet_of(len(runners))
+    async with contextlib.AsyncExitStack() as stack:
+        for runner, kind in zip(fleet.runners.values(), runners, strict=True):
+            path = str(folder / runner.row.id)
+            server = await asyncio.get_running_loop().create_unix_server(kind, path)
+            await stack.enter_async_context(server)
+            runner.pool = Pool(f"unix:{path}")
+            stack.callback(runner.pool.close)
+        yield fleet
+
+
+class Caller:
+    """Sends one POST through an exchange; holds what came back and which runners were ended."""
+
+    def __init__(self, *body: bytes) -> None:
+        self._body = list(body)
+        self.status = 0
+        self.content = b""
+        self.ended: list[str] = []
+
+    async def ask(self, fleet: Fleet) -> None:
+        scope = {"method": "POST", "query_string": b"", "http_version": "1.1", "headers": []}
+        request = exchange.Request(scope, {}, b"/", "r", None)
+        await exchange.Exchange(fleet, request, self._kill, 10**6).run(self._receive, self._send)
+
+    def _kill(self, runner: Runner, cause: str) -> None:
+        runner.row.state = "TERMINATING"
+        self.ended.append(runner.row.id)
+
+    async def _receive(self) -> Any:
+        if not self._body:
+            return await asyncio.Event().wait()
+        chunk = self._body.pop(0)
+        return {"type": "http.request", "body": chunk, "more_body": bool(self._body)}
+
+    async def _send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.content += message.get("body", b"")
+
+
+only_linux_resets = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere an unread request ends like one that was read"
+)
+
+
 async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "UPLOAD_STALL", 0.05)
-    metrics = Metrics(list, lambda process: {}).for_app("o/a")
-    fleet = Fleet("o", "a", metrics, lambda fleet: None, lambda fleet: None)
-    sent: list[Any] = []
+    caller = Caller()
+    await caller.ask(fleet_of(0))
+    assert caller.status == 408
 
-    async def receive() -> Any:
-        return await asyncio.Event().wait()
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+@only_linux_resets
+async def test_a_request_that_a_runner_reset_unread_is_given_to_another(tmp_path: Path) -> None:
+    async with serving(tmp_path, Resets, Resets, Answers) as fleet:
+        caller = Caller(b"{}")
+        await caller.ask(fleet)
+        assert (caller.status, caller.content) == (200, b"ok")
+        assert caller.ended == ["r0", "r1"]
+        assert [runner.in_flight for runner in fleet.runners.values()] == [0, 0, 0]
 
-    request = exchange.Request({"headers": []}, {}, b"/", "r", None)
-    await exchange.Exchange(fleet, request, lambda *gone: None, 1000).run(receive, send)
-    assert sent[0]["status"] == 408
+
+@only_linux_resets
+async def test_a_request_is_not_tried_without_end(tmp_path: Path) -> None:
+    async with serving(tmp_path, *[Resets] * exchange.ATTEMPTS, Answers) as fleet:
+        caller = Caller(b"{}")
+        await caller.ask(fleet)
+        assert caller.status == 503
+        assert b"runner_connection_refused" in caller.content
+        assert caller.ended == [f"r{number}" for number in range(exchange.ATTEMPTS)]
+
+
+async def test_a_body_that_was_streamed_away_is_not_sent_again(tmp_path: Path) -> None:
+    async with serving(tmp_path, Resets, Answers) as fleet:
+        caller = Caller(b" " * exchange.READ_AHEAD, b"{}")
+        await caller.ask(fleet)
+        assert caller.status == 503
+        assert caller.ended == ["r0"]
+
+
+async def test_a_runner_that_read_the_request_and_ended_may_have_worked(tmp_path: Path) -> None:
+    async with serving(tmp_path, EndsWithoutAnswer, Answers) as fleet:
+        caller = Caller(b"{}")
+        await caller.ask(fleet)
+        assert caller.status == 503
+        assert b"runner_disconnected" in caller.content
 
 
 # --- what a runner gets from the gateway's process ---------------------------------------------

@@ -6,35 +6,10 @@ import time
 from typing import Any
 
 import pytest
-from inside import until
+from inside import add_runner, fleet_of, until
 
 from fal_notebook.gateway import autoscaler
-from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
-from fal_notebook.gateway.metrics import Metrics
-from fal_notebook.gateway.store import Revision, RunnerRow
-from fal_notebook.options import parse_options
-
-
-def revision(identity: str = "v1") -> Revision:
-    return Revision(identity, "o", "a", 1, "ACTIVE", "", "", {}, {}, {}, {})
-
-
-def fleet_of(runners: int, multiplexing: int = 1, **calls: Any) -> Fleet:
-    metrics = Metrics(list, lambda process: {}).for_app("o/a")
-    nothing = lambda fleet: None  # noqa: E731
-    fleet = Fleet("o", "a", metrics, calls.get("on_need", nothing), calls.get("on_idle", nothing))
-    options = parse_options({}).model_dump()
-    scaling = autoscaler.Scaling(max_concurrency=10, max_multiplexing=multiplexing)
-    fleet.configure(revision(), options, scaling)
-    for number in range(runners):
-        add(fleet, f"r{number}")
-    return fleet
-
-
-def add(fleet: Fleet, identity: str, state: str = "IDLE", of: str = "v1") -> Runner:
-    row = RunnerRow(identity, "o", "a", of, state, "s", "XS")
-    fleet.runners[identity] = Runner(row, since=time.time())
-    return fleet.runners[identity]
+from fal_notebook.gateway.fleet import SchedulingError
 
 
 async def test_a_runner_never_gets_more_than_max_multiplexing() -> None:
@@ -55,7 +30,7 @@ async def test_the_least_loaded_runner_is_taken() -> None:
 )
 async def test_only_ready_runners_of_the_active_revision_serve(state: str, of: str) -> None:
     fleet = fleet_of(0)
-    add(fleet, "r", state, of)
+    add_runner(fleet, "r", state, of)
     assert fleet.take() is None
 
 
@@ -76,7 +51,7 @@ async def test_who_waits_is_served_in_order_and_nobody_overtakes() -> None:
 async def test_a_new_runner_serves_several_waiters_at_once() -> None:
     fleet = fleet_of(0, multiplexing=2)
     waiters = [fleet.enqueue() for _ in range(3)]
-    runner = add(fleet, "r")
+    runner = add_runner(fleet, "r")
     fleet.grant()
     assert [waiter.granted.done() for waiter in waiters] == [True, True, False]
     assert runner.in_flight == 2

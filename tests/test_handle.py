@@ -183,8 +183,15 @@ def test_an_exception_that_holds_a_lock_is_a_remote_error(shell) -> None:
 
 def test_a_result_that_cannot_travel_is_one_sentence(shell) -> None:
     call = deploy(shell, "import threading\ndef f(): return threading.Lock()")
-    with pytest.raises(Exception, match=r"cannot pickle '_thread.lock' object"):
+    with pytest.raises(Exception, match="`f` returned a lock, which cannot be pickled"):
         call()
+
+
+def test_a_result_is_checked_by_its_annotation_and_arrives_as_local_gives_it(shell) -> None:
+    call = deploy(shell, "def f(x) -> int: return x")
+    assert call("5") == call.local("5") == "5"
+    with pytest.raises(TypeError, match="`f` returned a list, which is not the int of its ann"):
+        call([5])
 
 
 def test_an_argument_that_cannot_travel_is_one_sentence(shell) -> None:

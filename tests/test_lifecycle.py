@@ -23,11 +23,12 @@ from inside import (
     until,
 )
 
-from fal_notebook.gateway import autoscaler, lifecycle, paths
+from fal_notebook.gateway import autoscaler, paths
+from fal_notebook.gateway import states as states_of_runners
 from fal_notebook.gateway.fleet import SchedulingError
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.lifecycle import log_tail
 from fal_notebook.gateway.operations import apps
+from fal_notebook.gateway.operations.logs import log_tail
 from fal_notebook.gateway.upstream import UpstreamError
 
 STAY = "def f(): return 1"
@@ -46,7 +47,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 async def test_every_state_is_recorded_with_its_cause(gateway: Gateway) -> None:
     fleet = await deployed(gateway, STAY)
     (runner,) = fleet.runners.values()
-    gateway.lifecycle.stop(fleet, runner, "scaled down")
+    gateway.lifecycle.stop(runner, "scaled down")
     await runner.ended.wait()
     assert states(gateway, runner.row.id) == [
         ("PENDING", ""),
@@ -182,7 +183,7 @@ async def test_a_runner_that_ends_as_soon_as_it_is_ready_is_not_restarted_in_a_l
 async def test_a_runner_that_has_lived_a_while_has_started_well(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "PROVEN_AFTER", 0.05)
+    monkeypatch.setattr(states_of_runners, "PROVEN_AFTER", 0.05)
     fleet = await deployed(gateway, STAY, min_concurrency=1)
     fleet.failures = 1
     gateway.lifecycle.start(fleet)
@@ -237,7 +238,7 @@ async def test_requests_in_flight_finish_when_their_runner_is_stopped(
     sent = asyncio.gather(*(post(runner) for runner in taken[:2]))
     await asyncio.sleep(0)
     if how == "scale down":
-        gateway.lifecycle.stop(fleet, taken[0], "scaled down")
+        gateway.lifecycle.stop(taken[0], "scaled down")
     elif how == "delete":
         apps.delete(gateway, "tester", "app")
     else:
@@ -256,7 +257,7 @@ async def test_a_runner_that_does_not_end_is_killed_after_the_grace(gateway: Gat
     runner = await ask(fleet)
     lost = asyncio.ensure_future(post(runner))
     await asyncio.sleep(0.05)
-    gateway.lifecycle.stop(fleet, runner, "scaled down")
+    gateway.lifecycle.stop(runner, "scaled down")
     with pytest.raises(UpstreamError):
         await lost
     await runner.ended.wait()
@@ -269,8 +270,8 @@ async def test_a_stop_or_kill_before_the_process_exists_is_not_lost(gateway: Gat
     fleet = await deployed(gateway, STAY)
     for end in (gateway.lifecycle.stop, gateway.lifecycle.kill):
         runner = gateway.lifecycle.start(fleet)
-        end(fleet, runner, "not wanted")
-        end(fleet, runner, "twice")
+        end(runner, "not wanted")
+        end(runner, "twice")
         await asyncio.wait_for(runner.ended.wait(), 4)
         assert (runner.row.state, runner.row.cause) == ("TERMINATED", "not wanted")
     assert fleet.failures == 0
@@ -304,7 +305,7 @@ async def test_pooled_connections_do_not_hold_a_draining_runner(gateway: Gateway
     runner = await ask(fleet)
     await post(runner)
     fleet.release(runner)
-    gateway.lifecycle.stop(fleet, runner, "scaled down")
+    gateway.lifecycle.stop(runner, "scaled down")
     await asyncio.wait_for(runner.ended.wait(), 2)
 
 
@@ -396,7 +397,7 @@ async def test_many_lives_leak_no_descriptor_task_or_file(gateway: Gateway) -> N
     async def life() -> None:
         runner = gateway.lifecycle.start(fleet)
         await runner.ready
-        gateway.lifecycle.kill(fleet, runner, "test")
+        gateway.lifecycle.kill(runner, "test")
         await runner.ended.wait()
 
     await life()

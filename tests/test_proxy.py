@@ -240,6 +240,44 @@ def test_a_chunked_body_above_the_limit_is_refused_on_the_way(
     assert httpx.post(act, json={"n": 1}).json() == 1
 
 
+def test_a_body_above_the_limit_has_one_answer_however_that_is_found(
+    gateway: GatewayInfo, act: str
+) -> None:
+    head = "POST /run/tester/act HTTP/1.1\nHost: GATEWAY\n"
+    with Wire(gateway) as declared, Wire(gateway) as chunked:
+        _, first, why = declared.send(f"{head}Content-Length: {LIMIT + 1}\n\n").response()
+        chunked.send(f"{head}Transfer-Encoding: chunked\n\n").send(b"%x\r\n" % (LIMIT + 2**20))
+        for _ in range(101):
+            chunked.send(b" " * 2**20)
+        _, second, same = chunked.response()
+    assert why == same
+    assert json.loads(why)["error_type"] == first["x-fal-error-type"] == "bad_request"
+    assert first.pop("x-fal-request-id") != second.pop("x-fal-request-id")
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("gzip, chunked", 501),
+        ("gzip,chunked", 501),
+        ("chunked, chunked", 400),
+        ("gzip\nTransfer-Encoding: chunked", 400),
+        ("identity", 400),
+        ("gzip", 400),
+        ("Chunked", 200),
+    ],
+)
+def test_of_transfer_codings_only_chunked_is_taken(
+    gateway: GatewayInfo, act: str, coding: str, status: int
+) -> None:
+    with Wire(gateway) as wire:
+        head = f"POST /run/tester/act HTTP/1.1\nHost: GATEWAY\nTransfer-Encoding: {coding}\n\n"
+        wire.send(f'{head}8\n{{"n": 4}}\n0\n\n')
+        assert wire.head()[0] == status
+        assert status == 200 or wire.rest().count(b"HTTP/1.1") == 0
+
+
 def test_a_caller_that_waits_for_100_continue_gets_it(gateway: GatewayInfo, act: str) -> None:
     with Wire(gateway) as wire:
         head = "POST /run/tester/act HTTP/1.1\nHost: GATEWAY\nContent-Length: 8\n"

@@ -84,7 +84,7 @@ def test_results_without_annotation_become_json(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("annotation", "value", "expected"),
     [
-        ("Point", "{'x': np.int64(3)}", {"x": 3}),
+        ("Point", "{'x': np.int64(3)}", {"x": 3, "y": None}),
         ("list[float]", "np.ones(2)", [1.0, 1.0]),
         ("np.ndarray", "np.ones(2)", [1.0, 1.0]),
         ("float", "np.float32(2)", 2.0),
@@ -109,6 +109,27 @@ def test_a_result_without_json_form_is_500_and_the_log_names_its_type(bench: Ben
         assert reply.headers["x-fal-error-type"] == "runner_server_error"
         assert kind in runner.log()[-1]
         assert "has no JSON form" in runner.log()[-1]
+
+
+def test_a_result_is_what_its_annotation_says_or_500_with_the_reason_in_the_log(
+    bench: Bench,
+) -> None:
+    runner = start(bench, "def f(x) -> Point: return {'x': x}")
+    assert runner.value(x="7") == {"x": 7, "y": None}
+    reply = runner.post({"x": "no"})
+    assert (reply.status_code, reply.json()) == (500, {"detail": "Internal Server Error"})
+    assert "`f` returned a dict, which is not the Point" in runner.log()[-1]
+    assert runner.call("7")[0][0] == "return"
+    assert runner.call("no")[0][:2] == ("raise", "TypeError")
+
+
+def test_the_items_of_a_stream_are_what_the_annotation_says(bench: Bench) -> None:
+    source = (
+        "from collections.abc import Iterator\ndef f() -> Iterator[int]:\n    yield from (1, 'a')"
+    )
+    runner = start(bench, source)
+    assert runner.post({}).text.startswith("data: 1\n\nevent: error")
+    assert [frame[0] for frame in runner.call()] == ["stream", "item", "raise"]
 
 
 def test_a_validation_error_has_fastapis_shape_whatever_its_context(bench: Bench) -> None:

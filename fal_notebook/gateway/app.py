@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.types import Receive, Scope, Send
+
 from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
-from fal_notebook.gateway.proxy import Receive, Scope, Send
 from fal_notebook.gateway.replies import Reply, error_reply
 
 
@@ -43,10 +44,13 @@ class GatewayApp:
     def _misaddressed(self, scope: Scope, headers: dict[bytes, bytes]) -> Reply | None:
         """Refuse what a web page could send, and headers that can be read in two ways."""
         if len(headers) != len(scope["headers"]) and (name := repeated(scope["headers"])):
-            return error_reply(400, f"the header {name} occurs twice")
+            return error_reply(400, f"the header {name} occurs twice", close=True)
         if b"upgrade" in headers and _has_body(headers):
             # The parser would take the body for what follows the upgrade: another request.
             return error_reply(400, "a request with a body cannot ask for an upgrade", close=True)
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            detail = "a body may be sent chunked; no other transfer coding is understood"
+            return error_reply(501, detail, close=True)
         refusal = self._gateway.host_check.refusal(headers)
         return error_reply(403, refusal) if refusal is not None else None
 

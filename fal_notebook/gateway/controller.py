@@ -21,7 +21,7 @@ class Controller:
     """
 
     def __init__(
-        self, start: Callable[[Fleet], Runner], stop: Callable[[Fleet, Runner, str], None]
+        self, start: Callable[[Fleet], Runner], stop: Callable[[Runner, str], None]
     ) -> None:
         self._start = start
         self._stop = stop
@@ -80,7 +80,7 @@ class Controller:
         for _ in range(decision.start):
             self._start(fleet)
         for runner_id in decision.stop:
-            self._stop(fleet, fleet.runners[runner_id], "scaled down")
+            self._stop(fleet.runners[runner_id], "scaled down")
         if decision.wake_at is not None and fleet not in self._due:
             self._schedule(fleet, decision.wake_at)
 

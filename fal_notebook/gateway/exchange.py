@@ -6,9 +6,10 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from starlette.types import Receive, Scope, Send
 
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
@@ -17,10 +18,6 @@ from fal_notebook.gateway.replies import error_reply, refuse
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
@@ -42,16 +39,11 @@ class ClientGoneError(Exception):
     """The caller closed its connection."""
 
 
-def too_large(limit: int) -> str:
-    """Return the sentence for a body above the limit."""
-    return f"the request body is above max_body={limit} bytes"
-
-
 @dataclass(frozen=True)
 class Request:
     """What is known of a request before its body is read."""
 
-    scope: MutableMapping[str, Any]
+    scope: Scope
     headers: dict[bytes, bytes]
     path: bytes
     id: str
@@ -65,7 +57,7 @@ class Exchange:
         self,
         app: Fleet,
         request: Request,
-        kill: Callable[[Fleet, Runner, str], None],
+        kill: Callable[[Runner, str], None],
         max_body: int,
     ) -> None:
         self._app = app
@@ -84,6 +76,7 @@ class Exchange:
         """Take a slot, forward, count; every failure becomes one answer of ours."""
         self._app.metrics.received.inc()
         try:
+            self._refuse_above_limit(int(self._request.headers.get(b"content-length", 0)))
             await self._read_ahead(receive)
             await self._attempt(receive, send)
         except ClientGoneError:
@@ -120,7 +113,7 @@ class Exchange:
                 return
             except UpstreamError as error:
                 if error.runner_lost:
-                    self._kill(self._app, runner, str(error))
+                    self._kill(runner, str(error))
                 if not isinstance(error, RefusedError) or self._sent or attempt == ATTEMPTS:
                     raise
             finally:
@@ -150,9 +143,13 @@ class Exchange:
         self._more = message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         self._received += len(chunk)
-        if self._received > self._max_body:
-            raise RefusedRequestError(413, too_large(self._max_body))
+        self._refuse_above_limit(self._received)
         return chunk
+
+    def _refuse_above_limit(self, length: int) -> None:
+        if length > self._max_body:
+            detail = f"the request body is above max_body={self._max_body} bytes"
+            raise RefusedRequestError(413, detail)
 
     # --- the slot ----------------------------------------------------------------------------
     async def _wait_for_runner(self, receive: Receive) -> Runner:
@@ -213,7 +210,7 @@ class Exchange:
         """Blame who is late: only a runner that works too long is ended."""
         if watch.with_caller:
             raise RefusedRequestError(408, "the caller kept the runner waiting for too long")
-        self._kill(self._app, runner, "request_timeout")
+        self._kill(runner, "request_timeout")
         detail = f"the request took longer than request_timeout={self._app.request_timeout:g} s"
         raise SchedulingError(504, "request_timeout", detail)
 
@@ -284,7 +281,7 @@ class Exchange:
             watch.with_caller = False
         await send({"type": "http.response.body", "body": connection.take_rest()})
         if status == 503 and (b"x-fal-stop-runner", b"0") not in connection.headers:
-            self._kill(self._app, runner, "the app answered 503")
+            self._kill(runner, "the app answered 503")
 
 
 def _chunk(data: bytes) -> bytes:

@@ -21,6 +21,7 @@ from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.events import Events
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
@@ -80,12 +81,11 @@ class Gateway:
         self.events = Events(self.store)
         self.backend = LocalBackend(state, sockets_folder(self.store))
         self.vault = Vault(state)
-        self.lifecycle = Lifecycle(
-            state, self.store, self.backend, info.url, self._poke, self.declared
-        )
+        launcher = Launcher(state, self.store, self.backend, info.url, self.declared)
+        self.lifecycle = Lifecycle(self.store, self.backend, launcher, self._poke)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics(self.fleets.values, self.backend.stats)
-        self.auth = Auth(self.owner, info.token, self.lifecycle.runner_key, self._runner_owner)
+        self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
         self.proxy = Proxy(self._find, self.auth, self.lifecycle.kill, self.max_body)
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
@@ -190,7 +190,7 @@ class Gateway:
         fleet = self.fleet(row.owner, row.app)
         self.lifecycle.adopt(fleet, row, revision)
         if app is None or app.revision != row.revision:
-            self.lifecycle.stop(fleet, fleet.runners[row.id], "its revision does not serve")
+            self.lifecycle.stop(fleet.runners[row.id], "its revision does not serve")
         if app is None:
             self.forget(fleet)
 

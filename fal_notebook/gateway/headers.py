@@ -21,7 +21,12 @@ _CALLER_MAY_SET = frozenset(
     )
 )
 # Two of these would let the gateway and a runner read different requests.
-_ONCE = frozenset((b"host", b"origin", b"authorization", b"content-type", b"content-length"))
+_ONCE = frozenset(
+    (
+        *(b"host", b"origin", b"authorization"),
+        *(b"content-type", b"content-length", b"transfer-encoding"),
+    )
+)
 _PICKLE = CONTENT_TYPE.encode()
 
 

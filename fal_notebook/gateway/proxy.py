@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
+
+from starlette.types import Receive, Scope, Send
 
 from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.auth import Auth, Principal, may_run
-from fal_notebook.gateway.exchange import Exchange, Request, too_large
+from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import is_pickle
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _WHY = {
     401: "this app needs a key: send 'Authorization: Key id:secret'",
@@ -39,7 +36,7 @@ class Proxy:
     find : callable
         Gives the fleet of an owner and a name that has an active revision, or None.
     kill : callable
-        Ends a runner at once: ``kill(fleet, runner, cause)``.
+        Ends a runner at once: ``kill(runner, cause)``.
     max_body : int
         Largest request body in bytes.
     """
@@ -48,7 +45,7 @@ class Proxy:
         self,
         find: Callable[[str, str], Fleet | None],
         auth: Auth,
-        kill: Callable[[Fleet, Runner, str], None],
+        kill: Callable[[Runner, str], None],
         max_body: int,
     ) -> None:
         self._find = find
@@ -105,7 +102,4 @@ class Proxy:
             return Refusal(status, _WHY[status])
         if is_pickle(headers.get(b"content-type")) and not (principal and principal.sends_python):
             return Refusal(415, "Python values are taken from the app's owner only; send JSON")
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body:
-            return Refusal(413, too_large(self._max_body))
         return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from starlette.types import Message, Receive, Send
+
+from fal_notebook.gateway.headers import Header
+
 Reply = Callable[[Send], Awaitable[None]]
-Header = tuple[bytes, bytes]
 
 # So long a refused caller may go on sending (seconds).
 LINGER = 2.0
@@ -57,7 +58,7 @@ async def refuse(reply: Reply, receive: Receive, send: Send) -> None:
     A connection that is closed while its caller still sends is reset, and the answer with it.
     """
 
-    async def unfinished(message: MutableMapping[str, Any]) -> None:
+    async def unfinished(message: Message) -> None:
         if message["type"] == "http.response.body":
             message = {**message, "more_body": True}
         await send(message)

@@ -10,10 +10,10 @@ from typing import cast
 
 import httptools
 
+from fal_notebook.gateway.headers import Header
+
 # A response may be this far ahead of its reader before the runner has to wait.
 HIGH_WATER = 64 * 1024
-
-Header = tuple[bytes, bytes]
 
 
 class UpstreamError(Exception):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
+
+from starlette.types import Receive
 
 # An exchange that is shorter than this costs no look at its caller.
 WATCH_AFTER = 0.25
@@ -29,7 +31,7 @@ class Watch:
     def __init__(
         self,
         task: asyncio.Task[Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        receive: Receive,
         timeout: float,
         on_gone: Callable[[], None],
     ) -> None:

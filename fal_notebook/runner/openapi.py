@@ -27,7 +27,7 @@ def openapi(
     """Return the OpenAPI 3.1 document of an app with the single endpoint ``POST /``."""
     inputs: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
         ("in", "validation", signature.input),
-        ("out", "serialization", signature.output),
+        ("out", "serialization", signature.output.adapter),
     ]
     schemas, definitions = TypeAdapter.json_schemas(
         inputs, ref_template=_REF, schema_generator=_AnySchema

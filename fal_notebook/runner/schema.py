@@ -1,4 +1,4 @@
-"""Input and output of a function as pydantic sees them: JSON to arguments, results to JSON."""
+"""Input of a function as pydantic sees it, JSON to arguments; what it returns is for `results`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, ValidationError
 
+from fal_notebook.runner.results import Output, output_of
+
 _STREAMS = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
-_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """How JSON becomes arguments and results become JSON.
+    """How JSON becomes arguments, and what a result has to be.
 
     Attributes
     ----------
     input : TypeAdapter
         Validates a request body.
-    output : TypeAdapter
-        Serialises a result, or one item of a stream.
+    output : Output
+        Validates and serialises a result, or one item of a stream.
     parameters : tuple of inspect.Parameter
         What the body gives, in the order of the function.
     whole_body : bool
@@ -45,7 +45,7 @@ class Signature:
     """
 
     input: TypeAdapter[Any]
-    output: TypeAdapter[Any]
+    output: Output
     parameters: tuple[inspect.Parameter, ...]
     whole_body: bool
     defaults: dict[str, Any]
@@ -72,12 +72,6 @@ class Signature:
             else:
                 kwargs[parameter.name] = found
         return tuple(args), kwargs
-
-    def to_json(self, value: Any, fallback: Callable[[Any], Any]) -> bytes:
-        """Serialise a result under the names of the schema; `fallback` makes the unknown plain."""
-        # Not dump_json: it has no fallback before pydantic 2.11, and the user's pin wins.
-        serializer = self.output.serializer
-        return serializer.to_json(value, by_alias=True, fallback=fallback, warnings=False)
 
     def _whole(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (parameter,) = self.parameters
@@ -114,7 +108,7 @@ def read_signature(
         parameters = _without_first(function, parameters)
     plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    output = _adapter(_item_type(function, hints.get("return", Any)))
+    output = output_of(_name(function), _item_type(function, hints.get("return", Any)))
     defaults = {
         p.name: p.default.get_default(call_default_factory=True)
         for p in plain
@@ -197,13 +191,3 @@ def _item_type(function: Callable[..., Any], annotation: Any) -> Any:
     if streams(function) and get_origin(annotation) in _STREAMS:
         return get_args(annotation)[0]
     return annotation
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Return an adapter that takes foreign classes too; what pydantic cannot know is any value."""
-    try:
-        return TypeAdapter(annotation, config=_ANY_TYPE)
-    except PydanticSchemaGenerationError:
-        return TypeAdapter(Any)
-    except PydanticUserError:  # a model or dataclass brings its own config
-        return TypeAdapter(annotation)

@@ -8,21 +8,18 @@ import functools
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from fal_notebook.runner import frames, logs
 from fal_notebook.runner.function import Function, is_stream
 from fal_notebook.runner.spec import LINK
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Link:
@@ -215,7 +212,7 @@ async def _json(function: Function, body: bytes) -> Response:
 
 
 def _finished(function: Function, result: Any) -> Any:
-    return result if isinstance(result, Response) else _serialise(function, result)
+    return result if isinstance(result, Response) else function.signature.output.to_json(result)
 
 
 async def _events(function: Function, generator: Any) -> AsyncIterator[bytes]:
@@ -223,7 +220,7 @@ async def _events(function: Function, generator: Any) -> AsyncIterator[bytes]:
     try:
         async with contextlib.aclosing(function.values_of(generator)) as values:
             async for value in values:
-                yield b"data: " + _serialise(function, value) + b"\n\n"
+                yield b"data: " + function.signature.output.to_json(value) + b"\n\n"
     except Exception as error:
         function.report(error)
         yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
@@ -232,7 +229,8 @@ async def _events(function: Function, generator: Any) -> AsyncIterator[bytes]:
 async def _pickled(function: Function, body: bytes) -> Response:
     try:
         args, kwargs = frames.load_call(body)
-        result = await function.call(args, kwargs, frames.returned)
+        finish = functools.partial(function.signature.output.to_frame, frames.returned)
+        result = await function.call(args, kwargs, finish)
     except Exception as error:
         result = frames.raised(error, function.report(error))
     if is_stream(result):
@@ -245,34 +243,10 @@ async def _frames(function: Function, generator: Any) -> AsyncIterator[bytes]:
         yield frames.opened()
         async with contextlib.aclosing(function.values_of(generator)) as values:
             async for value in values:
-                yield frames.item(value)
+                yield function.signature.output.to_frame(frames.item, value)
         yield frames.returned(None)
     except Exception as error:
         yield frames.raised(error, function.report(error))
-
-
-def _serialise(function: Function, value: Any) -> bytes:
-    """Return JSON by the return annotation; arrays become lists, NaN becomes null.
-
-    Raises
-    ------
-    TypeError
-        When the value has no JSON form; it names the type.
-    """
-    try:
-        return function.signature.to_json(value, _plain)
-    except PydanticSerializationError as error:
-        kind = type(value).__qualname__
-        raise TypeError(f"the result, a {kind}, has no JSON form: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    for method in ("tolist", "model_dump", "to_dict"):
-        if hasattr(value, method):
-            return getattr(value, method)()
-    raise TypeError(
-        f"a {type(value).__qualname__} has no JSON form; return plain data or a pydantic model"
-    )
 
 
 def _invalid(error: ValidationError) -> Response:

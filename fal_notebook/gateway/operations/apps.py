@@ -53,6 +53,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "options": {**options, "max_concurrency": fleet.scaling.max_concurrency},
         "explicit": revision.explicit,
         "scaled": app.scaling,
+        "inheritable": plan.inherited({}, app, revision),
         "crash_backoff": fleet.failures > 0 and not fleet.active(),
         "last_error": fleet.last_error if fleet.failures else "",
         **fleet.picture(),
@@ -138,7 +139,7 @@ def delete(gateway: Gateway, owner: str, name: str) -> None:
         gateway.store.emit("delete", owner, name, {})
     fleet = gateway.fleet(owner, name)
     for runner in list(fleet.runners.values()):
-        gateway.lifecycle.stop(fleet, runner, "the app was deleted")
+        gateway.lifecycle.stop(runner, "the app was deleted")
     gateway.forget(fleet)
     for digest in unused:
         with contextlib.suppress(OSError):

@@ -14,8 +14,8 @@ from fal_notebook.exceptions import ConflictError, NotFoundError, OptionError, P
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
-from fal_notebook.gateway.lifecycle import log_tail
 from fal_notebook.gateway.operations import secrets
+from fal_notebook.gateway.operations.logs import log_tail
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
 from fal_notebook.options import Options, app_name, explicit, parse_options
@@ -263,7 +263,7 @@ def _switch(gateway: Gateway, fleet: Fleet, deployment: Deployment) -> None:
     gateway.activate(app, revision)
     for other in list(fleet.runners.values()):
         if other.row.revision != revision.id:
-            gateway.lifecycle.stop(fleet, other, f"revision {revision.number} took over")
+            gateway.lifecycle.stop(other, f"revision {revision.number} took over")
 
 
 def _finish(
@@ -290,7 +290,7 @@ def _fail(
     if runner is not None:
         log = log_tail(paths.runner_log(gateway.state, runner.row.id), LOG_LINES)
         if not runner.ended.is_set():
-            gateway.lifecycle.kill(fleet, runner, reason)
+            gateway.lifecycle.kill(runner, reason)
     revision.state, revision.error = "FAILED", reason
     with gateway.store.transaction():
         if gateway.store.revision(revision.id) is not None:  # else the app was deleted

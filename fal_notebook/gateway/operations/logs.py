@@ -56,6 +56,15 @@ async def follow(
         lines = await reader.new(past_runners(gateway, owner, name, time.time() - FRESH))
 
 
+def log_tail(path: Path, lines: int) -> list[str]:
+    """Return the last lines of a runner's log as plain text."""
+    if not path.is_file():
+        return []
+    # Not splitlines: it would split at RECORD too.
+    text = path.read_text(errors="replace").rstrip("\n").split("\n")[-lines:]
+    return [json.loads(x[1:])["message"] if x.startswith(RECORD) else x for x in text]
+
+
 class LogReader:
     """Reads log files in a thread, from where it stopped before."""
 

@@ -1,0 +1,103 @@
+"""What a runner is started with and leaves behind: its spec, variables, own key, files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fal_notebook import settings
+from fal_notebook.backends.base import Backend
+from fal_notebook.exceptions import BuildError
+from fal_notebook.gateway import paths
+from fal_notebook.gateway.fleet import Runner
+from fal_notebook.gateway.store import Revision, RunnerRow, Store
+from fal_notebook.gateway.upstream import Pool
+from fal_notebook.runner.spec import RunnerSpec
+
+# Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
+ORPHAN_TIMEOUT = 60
+
+
+class Launcher:
+    """Starts the processes of runners and removes their files.
+
+    Parameters
+    ----------
+    base_url : str
+        The gateway's URL, for runners that call other apps.
+    declared : callable
+        Gives the variables and secrets that a revision declares, by name.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        store: Store,
+        backend: Backend,
+        base_url: str,
+        declared: Callable[[Revision], dict[str, str]],
+    ) -> None:
+        self._state = state
+        self._backend = backend
+        self._base_url = base_url
+        self._declared = declared
+        self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
+        self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
+
+    def runner_key(self, runner_id: str) -> str:
+        """Return the secret half of a runner's own key; it is derived, so none is stored."""
+        return hmac.new(self._key_secret, runner_id.encode(), hashlib.sha256).hexdigest()
+
+    async def start(self, runner: Runner, revision: Revision) -> None:
+        """Start a runner's process and note where it is.
+
+        Raises
+        ------
+        BuildError
+            When it could not be started.
+        """
+        try:
+            spec = self._spec(runner.row, revision)
+            started = await self._backend.start(spec, revision.environment)
+        except OSError as error:  # a full disk, a folder that cannot be made
+            raise BuildError(f"the runner could not be started: {error}") from error
+        runner.row.address, runner.row.process = started.address, started.process
+        runner.pool = Pool(started.address)
+
+    async def remove_folder(self, row: RunnerRow) -> None:
+        """Remove the working folder of a runner that has ended."""
+        with contextlib.suppress(OSError):  # it could not even be made
+            folder = paths.runner_folder(self._state, row.id)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _spec(self, row: RunnerRow, revision: Revision) -> RunnerSpec:
+        return RunnerSpec(
+            runner_id=row.id,
+            secret=row.secret,
+            socket=str(self._backend.address_folder / f"{row.id}.sock"),
+            payload=str(paths.blob(self._state, revision.payload)),
+            log=str(paths.runner_log(self._state, row.id)),
+            folder=str(paths.runner_folder(self._state, row.id)),
+            environment=self._environment(row, revision),
+            max_multiplexing=revision.options["max_multiplexing"],
+            orphan_timeout=self._orphan_timeout,
+        )
+
+    def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:
+        return {
+            **self._backend.inherited(),
+            "FAL_APP_NAME": row.app,
+            "FAL_APP_ID": f"{row.owner}/{row.app}",
+            "FAL_JOB_ID": row.id,
+            "FAL_RUNNER_ID": row.id,
+            "FAL_RUNNER_STATE": "SETUP",
+            "FAL_NOTEBOOK_URL": self._base_url,
+            "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
+            **self._declared(revision),
+        }

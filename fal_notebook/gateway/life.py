@@ -1,0 +1,146 @@
+"""The life of one runner, told once from top to bottom: start, follow its link, clean up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fal_notebook.backends.base import Backend
+from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.gateway import link
+from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Runner
+from fal_notebook.gateway.launch import Launcher
+from fal_notebook.gateway.states import ENDING, States
+from fal_notebook.gateway.store import Revision
+from fal_notebook.gateway.upstream import UpstreamError
+
+# How often a draining runner's requests are looked at.
+DRAIN_PERIOD = 0.003
+
+_LOG = logging.getLogger(__name__)
+Spawn = Callable[[Coroutine[Any, Any, Any]], None]
+
+
+class Life:
+    """Lives a runner's life: `run` it once; `stop` and `kill` end it.
+
+    Parameters
+    ----------
+    spawn : callable
+        Runs a coroutine beside, and logs when it fails.
+    """
+
+    def __init__(
+        self, runner: Runner, states: States, backend: Backend, launcher: Launcher, spawn: Spawn
+    ) -> None:
+        self._runner = runner
+        self._states = states
+        self._backend = backend
+        self._launcher = launcher
+        self._spawn = spawn
+
+    async def run(self, revision: Revision, adopted: bool) -> None:
+        """Follow the runner from its start, or from its adoption, to its end."""
+        row = self._runner.row
+        lost = adopted and not self._backend.alive(row.process)
+        error = await self._until_gone(revision, adopted)
+        self._states.gone()
+        ending = await self._backend.kill(row.process, row.id)
+        await self._launcher.remove_folder(row)
+        how = f" ({ending})" if ending else ""
+        if row.state == "TERMINATING" and ending not in ("", "SIGKILL", "exit status 0"):
+            row.cause += how if row.cause else ""
+        if not lost:  # what happened without a gateway is no failed start
+            self._states.failed(error or f"the runner ended while it was starting{how}")
+        self._states.ended(error or f"the runner ended by itself{how}")
+
+    def stop(self, cause: str) -> None:
+        """Drain the runner and end it; after the grace it is killed."""
+        if self._runner.row.state not in ENDING:
+            self._states.enter("DRAINING", cause)
+            self._spawn(self.drain())
+
+    def kill(self, cause: str) -> None:
+        """End the runner at once, with what it has in flight."""
+        row = self._runner.row
+        if row.state not in ("TERMINATING", "TERMINATED"):
+            self._states.enter("TERMINATING", cause)
+            self._spawn(self._backend.kill(row.process, row.id))
+
+    async def drain(self) -> None:
+        """Ask for the end, say when the last request was sent, kill when the grace is spent."""
+        release = asyncio.ensure_future(self._release())
+        try:
+            await asyncio.wait_for(self._runner.ended.wait(), self._runner.grace)
+        except asyncio.TimeoutError:
+            self.kill("termination_grace_period_seconds is spent")
+        finally:
+            release.cancel()
+
+    async def _release(self) -> None:
+        """Send SIGTERM, then ``end`` once nothing is on its way to the runner any more."""
+        runner = self._runner
+        while not runner.row.process:  # it is just being started
+            await asyncio.sleep(DRAIN_PERIOD)
+        await self._backend.stop(runner.row.process, runner.row.id)
+        while runner.in_flight:
+            await asyncio.sleep(DRAIN_PERIOD)
+        await link.end(runner)
+
+    async def _until_gone(self, revision: Revision, adopted: bool) -> str:
+        """Start the runner and follow it while it lives; return what went wrong, if known."""
+        timer = self._startup_timer(revision)
+        row = self._runner.row
+        try:
+            if not adopted:
+                await self._start(revision)
+            if row.process and row.state != "TERMINATING":
+                await self._follow(timer)
+        except FalNotebookError as refusal:
+            return str(refusal)
+        except Exception as bug:
+            _LOG.exception("runner %s is ended for an error of the gateway", row.id)
+            return f"the gateway failed: {bug!r}"
+        finally:
+            timer.cancel()
+        return ""
+
+    async def _start(self, revision: Revision) -> None:
+        await self._launcher.start(self._runner, revision)
+        if self._runner.row.state == "PENDING":
+            self._states.enter("SETUP")
+
+    def _startup_timer(self, revision: Revision) -> asyncio.TimerHandle:
+        timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
+        return asyncio.get_running_loop().call_later(timeout, self._startup_timeout, timeout)
+
+    def _startup_timeout(self, timeout: float) -> None:
+        error = f"setup took longer than startup_timeout={timeout:g} s"
+        self._states.failed(error)
+        self.kill(error)
+
+    async def _follow(self, timer: asyncio.TimerHandle) -> None:
+        """Follow the runner's link until it closes, or until the runner is to be killed."""
+        row = self._runner.row
+        lines = link.states(self._runner, lambda: self._backend.alive(row.process))
+        # Once its link closes it has ended.
+        with contextlib.suppress(UpstreamError, OSError):
+            async with contextlib.aclosing(lines):
+                async for line in lines:
+                    self._heard(line)
+                    if line["state"] != "SETUP":
+                        timer.cancel()
+                    if line["state"] == "FAILED":
+                        return
+
+    def _heard(self, line: dict[str, Any]) -> None:
+        state = line["state"]
+        if state == "FAILED":
+            self._states.failed(line["error"])
+        elif state == "IDLE" and self._runner.live:
+            self._states.ready(line["openapi"])
+        elif state == "DRAINING":
+            self.stop("the runner was told to end")
