@@ -22,6 +22,8 @@
     │   ├── ConflictError       the app belongs to another notebook
     │   └── StoreError          the gateway cannot read or write its state
     │       └── DiskFullError
+    ├── WebhookUrlError         a webhook's URL is malformed or points to where it may not
+    ├── WebhookDeliveryError    a webhook's target did not take it; it is tried again
     └── RemoteError             the deployed function raised; carries the remote traceback as text
 """
 
@@ -124,6 +126,14 @@ class StoreError(GatewayError):
 
 class DiskFullError(StoreError):
     """There is no room left for the gateway's state."""
+
+
+class WebhookUrlError(FalNotebookError):
+    """A webhook's URL is malformed, or points to an address that only this machine should reach."""
+
+
+class WebhookDeliveryError(FalNotebookError):
+    """A webhook's target did not take it; the message says how it failed."""
 
 
 class RemoteError(FalNotebookError):
