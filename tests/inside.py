@@ -117,7 +117,14 @@ def revision(identity: str = "v1") -> Revision:
 def fleet_of(runners: int, multiplexing: int = 1, **calls: Any) -> Fleet:
     metrics = Metrics(list, lambda process: {}).for_app("o/a")
     nothing = lambda fleet: None  # noqa: E731
-    fleet = Fleet("o", "a", metrics, calls.get("on_need", nothing), calls.get("on_idle", nothing))
+    fleet = Fleet(
+        "o",
+        "a",
+        metrics,
+        calls.get("on_need", nothing),
+        calls.get("on_idle", nothing),
+        calls.get("run_queued", lambda fleet, runner, number: None),
+    )
     options = parse_options({}).model_dump()
     scaling = autoscaler.Scaling(max_concurrency=10, max_multiplexing=multiplexing)
     fleet.configure(revision(), options, scaling)

@@ -16,7 +16,7 @@ from inside import fleet_of
 from serving import control, deployed, run_url
 
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.gateway import exchange
+from fal_notebook.gateway import direct, exchange
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.upstream import Pool
 
@@ -123,7 +123,7 @@ class Caller:
     async def ask(self, fleet: Fleet) -> None:
         scope = {"method": "POST", "query_string": b"", "http_version": "1.1", "headers": []}
         request = exchange.Request(scope, {}, b"/", "r", None)
-        await exchange.Exchange(fleet, request, self._kill, 10**6).run(self._receive, self._send)
+        await direct.DirectRequest(fleet, request, self._kill, 10**6).run(self._receive, self._send)
 
     def _kill(self, runner: Runner, cause: str) -> None:
         runner.row.state = "TERMINATING"
@@ -164,12 +164,12 @@ async def test_a_request_that_a_runner_reset_unread_is_given_to_another(tmp_path
 
 @only_linux_resets
 async def test_a_request_is_not_tried_without_end(tmp_path: Path) -> None:
-    async with serving(tmp_path, *[Resets] * exchange.ATTEMPTS, Answers) as fleet:
+    async with serving(tmp_path, *[Resets] * direct.ATTEMPTS, Answers) as fleet:
         caller = Caller(b"{}")
         await caller.ask(fleet)
         assert caller.status == 503
         assert b"runner_connection_refused" in caller.content
-        assert caller.ended == [f"r{number}" for number in range(exchange.ATTEMPTS)]
+        assert caller.ended == [f"r{number}" for number in range(direct.ATTEMPTS)]
 
 
 async def test_a_body_that_was_streamed_away_is_not_sent_again(tmp_path: Path) -> None:

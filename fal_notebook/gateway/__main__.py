@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,6 +28,8 @@ from fal_notebook.runner.server import Server
 STOP_GRACE = 15.0
 # How long requests may finish when it ends without its runners.
 FINISH_GRACE = 5.0
+# So long a completed request of the queue is kept (seconds).
+RESULTS_KEPT = 7 * 24 * 3600
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ async def _serve(state: Path) -> None:
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
     gateway.restore()
+    await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     server = Server(GatewayApp(gateway), BoundedProtocol)
@@ -79,10 +83,12 @@ async def _serve(state: Path) -> None:
 
 async def _keep_house(gateway: Gateway) -> None:
     """Remove what is no longer shown or used, now and every hour."""
+    results_kept = settings.setting("results_kept", RESULTS_KEPT)
     while True:
         try:
             apps.prune(gateway)
             blobs.prune(gateway)
+            await gateway.queue.prune(time.time() - results_kept)
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
         await asyncio.sleep(3600)

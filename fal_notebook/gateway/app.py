@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -10,6 +11,8 @@ from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
+from fal_notebook.gateway.operations import logs
+from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.replies import Reply, error_reply
 
 
@@ -22,13 +25,16 @@ class GatewayApp:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._control: Any = create_control(gateway)
+        lines = functools.partial(logs.of_request, gateway)
+        self._queue = QueueRoutes(gateway.queue, gateway.admission, lines, gateway.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        to_app = scope["raw_path"].startswith(b"/run/")
+        to_queue = scope["raw_path"].startswith(b"/queue/")
+        to_app = to_queue or scope["raw_path"].startswith(b"/run/")
         refusal = self._misaddressed(scope, headers)
         if refusal is None and to_app and self._gateway.stop_requested.is_set():
             refusal = error_reply(503, "the gateway is stopping", kind="runner_scheduling_failure")
@@ -36,6 +42,8 @@ class GatewayApp:
             refusal = self._unauthorised(scope["path"], headers)
         if refusal is not None:
             await refusal(send)
+        elif to_queue:
+            await self._queue(scope, receive, send)
         elif to_app:
             await self._gateway.proxy(scope, receive, send)
         else:

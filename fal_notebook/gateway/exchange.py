@@ -1,30 +1,26 @@
-"""One request on its way through the gateway: body, slot, runner, answer; streamed both ways."""
+"""One request between its caller and one runner: body and answer, streamed both ways."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import Header, request_head, response_headers
-from fal_notebook.gateway.replies import error_reply, refuse
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
-# So many runners that do not accept are tried; nothing was sent to them, so that is safe.
-ATTEMPTS = 4
-
-log = logging.getLogger(__name__)
+STOP = b"x-fal-stop-runner"
+_TRUE = (b"1", b"true", b"yes")
 
 
 class RefusedRequestError(Exception):
@@ -51,7 +47,17 @@ class Request:
 
 
 class Exchange:
-    """One request, from its first body byte to its last answer byte."""
+    """Reads a request's body, sends both to a runner, and the answer back.
+
+    Attributes
+    ----------
+    status : int
+        Of the answer; 0 until it begins.
+    sent : bool
+        A runner has been sent the whole request.
+    streamed : bool
+        Part of the body has been sent and is not kept: it cannot be sent again.
+    """
 
     def __init__(
         self,
@@ -64,64 +70,29 @@ class Exchange:
         self._request = request
         self._kill = kill
         self._max_body = max_body
-        self._started = time.perf_counter()
-        self._status = 0
+        self.status = 0
+        self.sent = False
+        self.streamed = False
         self._body = b""
         self._more = True
         self._received = 0
-        self._sent = False  # part of the body has been streamed away: it cannot be sent again
-        self._cancelling: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[object]] = set()
 
-    async def run(self, receive: Receive, send: Send) -> None:
-        """Take a slot, forward, count; every failure becomes one answer of ours."""
-        self._app.metrics.received.inc()
-        try:
-            self._refuse_above_limit(int(self._request.headers.get(b"content-length", 0)))
-            await self._read_ahead(receive)
-            await self._attempt(receive, send)
-        except ClientGoneError:
-            self._status = 499
-        except RefusedRequestError as error:
-            await self._refuse(receive, send, error.status, str(error), "bad_request")
-        except (SchedulingError, UpstreamError) as error:
-            await self._refuse(receive, send, error.status, str(error), error.kind)
-        except Exception:
-            log.exception("request %s", self._request.id)
-            await self._refuse(
-                receive, send, 500, "internal error of the gateway", "internal_error"
-            )
-        finally:
-            self._app.metrics.complete(self._status, time.perf_counter() - self._started)
-
-    async def _refuse(
-        self, receive: Receive, send: Send, status: int, detail: str, kind: str
-    ) -> None:
-        """Answer in the platform's own shape; a response that has begun is cut instead."""
-        begun, self._status = self._status, status
-        reply = error_reply(status, detail, self._request.id, kind)
-        if not begun and self._more:
-            await refuse(reply, receive, send)
-        elif not begun:
-            await reply(send)
-
-    async def _attempt(self, receive: Receive, send: Send) -> None:
-        """Give the request to a runner; one that does not accept is ended and another taken."""
-        for attempt in range(1, ATTEMPTS + 1):
-            runner = self._app.take() or await self._wait_for_runner(receive)
-            try:
-                await self._forward(runner, receive, send)
-                return
-            except UpstreamError as error:
-                if error.runner_lost:
-                    self._kill(runner, str(error))
-                if not isinstance(error, RefusedError) or self._sent or attempt == ATTEMPTS:
-                    raise
-            finally:
-                self._app.release(runner)
+    @property
+    def received_all(self) -> bool:
+        """Whether the body has been read to its end."""
+        return not self._more
 
     # --- the request's body ------------------------------------------------------------------
-    async def _read_ahead(self, receive: Receive) -> None:
-        """Read a small body to its end; who sends none of it must not hold its connection."""
+    async def read_ahead(self, receive: Receive) -> None:
+        """Read a small body to its end; who sends none of it must not hold its connection.
+
+        Raises
+        ------
+        RefusedRequestError
+            413 when it is too large, 408 when it does not come.
+        """
+        self._refuse_above_limit(int(self._request.headers.get(b"content-length", 0)))
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -151,50 +122,30 @@ class Exchange:
             detail = f"the request body is above max_body={self._max_body} bytes"
             raise RefusedRequestError(413, detail)
 
-    # --- the slot ----------------------------------------------------------------------------
-    async def _wait_for_runner(self, receive: Receive) -> Runner:
-        """Wait in line, no longer than a start and a request may take."""
-        app = self._app
-        waiter = app.enqueue()
-        gone = asyncio.ensure_future(self._disconnected(receive))
-        patience = app.startup_timeout + app.request_timeout
-        try:
-            await asyncio.wait(
-                (waiter.granted, gone), timeout=patience, return_when=asyncio.FIRST_COMPLETED
-            )
-            if waiter.granted.done():
-                return waiter.granted.result()
-            if gone.done():
-                raise ClientGoneError
-            raise SchedulingError(504, "startup_timeout", f"no runner was free in {patience:g} s")
-        except BaseException:
-            app.leave(waiter)
-            raise
-        finally:
-            gone.cancel()
-
-    async def _disconnected(self, receive: Receive) -> None:
-        """Return when the caller goes away; never while it may still send its body."""
-        if self._more:
-            await asyncio.Event().wait()
-        await receive()
-
     # --- the exchange with the runner --------------------------------------------------------
-    async def _forward(self, runner: Runner, receive: Receive, send: Send) -> None:
+    async def forward(self, runner: Runner, receive: Receive, send: Send) -> None:
+        """Send the request to a runner whose slot is taken, and its answer on as it comes.
+
+        A runner that is lost, works for too long or answers so is ended.
+
+        Raises
+        ------
+        UpstreamError, SchedulingError, RefusedRequestError, ClientGoneError
+        """
         task = asyncio.current_task()
         assert task is not None
-        timeout = self._app.request_timeout
-        watch = Watch(task, receive, timeout, functools.partial(self._cancel, runner))
-        connection: Connection | None = None
+        watch = Watch(
+            task,
+            receive,
+            self._app.request_timeout,
+            functools.partial(self._cancel, runner),
+        )
         try:
-            connection = await runner.pool.acquire()
-            await self._send_request(connection, runner, receive, watch)
-            watch.begin()
-            await connection.head()
-            watch.answered = True
-            if watch.client_gone:
-                raise ClientGoneError
-            await self._send_response(connection, runner, send, watch)
+            await self._exchange(runner, receive, send, watch)
+        except UpstreamError as error:
+            if error.runner_lost:
+                self._kill(runner, str(error))
+            raise
         except asyncio.CancelledError:
             if watch.client_gone and watch.answered:
                 raise ClientGoneError from None
@@ -203,8 +154,43 @@ class Exchange:
             self._time_out(runner, watch)
         finally:
             watch.end()
-            if connection is not None:
-                runner.pool.release(connection)
+
+    async def _exchange(self, runner: Runner, receive: Receive, send: Send, watch: Watch) -> None:
+        connection = await runner.pool.acquire()
+        try:
+            await self._send_request(connection, runner, receive, watch)
+            self.sent = True
+            watch.begin()
+            await connection.head()
+            watch.answered = True
+            if watch.client_gone:
+                raise ClientGoneError
+            await self._send_response(connection, runner, send, watch)
+        finally:
+            runner.pool.release(connection)
+        self._look_after(runner, connection)
+
+    def _look_after(self, runner: Runner, connection: Connection) -> None:
+        """End a runner whose answer says that it is of no use; see whether one still listens."""
+        status = connection.status
+        told = [value.lower() in _TRUE for name, value in connection.headers if name == STOP]
+        if any(told):
+            self._kill(runner, "the app asked for it: x-fal-stop-runner")
+        elif status == 503 and not told:
+            self._kill(runner, "the app answered 503")
+        elif status in (500, 502, 504):
+            self._later(self._check(runner))
+
+    async def _check(self, runner: Runner) -> None:
+        try:
+            await runner.pool.check()
+        except RefusedError as error:
+            self._kill(runner, str(error))
+
+    def _later(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _time_out(self, runner: Runner, watch: Watch) -> None:
         """Blame who is late: only a runner that works too long is ended."""
@@ -217,7 +203,16 @@ class Exchange:
     def _cancel(self, runner: Runner) -> None:
         """Tell the runner that nobody waits any more; its slot is free when it has answered."""
         head = self._head(runner, b"POST", b"/", (b"content-length", b"0"), (LINK, b"cancel"))
-        self._cancelling = asyncio.ensure_future(runner.pool.notify(head))
+        self._later(runner.pool.notify(head))
+
+    async def post(self, runner: Runner, path: bytes) -> int:
+        """Post nothing to a path below the request's own, on its behalf; return the status.
+
+        0 when the runner did not answer.
+        """
+        below = self._request.path.rstrip(b"/") + path
+        head = self._head(runner, b"POST", below, (b"content-length", b"0"))
+        return await runner.pool.notify(head)
 
     async def _send_request(
         self, connection: Connection, runner: Runner, receive: Receive, watch: Watch
@@ -235,7 +230,7 @@ class Exchange:
 
     async def _send_body(self, connection: Connection, receive: Receive, watch: Watch) -> None:
         """Stream the body; a runner that answers before its end gets no more of it."""
-        self._sent = True
+        self.streamed = True
         chunked = b"content-length" not in self._request.headers
         data, self._body = self._body, b""
         while await connection.send(_chunk(data) if chunked else data) and self._more:
@@ -272,7 +267,7 @@ class Exchange:
         if self._request.scope["http_version"] == "1.0" and connection.endless:
             raise RefusedRequestError(505, "this answer is a stream: ask for it with HTTP/1.1")
         headers = response_headers(connection.headers, status, request_id)
-        self._status = status
+        self.status = status
         await send({"type": "http.response.start", "status": status, "headers": headers})
         while not connection.complete:
             data = await connection.read()
@@ -280,8 +275,6 @@ class Exchange:
             await send({"type": "http.response.body", "body": data, "more_body": True})
             watch.with_caller = False
         await send({"type": "http.response.body", "body": connection.take_rest()})
-        if status == 503 and (b"x-fal-stop-runner", b"0") not in connection.headers:
-            self._kill(runner, "the app answered 503")
 
 
 def _chunk(data: bytes) -> bytes:

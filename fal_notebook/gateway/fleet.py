@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway import autoscaler, plan
 from fal_notebook.gateway.metrics import AppMetrics
+from fal_notebook.gateway.queue.backlog import Backlog
 from fal_notebook.gateway.store import Revision, RunnerRow
 from fal_notebook.gateway.upstream import Pool
 
@@ -76,6 +77,9 @@ class Fleet:
     ----------
     on_need, on_idle : callable
         Called when requests wait or have gone, and when a runner has become idle.
+    run_queued : callable
+        Given a runner whose slot is taken and the number of a queued request, works on it and
+        releases the slot.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Fleet:
         metrics: AppMetrics,
         on_need: Callable[[Fleet], None],
         on_idle: Callable[[Fleet], None],
+        run_queued: Callable[[Fleet, Runner, int], None],
     ) -> None:
         self.owner = owner
         self.name = name
@@ -101,9 +106,15 @@ class Fleet:
         self.last_error = ""
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
+        self.backlog = Backlog()
+        self.skip_retry_conditions: tuple[str, ...] = ()
+        self.retries: dict[str, int] | None = None
+        self._queue_held = False
+        self._queue_turn = True
         self._waiting: deque[Waiter] = deque()
         self._on_need = on_need
         self._on_idle = on_idle
+        self._run_queued = run_queued
         self._loop = asyncio.get_running_loop()
         self._sampling: asyncio.TimerHandle | None = None
 
@@ -117,6 +128,8 @@ class Fleet:
         self.serve = options["serve"]
         self.request_timeout = float(options["request_timeout"] or REQUEST_TIMEOUT)
         self.startup_timeout = float(options["startup_timeout"] or STARTUP_TIMEOUT)
+        self.skip_retry_conditions = tuple(options["skip_retry_conditions"] or ())
+        self.retries = plan.retries(options["retry_config"])
         self.grant()
         self._on_need(self)
 
@@ -137,7 +150,7 @@ class Fleet:
 
     def take(self) -> Runner | None:
         """Take a slot if one is free and nobody waits."""
-        runner = None if self._waiting else self.serving()
+        runner = None if self._waiting or self.backlog else self.serving()
         if runner is not None:
             runner.in_flight += 1
             self.changed()
@@ -164,26 +177,58 @@ class Fleet:
         self.changed()
         self._on_need(self)
 
+    def queue(self, number: int, low: bool) -> None:
+        """Let a queued request stand in line."""
+        self.backlog.add(number, low)
+        self.grant()
+        self.changed()
+        self._on_need(self)
+
+    def unqueue(self, number: int) -> bool:
+        """Take a queued request out of the line; say whether it was there."""
+        found = self.backlog.remove(number)
+        self.changed()
+        self._on_need(self)
+        return found
+
+    def hold_queue(self) -> None:
+        """Begin no queued request any more; those who call directly are still served."""
+        self._queue_held = True
+
     def release(self, runner: Runner) -> None:
         """Give a slot back; the next in line gets it."""
         runner.in_flight -= 1
         runner.last_request_at = time.time()
         if self.failures:
             self.proven(runner)
-        if self._waiting:
+        if self._waiting or self.backlog:
             self.grant()
         self.changed()
         if not runner.in_flight:
             self._on_idle(self)
 
     def grant(self) -> None:
-        """Give free slots to those who wait, first come first served."""
-        while self._waiting and (runner := self.serving()) is not None:
-            waiter = self._waiting.popleft()
-            if waiter.granted.done():
-                continue
+        """Give free slots to those who wait, first come first served, low priority last."""
+        while self._somebody_waits() and (runner := self.serving()) is not None:
             runner.in_flight += 1
-            waiter.granted.set_result(runner)
+            if self._queue_is_next():
+                self._run_queued(self, runner, self.backlog.pop())
+            else:
+                self._waiting.popleft().granted.set_result(runner)
+
+    def _somebody_waits(self) -> bool:
+        while self._waiting and self._waiting[0].granted.done():
+            self._waiting.popleft()  # it has gone
+        return bool(self._waiting or (self.backlog and not self._queue_held))
+
+    def _queue_is_next(self) -> bool:
+        """Take turns when both kinds wait, so that neither holds the other up for long."""
+        if not self._waiting:
+            return True
+        if self._queue_held or not self.backlog.has_normal:
+            return False
+        self._queue_turn = not self._queue_turn
+        return self._queue_turn
 
     def refuse(self, error: SchedulingError) -> None:
         """Fail every request that waits."""
@@ -228,11 +273,15 @@ class Fleet:
                 autoscaler.Runner(r.row.id, r.state, r.in_flight, r.since, r.last_request_at)
                 for r in self.active()
             ),
-            queued=len(due) - len(later),
-            next_due_at=later[0] if later else None,
+            queued=len(due) - len(later) + self.backlog.arrived(now - delay),
+            next_due_at=min(later[:1] + self._queue_due(now, delay), default=None),
             failures=self.failures,
             last_failure_at=self.last_failure_at,
         )
+
+    def _queue_due(self, now: float, delay: float) -> list[float]:
+        arrival = self.backlog.first_after(now - delay)
+        return [] if arrival is None else [arrival + delay]
 
     def active(self) -> list[Runner]:
         """Return the live runners of the active revision."""
@@ -252,7 +301,7 @@ class Fleet:
             "at": time.time(),
             "runners": len(live),
             "in_flight": sum(r.in_flight for r in live),
-            "queued": len(self._waiting),
+            "queued": len(self._waiting) + len(self.backlog),
         }
 
     def _sample(self) -> None:

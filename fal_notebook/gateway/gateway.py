@@ -17,6 +17,7 @@ from fal_notebook import settings
 from fal_notebook.backends.local import LocalBackend
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway import plan
+from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.events import Events
@@ -25,6 +26,7 @@ from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
+from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.machines import MachineType, this_host
@@ -87,7 +89,9 @@ class Gateway:
         self.metrics = Metrics(self.fleets.values, self.backend.stats)
         self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
-        self.proxy = Proxy(self._find, self.auth, self.lifecycle.kill, self.max_body)
+        self.admission = Admission(self._find, self.auth)
+        self.proxy = Proxy(self.admission, self.lifecycle.kill, self.max_body)
+        self.queue = Queue(state, self.lifecycle.kill)
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
 
     def restore(self) -> None:
@@ -103,13 +107,19 @@ class Gateway:
         for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
             self._adopt(row)
 
+    async def take_up_queue(self) -> None:
+        """Go on with the requests that the last gateway accepted and did not complete."""
+        await self.queue.recover(self._find)
+
     def fleet(self, owner: str, name: str) -> Fleet:
         """Return the fleet of an app, made if there is none yet."""
         fleet = self.fleets.get((owner, name))
         if fleet is None:
             metrics = self.metrics.for_app(f"{owner}/{name}")
             poke, nudge = self.controller.poke, self.controller.nudge
-            fleet = self.fleets[owner, name] = Fleet(owner, name, metrics, poke, nudge)
+            fleet = self.fleets[owner, name] = Fleet(
+                owner, name, metrics, poke, nudge, self.queue.run
+            )
             fleet.on_sample = lambda sample: self.events.sample(owner, name, sample)
         return fleet
 
@@ -138,6 +148,7 @@ class Gateway:
         """Take an app off the map."""
         del self.fleets[fleet.owner, fleet.name]
         self.controller.forget(fleet)
+        self.queue.drop(fleet)
 
     def request_stop(self, keep_runners: bool) -> None:
         """End the process soon; runners stay for the next gateway or are stopped too."""
@@ -150,11 +161,14 @@ class Gateway:
         await self._cancel_deployments()
         stop = SchedulingError(503, "runner_scheduling_failure", "the gateway is stopping")
         for fleet in self.fleets.values():
+            fleet.hold_queue()
             fleet.refuse(stop)
         await self.lifecycle.stop_all("the gateway stops", grace)
 
     async def finish_requests(self, grace: float) -> None:
         """Wait until no request is in flight, at most `grace` seconds; new ones are refused."""
+        for fleet in self.fleets.values():
+            fleet.hold_queue()
         deadline = time.monotonic() + grace
         runners = [r for fleet in self.fleets.values() for r in fleet.runners.values()]
         while any(r.in_flight for r in runners) and time.monotonic() < deadline:
@@ -171,6 +185,7 @@ class Gateway:
         self.controller.close()
         await self._cancel_deployments()
         self.events.close()
+        await self.queue.close()
         await self.lifecycle.close()
         await self.backend.close()
         with contextlib.suppress(OSError):  # not empty: runners live on

@@ -85,6 +85,12 @@ def response_headers(headers: list[Header], status: int, request_id: bytes) -> l
     return passed
 
 
+def without_hop_by_hop(headers: list[Header]) -> list[Header]:
+    """Return the headers that say something about an answer, not about its connection."""
+    hidden = _hop_by_hop(headers)
+    return [(name, value) for name, value in headers if name not in hidden]
+
+
 def _hop_by_hop(headers: list[Header]) -> frozenset[bytes]:
     """Return the headers of this hop: the usual ones and those that `Connection` names."""
     named: set[bytes] = set()

@@ -52,6 +52,13 @@ def scaling(options: Mapping[str, Any], machine: MachineType, host: Host) -> Sca
     )
 
 
+def retries(retry_config: Mapping[str, Any] | None) -> dict[str, int] | None:
+    """Return how often the queue retries after each kind of failure, None for its own rules."""
+    if retry_config is None:
+        return None
+    return {kind: value["retries"] for kind, value in retry_config.items() if value is not None}
+
+
 def max_of_host(options: Mapping[str, Any], machine: MachineType, host: Host) -> int:
     """Return how many runners the host holds, never fewer than the minimum that was asked for."""
     return max(default_max_concurrency(machine, host), int(options["min_concurrency"]))

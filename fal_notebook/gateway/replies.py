@@ -18,22 +18,26 @@ Reply = Callable[[Send], Awaitable[None]]
 LINGER = 2.0
 
 
-def json_reply(content: Any, request_id: str) -> Reply:
-    """Return a callable that sends `content` as JSON with status 200."""
-    return _reply(200, content, request_id, [])
+def json_reply(content: Any, request_id: str, status: int = 200) -> Reply:
+    """Return a callable that sends `content` as JSON."""
+    return _reply(status, content, request_id, [])
 
 
 def error_reply(
     status: int, detail: str, request_id: str = "", kind: str = "", close: bool = False
 ) -> Reply:
     """Return a callable that sends ``{"detail", "error_type"}`` with the matching headers."""
-    content = {"detail": detail, **({"error_type": kind} if kind else {})}
     headers = [(b"x-fal-error-type", kind.encode())] if kind else []
     if close:
         headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Key"))
-    return _reply(status, content, request_id, headers)
+    return _reply(status, error_content(detail, kind), request_id, headers)
+
+
+def error_content(detail: str, kind: str) -> dict[str, str]:
+    """Return the body of the platform's own errors."""
+    return {"detail": detail, **({"error_type": kind} if kind else {})}
 
 
 def _reply(status: int, content: Any, request_id: str, headers: list[Header]) -> Reply:

@@ -6,10 +6,8 @@ called after the commit.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fal_notebook.exceptions import DiskFullError, NotFoundError, StoreError
+from fal_notebook.exceptions import NotFoundError
+from fal_notebook.gateway.database import connect, io_errors
 
 log = logging.getLogger(__name__)
 
@@ -162,19 +161,6 @@ _JSON = frozenset(
 )
 
 
-@contextmanager
-def io_errors() -> Iterator[None]:
-    """Translate errors of SQLite and of the file system: full, or not usable."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        full = "full" in str(error)
-        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
-
-
 class Store:
     """The database; used from the gateway's event loop only.
 
@@ -188,29 +174,7 @@ class Store:
         self.followers: list[Callable[[Event], None]] = []
         self._pending: list[Event] = []
         self._depth = 0
-        with io_errors():
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            try:
-                self._migrate(path)
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _migrate(self, path: Path) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise StoreError(
-                f"{path} was written by a newer fal_notebook (schema {version}, here "
-                f"{SCHEMA_VERSION}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
-            )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        if version == 0:
-            self._db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
+        self._db = connect(path, _SCHEMA, SCHEMA_VERSION)
 
     def close(self) -> None:
         """Close the database."""

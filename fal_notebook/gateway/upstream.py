@@ -280,20 +280,34 @@ class Pool:
             connection = self._idle.pop()
             if connection.reusable:
                 return connection
-        try:
-            return await self._connect()
-        except OSError as error:
-            raise RefusedError(f"the runner does not accept: {error}") from error
+        return await self._open()
 
-    async def notify(self, request: bytes) -> None:
-        """Send a request whose answer does not matter."""
+    async def notify(self, request: bytes) -> int:
+        """Send a request of which only the status matters; return that, 0 without an answer."""
         with contextlib.suppress(UpstreamError):
             connection = await self.acquire()
             try:
                 connection.begin(request)
                 await connection.head()
+                return connection.status
             finally:
                 self.release(connection)
+        return 0
+
+    async def check(self) -> None:
+        """See whether the runner still accepts.
+
+        Raises
+        ------
+        RefusedError
+        """
+        self.release(await self._open())
+
+    async def _open(self) -> Connection:
+        try:
+            return await self._connect()
+        except OSError as error:
+            raise RefusedError(f"the runner does not accept: {error}") from error
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

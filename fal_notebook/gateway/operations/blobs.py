@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fal_notebook.exceptions import OptionError, PayloadTooLargeError
 from fal_notebook.gateway import paths
+from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.store import Revision, io_errors
+from fal_notebook.gateway.store import Revision
 
 # The hard limit of a payload, 256 MB, and room for its manifest.
 MAX_BLOB = 260 * 1000 * 1000

@@ -12,6 +12,7 @@ from typing import Any
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations.apps import find, past_runners
+from fal_notebook.gateway.queue.table import QueuedRequest
 from fal_notebook.gateway.store import RunnerRow
 from fal_notebook.runner.logs import RECORD
 
@@ -36,6 +37,12 @@ async def read(
     return await LogReader(gateway.state, runner, request).last(
         past_runners(gateway, owner, name), tail
     )
+
+
+async def of_request(gateway: Gateway, request: QueuedRequest) -> list[dict[str, Any]]:
+    """Return the lines that a queued request wrote, oldest first."""
+    runners = gateway.store.select(RunnerRow, "id = ?", request.runner)
+    return await LogReader(gateway.state, "", request.id).last(runners, 1000)
 
 
 async def follow(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from fal_notebook.gateway.headers import Header, without_hop_by_hop
 from fal_notebook.gateway.queue.content import Spool
 from fal_notebook.gateway.queue.retry import Failure
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
-from fal_notebook.gateway.replies import error_body
+from fal_notebook.gateway.replies import error_content
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 
 # A runner that has only just got a request may not know it yet when it hears of its cancel.
@@ -43,7 +45,7 @@ class Attempt:
         request: QueuedRequest,
         body: AsyncIterator[bytes],
         path: Path,
-        kill: Callable[[Fleet, Runner, str], None],
+        kill: Callable[[Runner, str], None],
     ) -> None:
         self._runner = runner
         self._request = request
@@ -51,7 +53,7 @@ class Attempt:
         self._spool = Spool(path)
         self._status = 0
         self._headers: list[Header] = []
-        self._exchange = Exchange(fleet, _as_request(request), kill)
+        self._exchange = Exchange(fleet, _as_request(request), kill, sys.maxsize)
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> tuple[Answer, Failure | None]:
@@ -78,7 +80,8 @@ class Attempt:
             self._cancelling = asyncio.ensure_future(self._tell_of_cancel())
 
     async def _tell_of_cancel(self) -> None:
-        await self._exchange.sent.wait()
+        while not self._exchange.sent:
+            await asyncio.sleep(CANCEL_PAUSE)
         for _ in range(CANCEL_TRIES):
             if await self._exchange.post(self._runner, b"/cancel") != 404:
                 return
@@ -125,7 +128,8 @@ def failed(status: int, detail: str, kind: str, *more: Header) -> Answer:
         (b"x-fal-error-type", kind.encode()),
         *more,
     ]
-    return Answer(status, headers, error_body(detail, kind), detail, kind)
+    content = json.dumps(error_content(detail, kind)).encode()
+    return Answer(status, headers, content, detail, kind)
 
 
 def _detail(status: int, content: bytes | None) -> str:

@@ -43,9 +43,9 @@ class Backlog:
         return None if at is None else len(self._normal) + at
 
     @property
-    def next_arrival(self) -> float | None:
-        """When the next request of normal priority arrived (unix seconds), None without one."""
-        return self._normal.first / 1e6 if self._normal else None
+    def has_normal(self) -> bool:
+        """Whether a request of normal priority waits."""
+        return len(self._normal) > 0
 
     def arrived(self, until: float) -> int:
         """Return how many arrived at `until` (unix seconds) or before."""

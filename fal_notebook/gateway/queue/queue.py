@@ -41,15 +41,15 @@ class Queue:
     state : Path
         The state folder.
     kill : callable
-        Ends a runner at once: ``kill(fleet, runner, cause)``.
+        Ends a runner at once: ``kill(runner, cause)``.
     """
 
-    def __init__(self, state: Path, kill: Callable[[Fleet, Runner, str], None]) -> None:
+    def __init__(self, state: Path, kill: Callable[[Runner, str], None]) -> None:
         self._journal = Journal(state / "queue.db", table.SCHEMA, table.VERSION)
         self._folder = state / "queue"
         self._kill = kill
         self._loop = asyncio.get_running_loop()
-        self._last = self._journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]
+        self._last: int = self._journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]
         self._attempts: dict[int, Attempt] = {}
         self._cancelled: set[int] = set()
         self._retries: dict[int, asyncio.TimerHandle] = {}
@@ -157,16 +157,12 @@ class Queue:
         if delay is None:
             await self._complete(fleet, request, answer)
             return
-        change = functools.partial(
-            table.put_back, number=request.number, attempts=request.attempts
-        )
+        change = functools.partial(table.put_back, number=request.number, attempts=request.attempts)
         await self._insist(change)
         self._put_back(fleet, request, delay)
 
     def _put_back(self, fleet: Fleet, request: QueuedRequest, delay: float) -> None:
-        self._retries[request.number] = self._loop.call_later(
-            delay, self._enqueue, fleet, request
-        )
+        self._retries[request.number] = self._loop.call_later(delay, self._enqueue, fleet, request)
         self._tell(request.number)
 
     async def _complete(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
@@ -250,9 +246,11 @@ class Queue:
             request = table.load(row)
             fleet = find(request.owner, request.app)
             if fleet is None:
-                await self._insist(functools.partial(
-                    table.complete, number=request.number, answer=_NO_APP, now=time.time()
-                ))
+                await self._insist(
+                    functools.partial(
+                        table.complete, number=request.number, answer=_NO_APP, now=time.time()
+                    )
+                )
             elif request.state == IN_PROGRESS:
                 request.attempts -= 1  # it was not the request's fault
                 lost = retry.Failure(503, "runner_disconnected")

@@ -60,7 +60,7 @@ def decide(policy: Policy, failure: Failure, attempt: int) -> float | None:
     """
     if attempt >= ATTEMPTS or not _wanted(policy, failure, attempt):
         return None
-    return min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1))
+    return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (attempt - 1))
 
 
 def condition(failure: Failure) -> str | None:

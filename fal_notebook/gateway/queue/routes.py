@@ -156,7 +156,7 @@ class QueueRoutes:
         """Send the status whenever it is another one, as server-sent events, until the end."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        gone = asyncio.ensure_future(receive())
+        gone = asyncio.ensure_future(_gone(receive))
         last, silent = None, 0.0
         try:
             while not gone.done():
@@ -205,6 +205,12 @@ class QueueRoutes:
             await json_reply({"status": "CANCELLATION_REQUESTED"}, request.id, 202)(send)
         else:
             await json_reply({"status": "ALREADY_COMPLETED"}, request.id, 400)(send)
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the caller closes its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _event(send: Send, data: bytes) -> None:

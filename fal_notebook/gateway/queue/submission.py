@@ -14,7 +14,7 @@ from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.queue.table import QueuedRequest
 
 _TRUE = (b"1", b"true", b"yes")
-_OURS = ("fal_webhook", "fal_max_queue_length")
+_OURS = (b"fal_webhook", b"fal_max_queue_length")
 
 
 def read(
@@ -62,7 +62,7 @@ def parameter(scope: Scope, name: str) -> str | None:
 
 def _target(path: bytes, query: bytes) -> bytes:
     """Return path and query as the app gets them: without the queue's own parameters."""
-    kept = b"&".join(p for p in query.split(b"&") if p.split(b"=")[0].decode("latin-1") not in _OURS)
+    kept = b"&".join(part for part in query.split(b"&") if part.split(b"=")[0] not in _OURS)
     return path + b"?" + kept if kept else path
 
 

@@ -98,8 +98,7 @@ def insert(database: sqlite3.Connection, request: QueuedRequest, body: bytes | N
 def begin(database: sqlite3.Connection, number: int, runner: str, attempt: int, now: float) -> None:
     """Record that a runner gets the request now."""
     database.execute(
-        "UPDATE requests SET state = ?, runner = ?, attempts = ?, "
-        "started_at = ? WHERE number = ?",
+        "UPDATE requests SET state = ?, runner = ?, attempts = ?, started_at = ? WHERE number = ?",
         (IN_PROGRESS, runner, attempt, now, number),
     )
 

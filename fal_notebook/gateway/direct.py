@@ -1,0 +1,117 @@
+"""A direct request, ``/run``: it waits for a runner with its caller, and is never retried."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.types import Receive, Send
+
+from fal_notebook.gateway.exchange import (
+    ClientGoneError,
+    Exchange,
+    RefusedRequestError,
+    Request,
+)
+from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.replies import error_reply, refuse
+from fal_notebook.gateway.upstream import RefusedError, UpstreamError
+
+# So many runners that do not accept are tried; nothing was sent to them, so that is safe.
+ATTEMPTS = 4
+
+log = logging.getLogger(__name__)
+
+
+class DirectRequest:
+    """One request, from its first body byte to its last answer byte.
+
+    Parameters
+    ----------
+    kill : callable
+        Ends a runner at once: ``kill(runner, cause)``.
+    max_body : int
+        Largest body in bytes.
+    """
+
+    def __init__(
+        self, app: Fleet, request: Request, kill: Callable[[Runner, str], None], max_body: int
+    ) -> None:
+        self._app = app
+        self._request = request
+        self._exchange = Exchange(app, request, kill, max_body)
+        self._started = time.perf_counter()
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        """Take a slot, forward, count; every failure becomes one answer of ours."""
+        self._app.metrics.received.inc()
+        try:
+            await self._exchange.read_ahead(receive)
+            await self._attempt(receive, send)
+        except ClientGoneError:
+            self._exchange.status = 499
+        except RefusedRequestError as error:
+            await self._refuse(receive, send, error.status, str(error), "bad_request")
+        except (SchedulingError, UpstreamError) as error:
+            await self._refuse(receive, send, error.status, str(error), error.kind)
+        except Exception:
+            log.exception("request %s", self._request.id)
+            await self._refuse(
+                receive, send, 500, "internal error of the gateway", "internal_error"
+            )
+        finally:
+            seconds = time.perf_counter() - self._started
+            self._app.metrics.complete(self._exchange.status, seconds)
+
+    async def _refuse(
+        self, receive: Receive, send: Send, status: int, detail: str, kind: str
+    ) -> None:
+        """Answer in the platform's own shape; a response that has begun is cut instead."""
+        begun, self._exchange.status = self._exchange.status, status
+        reply = error_reply(status, detail, self._request.id, kind)
+        if not begun and not self._exchange.received_all:
+            await refuse(reply, receive, send)
+        elif not begun:
+            await reply(send)
+
+    async def _attempt(self, receive: Receive, send: Send) -> None:
+        """Give the request to a runner; when one does not accept it, another is taken."""
+        for attempt in range(1, ATTEMPTS + 1):
+            runner = self._app.take() or await self._wait_for_runner(receive)
+            try:
+                await self._exchange.forward(runner, receive, send)
+                return
+            except RefusedError:
+                if self._exchange.streamed or attempt == ATTEMPTS:
+                    raise
+            finally:
+                self._app.release(runner)
+
+    async def _wait_for_runner(self, receive: Receive) -> Runner:
+        """Wait in line, no longer than a start and a request may take."""
+        app = self._app
+        waiter = app.enqueue()
+        gone = asyncio.ensure_future(self._disconnected(receive))
+        patience = app.startup_timeout + app.request_timeout
+        try:
+            await asyncio.wait(
+                (waiter.granted, gone), timeout=patience, return_when=asyncio.FIRST_COMPLETED
+            )
+            if waiter.granted.done():
+                return waiter.granted.result()
+            if gone.done():
+                raise ClientGoneError
+            raise SchedulingError(504, "startup_timeout", f"no runner was free in {patience:g} s")
+        except BaseException:
+            app.leave(waiter)
+            raise
+        finally:
+            gone.cancel()
+
+    async def _disconnected(self, receive: Receive) -> None:
+        """Return when the caller goes away; never while it may still send its body."""
+        if not self._exchange.received_all:
+            await asyncio.Event().wait()
+        await receive()
