@@ -13,6 +13,7 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +21,7 @@ from fal_notebook.exceptions import GatewayUnavailableError
 
 PROTOCOL = 1
 START_TIMEOUT = 20.0
+UNANSWERED = (OSError, ValueError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,18 @@ def withdraw(state: Path, info: GatewayInfo) -> None:
 
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
+    info = published(state)
+    return info if info is not None and answers(info) else None
+
+
+def published(state: Path) -> GatewayInfo | None:
+    """Return what the file says, of a gateway that may have gone."""
     try:
         content = json.loads(info_file(state).read_text())
         # A newer gateway may say more than we know.
-        info = GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
+        return GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return info if answers(info) else None
 
 
 def left_runners(state: Path) -> bool:
@@ -73,14 +80,20 @@ def left_runners(state: Path) -> bool:
 
 def answers(info: GatewayInfo) -> bool:
     """Say whether the gateway at this address accepts the owner's token."""
-    request = urllib.request.Request(
-        f"{info.url}/api/gateway", headers={"Authorization": f"Bearer {info.token}"}
-    )
     try:
-        with _direct().open(request, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except (OSError, ValueError, http.client.HTTPException):
+        ask(info, "/api/gateway")
+    except UNANSWERED:
         return False
+    return True
+
+
+def ask(info: GatewayInfo, path: str) -> Any:
+    """Return the JSON that the gateway has at `path`; raise one of `UNANSWERED` if it has none."""
+    request = urllib.request.Request(
+        f"{info.url}{path}", headers={"Authorization": f"Bearer {info.token}"}
+    )
+    with _direct().open(request, timeout=5) as reply:
+        return json.load(reply)
 
 
 def ensure(state: Path) -> GatewayInfo:

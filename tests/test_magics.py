@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
+import sys
 import textwrap
 from typing import Any
 
@@ -442,6 +444,14 @@ def test_fal_without_arguments_shows_its_commands(shell, capsys) -> None:
     assert [name for name in ("status", "scale", "gateway") if name in out]
 
 
+def test_a_question_mark_explains_a_command(shell, capsys) -> None:
+    for source in ("%fal scale?", "\n%fal scale digits ?", "%fal scale??\n"):
+        shell.run(source)
+        assert "Usage: %fal scale" in capsys.readouterr().out
+    shell.run("%fal?")
+    assert "%fal scale NAME key=value" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -512,6 +522,28 @@ def test_the_extension_loads_twice_unloads_and_loads_again(shell) -> None:
     shell.run("%load_ext fal_notebook")
     shell.run(cell("wait=true", ONE))
     assert shell["one"]() == 1
+
+
+def test_loading_it_by_the_configuration_and_by_hand_is_loading_it_once(shell, capsys) -> None:
+    shell.run("%unload_ext fal_notebook")
+    shell.run("%load_ext fal_notebook.magics")
+    shell.run("%load_ext fal_notebook")
+    assert capsys.readouterr().out == ""
+    ours = [m for m in shell.ip.Completer.custom_matchers if "fal_notebook" in m.__module__]
+    assert len(ours) == 1
+    shell.run("%unload_ext fal_notebook.magics")
+    assert "not found" in refusal(shell, "%fal status")
+    shell.run("%load_ext fal_notebook.magics")
+
+
+def test_loading_imports_nothing_of_weight() -> None:
+    heavy = ("httpx", "pydantic", "click", "cloudpickle", "fal_notebook.client")
+    script = (
+        "from IPython.core.interactiveshell import InteractiveShell as S; import sys\n"
+        "before = set(sys.modules); S.instance().run_line_magic('load_ext', 'fal_notebook')\n"
+        f"print(sorted((set(sys.modules) - before) & set({heavy})))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"
 
 
 def test_a_folder_change_does_not_make_it_another_notebook(shell, tmp_path) -> None:

@@ -64,9 +64,13 @@ def test_wheel_holds_every_module_and_the_type_marker(wheel: Path) -> None:
     assert expected <= set(contents(wheel))
 
 
-def test_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
-    tops = {name.split("/")[0] for name in contents(wheel)}
-    assert tops == {"fal_notebook", f"fal_notebook-{fal_notebook.__version__}.dist-info"}
+def test_wheel_holds_nothing_but_the_package_and_the_configuration_of_kernels(wheel: Path) -> None:
+    own = f"fal_notebook-{fal_notebook.__version__}"
+    names = set(contents(wheel))
+    shared = {name for name in names if name.startswith(f"{own}.data/")}
+    assert shared == {f"{own}.data/data/etc/ipython/ipython_kernel_config.json"}
+    tops = {name.split("/")[0] for name in names - shared}
+    assert tops == {"fal_notebook", f"{own}.dist-info"}
 
 
 def test_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

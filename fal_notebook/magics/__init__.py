@@ -1,22 +1,41 @@
-"""The magics: ``%%fal_function`` deploys a cell, ``%fal`` sees and steers what runs."""
+"""The magics: ``%%fal_function`` deploys a cell, ``%fal`` sees and steers what runs.
+
+Loading them is quick: what they need is imported when they are first used.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fal_notebook.magics.fal import fal
-from fal_notebook.magics.function import FunctionMagic
-
 _NAMES = (("cell", "fal_function"), ("line", "fal"))
 
 
 def register(shell: Any) -> None:
-    """Add the magics to a shell."""
-    shell.register_magic_function(FunctionMagic(shell).cell, "cell", "fal_function")
+    """Add the magics and their completion to a shell."""
+    from fal_notebook.magics import completion
+    from fal_notebook.magics.cell_magic import cell_magic
+    from fal_notebook.magics.fal import asked_for_help, fal
+
+    unregister(shell)
+    shell.register_magic_function(cell_magic(shell), "cell", "fal_function")
     shell.register_magic_function(fal, "line", "fal")
+    shell.input_transformers_cleanup.append(asked_for_help)
+    completion.register(shell)
 
 
 def unregister(shell: Any) -> None:
-    """Remove the magics from a shell."""
+    """Remove them from a shell."""
+    from fal_notebook.magics import completion
+    from fal_notebook.magics.fal import asked_for_help
+
     for kind, name in _NAMES:
         shell.magics_manager.magics[kind].pop(name, None)
+    transformers = shell.input_transformers_cleanup
+    transformers[:] = [known for known in transformers if known is not asked_for_help]
+    completion.unregister(shell)
+
+
+# The shipped kernel configuration names this module and not the package, so that a notebook
+# that says %load_ext fal_notebook all the same is not told that it is loaded already.
+load_ipython_extension = register
+unload_ipython_extension = unregister

@@ -1,23 +1,21 @@
-"""``%fal``: the commands of ``fal-notebook`` inside a notebook."""
+"""``%fal``: the commands of ``fal-notebook`` inside a notebook, imported when first used."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
-import click
 from IPython.core.error import UsageError
 from IPython.core.magic import no_var_expand
 from IPython.display import display
 
-from fal_notebook import cli
-from fal_notebook.display import Table
-from fal_notebook.magics.usage import one_line
+_HELP = re.compile(r"(\s*%fal[ \t]+\S.*?)\s*\?{1,2}\s*")
 
 
 @no_var_expand
 def fal(line: str) -> Any:
-    """See and steer apps.
+    """See and steer apps; ``%fal COMMAND?`` explains a command.
 
     ::
 
@@ -32,11 +30,22 @@ def fal(line: str) -> Any:
         %fal keys create [--scope API|ADMIN] [--alias TEXT] | list | revoke KEY_ID
         %fal secrets set NAME [--from-env] | list | delete NAME
     """
+    import click
+
+    from fal_notebook import cli
+    from fal_notebook.magics.usage import one_line
+
     try:
         with one_line("%fal"):
             _show(cli.run(_words(line) or ["--help"], "%fal"))
     except (KeyboardInterrupt, click.Abort):
         print("(interrupted)")
+
+
+def asked_for_help(lines: list[str]) -> list[str]:
+    """Make ``%fal scale?`` the help of that command; IPython would look for an object `scale`."""
+    match = _HELP.fullmatch("".join(lines))
+    return [f"{match[1]} --help\n"] if match else lines
 
 
 def _words(line: str) -> list[str]:
@@ -47,6 +56,9 @@ def _words(line: str) -> list[str]:
 
 
 def _show(shown: Any) -> None:
+    from fal_notebook import cli
+    from fal_notebook.display import Table
+
     if isinstance(shown, Table):
         display(shown)
         return

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from IPython.core.magic import no_var_expand
 from IPython.display import display
 
 from fal_notebook import deploying
@@ -36,14 +35,19 @@ The name of the function is then bound to a handle: ``predict("hello")`` runs re
 """
 
 
+def cell_help() -> str:
+    """Return what ``%%fal_function?`` shows."""
+    return _HELP.format(options=help_text())
+
+
 class FunctionMagic:
     """The magic for one shell."""
 
     def __init__(self, shell: Any) -> None:
         self._shell = shell
-        self.cell = _documented(self._cell, _HELP.format(options=help_text()))
 
-    def _cell(self, line: str, cell: str) -> None:
+    def cell(self, line: str, cell: str) -> None:
+        """Run the cell, then deploy its function."""
         __tracebackhide__ = True
         namespace = self._shell.user_ns
         code = CellCode(self._shell, cell)
@@ -142,12 +146,3 @@ def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
 
 def _split(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:
     return split_options({**values, **({"name": name} if name is not None else {})})
-
-
-def _documented(method: Any, help: str) -> Any:
-    def magic(*arguments: str) -> None:
-        __tracebackhide__ = True
-        method(*arguments)
-
-    magic.__doc__ = help
-    return no_var_expand(magic)

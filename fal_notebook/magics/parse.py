@@ -127,7 +127,7 @@ def _items(key: str, text: str) -> list[Any]:
 
 
 def _in_brackets(text: str) -> bool:
-    return text[:1] in ("[", "(") and text[-1:] in ("]", ")") and not list(_outside(text))
+    return text[:1] in ("[", "(") and text[-1:] in ("]", ")") and not list(outside(text))
 
 
 def _split_list(key: str, text: str) -> list[str]:
@@ -188,14 +188,14 @@ def _variable(name: str, namespace: Mapping[str, Any], hint: str = "") -> Any:
 
 def _split(text: str, is_cut: Callable[[int, str], bool]) -> list[str]:
     """Cut `text` at the characters outside of quotes and brackets that `is_cut` chooses."""
-    cuts = [index for index, char in _outside(text) if is_cut(index, char)]
+    cuts = [index for index, char in outside(text) if is_cut(index, char)]
     return [
         text[start:end]
         for start, end in zip([0, *(c + 1 for c in cuts)], [*cuts, len(text)], strict=True)
     ]
 
 
-def _outside(text: str) -> Iterator[tuple[int, str]]:
+def outside(text: str) -> Iterator[tuple[int, str]]:
     """Yield index and character of what stands outside of quotes and brackets."""
     quote, escaped, closing = "", False, [""]
     for index, char in enumerate(text):
