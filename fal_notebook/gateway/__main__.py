@@ -62,6 +62,7 @@ async def _serve(state: Path) -> None:
     gateway.restore()
     await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
+    webhooks = asyncio.ensure_future(gateway.webhooks.run())
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     server = Server(GatewayApp(gateway), BoundedProtocol)
     serving = asyncio.ensure_future(server.serve([listener]))
@@ -74,7 +75,7 @@ async def _serve(state: Path) -> None:
         await gateway.finish_requests(FINISH_GRACE)
     else:
         await gateway.stop_runners(STOP_GRACE)
-    for task in (warming, housekeeping):
+    for task in (warming, housekeeping, webhooks):
         task.cancel()
     await gateway.close()
     server.stop()

@@ -13,7 +13,10 @@ from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
 from fal_notebook.gateway.operations import logs
 from fal_notebook.gateway.queue.routes import QueueRoutes
-from fal_notebook.gateway.replies import Reply, error_reply
+from fal_notebook.gateway.replies import Reply, error_reply, json_reply
+
+# With this key receivers check webhooks; fal publishes its own at the same path.
+JWKS = "/.well-known/jwks.json"
 
 
 class GatewayApp:
@@ -33,15 +36,18 @@ class GatewayApp:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
+        public = scope["path"] == JWKS
         to_queue = scope["raw_path"].startswith(b"/queue/")
         to_app = to_queue or scope["raw_path"].startswith(b"/run/")
         refusal = self._misaddressed(scope, headers)
         if refusal is None and to_app and self._gateway.stop_requested.is_set():
             refusal = error_reply(503, "the gateway is stopping", kind="runner_scheduling_failure")
-        if refusal is None and not to_app:
+        if refusal is None and not to_app and not public:
             refusal = self._unauthorised(scope["path"], headers)
         if refusal is not None:
             await refusal(send)
+        elif public:
+            await json_reply(self._gateway.signer.jwks(), "")(send)
         elif to_queue:
             await self._queue(scope, receive, send)
         elif to_app:

@@ -29,6 +29,9 @@ from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.gateway.vault import Vault
+from fal_notebook.gateway.webhooks.delivery import Deliverer, Sender
+from fal_notebook.gateway.webhooks.signing import Signer
+from fal_notebook.gateway.webhooks.table import DeliveryTable
 from fal_notebook.machines import MachineType, this_host
 
 MAX_BODY = 100 * 1024 * 1024
@@ -92,6 +95,11 @@ class Gateway:
         self.admission = Admission(self._find, self.auth)
         self.proxy = Proxy(self.admission, self.lifecycle.kill, self.max_body)
         self.queue = Queue(state, self.lifecycle.kill)
+        self.signer = Signer(self.store, self.vault)
+        allow = settings.setting("webhook_allow", "")
+        sender = Sender(allow, self.signer, self.queue.webhook_body)
+        self.webhooks = Deliverer(DeliveryTable(self.queue.journal), sender)
+        self.queue.on_webhook = self.webhooks.notify
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
 
     def restore(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from fal_notebook.gateway.queue import content, retry, table
 from fal_notebook.gateway.queue.attempt import Attempt, failed
 from fal_notebook.gateway.queue.journal import Journal
 from fal_notebook.gateway.queue.table import COMPLETED, IN_PROGRESS, Answer, QueuedRequest
+from fal_notebook.gateway.webhooks import message
+from fal_notebook.gateway.webhooks import table as webhooks
 
 # When the disk is full, what must be written is tried again so often (seconds).
 DISK_PERIOD = 1.0
@@ -45,7 +48,9 @@ class Queue:
     """
 
     def __init__(self, state: Path, kill: Callable[[Runner, str], None]) -> None:
-        self._journal = Journal(state / "queue.db", table.SCHEMA, table.VERSION)
+        schema = table.SCHEMA + webhooks.SCHEMA
+        self.journal = self._journal = Journal(state / "queue.db", schema, table.VERSION)
+        self.on_webhook: Callable[[], None] = lambda: None
         self._folder = state / "queue"
         self._kill = kill
         self._loop = asyncio.get_running_loop()
@@ -168,9 +173,9 @@ class Queue:
     async def _complete(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
         """Record the answer and tell everyone who follows the request."""
         now = time.time()
-        await self._insist(
-            functools.partial(table.complete, number=request.number, answer=answer, now=now)
-        )
+        await self._insist(functools.partial(_completion, request, answer, now))
+        if request.webhook:
+            self.on_webhook()
         self._cancelled.discard(request.number)
         if request.number in self._deadlines:
             self._deadlines.pop(request.number).cancel()
@@ -206,6 +211,19 @@ class Queue:
         """Return the length of an answer's body and an async iterator over it."""
         path = self._answer_path(request.id)
         return content.size(answer.content, path), content.pieces(answer.content, path)
+
+    async def webhook_body(self, request_id: str) -> bytes | None:
+        """Return what a webhook says of a completed request, None when that is forgotten."""
+        request = self.find(request_id)
+        if request is None:
+            return None
+        answer = self.answer(request)
+        _, pieces = self.answer_content(request, answer)
+        payload = b"".join([piece async for piece in pieces])
+        kind = dict(answer.headers).get(b"content-type", b"").decode("latin-1")
+        return await asyncio.to_thread(
+            message.body, request.id, request.id, answer.status, payload, kind, request.error
+        )
 
     async def changed(self, request: QueuedRequest, timeout: float) -> None:
         """Return when the request's state has changed, at the latest after `timeout` seconds."""
@@ -295,6 +313,14 @@ class Queue:
 
     def _answer_path(self, request_id: str) -> Path:
         return self._folder / f"{request_id}.answer"
+
+
+def _completion(
+    request: QueuedRequest, answer: Answer, now: float, database: sqlite3.Connection
+) -> None:
+    table.complete(database, request.number, answer, now)
+    if request.webhook:
+        webhooks.add(database, request.id, request.user or "", request.webhook, now)
 
 
 def _policy(fleet: Fleet, request: QueuedRequest) -> retry.Policy:

@@ -10,13 +10,15 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from fal_notebook.exceptions import DiskFullError, FalNotebookError
+from fal_notebook import settings
+from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
+from fal_notebook.gateway.webhooks import targets
 
 # A status stream looks this often for what nobody announces: position and log lines.
 STREAM_PERIOD = 0.25
@@ -44,6 +46,7 @@ class QueueRoutes:
         self._admission = admission
         self._logs = logs
         self._max_body = max_body
+        self._webhook_allow = settings.setting("webhook_allow", "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,6 +61,8 @@ class QueueRoutes:
             pass
         except (RefusedCallerError, RefusedRequestError) as error:
             await refuse(error_reply(error.status, str(error)), receive, send)
+        except WebhookUrlError as error:
+            await refuse(error_reply(422, str(error)), receive, send)
         except DiskFullError as error:
             await refuse(error_reply(507, str(error), kind="internal_error"), receive, send)
         except FalNotebookError as error:
@@ -102,6 +107,8 @@ class QueueRoutes:
     ) -> None:
         app, headers = admitted.app, dict(scope["headers"])
         request = submission.read(scope, headers, path, admitted, self._queue.number())
+        if request.webhook:
+            await targets.check(request.webhook, self._webhook_allow)
         limit = submission.max_queue_length(scope)
         if limit is not None and len(app.backlog) >= limit:
             raise RefusedRequestError(429, f"{len(app.backlog)} requests wait already")
