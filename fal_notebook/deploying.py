@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fal_notebook import settings, sync
+from fal_notebook import discovery, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     DeployError,
@@ -168,8 +168,7 @@ def start(
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    owner = cell.owner or options.team or settings.owner()
-    app = app_name(options.name or name or name_of(function))
+    owner, app = _identity(function, options, cell, name)
     payload = _captured(function, options, cell, source)
     progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
     request = {
@@ -191,13 +190,36 @@ def start(
 
 
 def dry_run(
-    function: Callable[..., Any], options: Options, cell: CellOptions
-) -> tuple[Payload, list[str]]:
-    """Capture a function without deploying it; return also what is to be said of its options."""
+    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+) -> tuple[Payload, dict[str, Any], list[str]]:
+    """Capture a function without deploying it; return also inherited options, and notices."""
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    return _captured(function, options, cell, ""), _not_effective(options)
+    payload = _captured(function, options, cell, "")
+    inherited = _inherited(*_identity(function, options, cell, name), options, cell)
+    return payload, inherited, _not_effective(options)
+
+
+def _identity(
+    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+) -> tuple[str, str]:
+    """Return owner and name of the app."""
+    owner = cell.owner or options.team or settings.owner()
+    return owner, app_name(options.name or name or name_of(function))
+
+
+def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dict[str, Any]:
+    """Return what a deploy would take over from the running revision; no gateway is started."""
+    reset = cell.reset_scale or options.app_scale_settings
+    if reset or discovery.find(settings.state_folder()) is None:
+        return {}
+    try:
+        running = sync.wait(shared_client().status(owner, app))
+    except GatewayError:  # there is no such app yet
+        return {}
+    given = explicit(options)
+    return {n: value for n, value in running["inheritable"].items() if n not in given}
 
 
 def _captured(
@@ -266,9 +288,25 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         progress.failed(str(error))
     if progress.state == "deploying":
         progress.failed("the gateway stopped during the deploy; run the cell again")
+    if progress.state == "failed":
+        await _say_what_runs(client, progress)
     if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
         raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
+
+
+async def _say_what_runs(client: Client, progress: Progress) -> None:
+    """Add to a failure which revision still answers: the handle does not call old code."""
+    try:
+        running = await client.status(progress.owner, progress.name)
+    except GatewayError:  # nothing runs, or nobody knows
+        return
+    if running["number"] != progress.number:
+        progress.failed(
+            f"{progress.error}; revision {running['number']} still answers at {running['url']}, "
+            f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)",
+            progress.log,
+        )
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
