@@ -21,6 +21,7 @@ from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.events import Events
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.gauges import Gauges
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
@@ -84,7 +85,8 @@ class Gateway:
         launcher = Launcher(state, self.store, self.backend, info.url, self.declared)
         self.lifecycle = Lifecycle(self.store, self.backend, launcher, self._poke)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
-        self.metrics = Metrics(self.fleets.values, self.backend.stats)
+        self.metrics = Metrics()
+        self.metrics.add(Gauges(self.fleets.values, self.backend.stats))
         self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
         self.proxy = Proxy(self._find, self.auth, self.lifecycle.kill, self.max_body)
