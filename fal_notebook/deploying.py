@@ -7,10 +7,12 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -282,31 +284,31 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
+        if progress.state == "failed":
+            await _explain(client, progress)
     except GatewayUnavailableError:
         pass
     except GatewayError as error:
         progress.failed(str(error))
     if progress.state == "deploying":
         progress.failed("the gateway stopped during the deploy; run the cell again")
-    if progress.state == "failed":
-        await _say_what_runs(client, progress)
     if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
         raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
 
 
-async def _say_what_runs(client: Client, progress: Progress) -> None:
-    """Add to a failure which revision still answers: the handle does not call old code."""
-    try:
+async def _explain(client: Client, progress: Progress) -> None:
+    """Add to a failure what helps, and which revision still answers: no handle calls old code."""
+    lacking = re.search(r"No module named '(\w+)", progress.error)
+    hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
+    with suppress(GatewayError):  # nothing runs
         running = await client.status(progress.owner, progress.name)
-    except GatewayError:  # nothing runs, or nobody knows
-        return
-    if running["number"] != progress.number:
-        progress.failed(
-            f"{progress.error}; revision {running['number']} still answers at {running['url']}, "
-            f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)",
-            progress.log,
-        )
+        if running["number"] != progress.number:
+            hints.append(
+                f"revision {running['number']} still answers at {running['url']}, "
+                f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
+            )
+    progress.failed("; ".join([progress.error, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
