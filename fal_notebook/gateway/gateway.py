@@ -99,11 +99,17 @@ class Gateway:
             if revision is not None:
                 self.activate(app, revision)
         for revision in self.store.select(Revision, "state = 'PROVING'"):
-            revision.state, revision.error = "FAILED", "the gateway was stopped during the deploy"
-            with self.store.transaction():
-                self.store.put(revision)
+            self._give_up(revision, "the gateway was stopped during the deploy; run the cell again")
         for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
             self._adopt(row)
+
+    def _give_up(self, revision: Revision, reason: str) -> None:
+        """Fail a deploy that no gateway works on; whoever follows it hears so."""
+        revision.state, revision.error = "FAILED", reason
+        data = {"revision": revision.id, "step": "failed", "message": reason}
+        with self.store.transaction():
+            self.store.put(revision)
+            self.store.emit("deploy", revision.owner, revision.app, data)
 
     def fleet(self, owner: str, name: str) -> Fleet:
         """Return the fleet of an app, made if there is none yet."""
