@@ -6,6 +6,7 @@ displays it.
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Iterator
@@ -79,8 +80,12 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
     from fal_notebook.program import deploy_file
 
     deployment = deploy_file(target, _values(options))
-    deployment.accepted.result()
-    deployment.handle.wait()
+    try:
+        deployment.handle.wait()
+    except FalNotebookError:
+        for note in (*deployment.progress.notices, *deployment.progress.payload.warnings):
+            click.echo(f"note: {note}", err=True)
+        raise
     return display.DeployView(deployment.progress)
 
 
@@ -186,10 +191,12 @@ def secrets() -> None:
 @click.argument("name")
 @click.option("--from-env", is_flag=True, help="Take the value of the variable of that name.")
 def set_secret(name: str, from_env: bool) -> str:
-    """Store a secret; its value is asked for, never written down."""
+    """Store a secret; its value is asked for, or read from a pipe, never written down."""
     if from_env and name not in os.environ:
         raise click.UsageError(f"the environment has no variable {name}")
-    value = os.environ[name] if from_env else click.prompt(name, hide_input=True)
+    value = os.environ[name] if from_env else _asked(name)
+    if not value:
+        raise click.UsageError(f"the value of {name} is empty")
     sync.wait(_client().set_secret(name, value))
     return f"{name} is stored; runners that start from now on see it"
 
@@ -242,6 +249,14 @@ def as_lines(shown: Any) -> Iterator[str]:
     if shown is None or isinstance(shown, int):
         return iter(())
     return shown if isinstance(shown, Iterator) else iter([str(shown)])
+
+
+def _asked(name: str) -> str:
+    """Return what is typed unseen, or all that a pipe gives, without the line's end."""
+    asked_by_kernel = getpass.getpass.__module__ != "getpass"  # a kernel puts its own there
+    if asked_by_kernel or sys.stdin.isatty():
+        return str(click.prompt(name, hide_input=True))
+    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
 
 
 def _client() -> Client:

@@ -7,15 +7,17 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fal_notebook import settings, sync
+from fal_notebook import discovery, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     DeployError,
@@ -168,8 +170,7 @@ def start(
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    owner = cell.owner or options.team or settings.owner()
-    app = app_name(options.name or name or name_of(function))
+    owner, app = _identity(function, options, cell, name)
     payload = _captured(function, options, cell, source)
     progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
     request = {
@@ -191,13 +192,36 @@ def start(
 
 
 def dry_run(
-    function: Callable[..., Any], options: Options, cell: CellOptions
-) -> tuple[Payload, list[str]]:
-    """Capture a function without deploying it; return also what is to be said of its options."""
+    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+) -> tuple[Payload, dict[str, Any], list[str]]:
+    """Capture a function without deploying it; return also inherited options, and notices."""
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    return _captured(function, options, cell, ""), _not_effective(options)
+    payload = _captured(function, options, cell, "")
+    inherited = _inherited(*_identity(function, options, cell, name), options, cell)
+    return payload, inherited, _not_effective(options)
+
+
+def _identity(
+    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+) -> tuple[str, str]:
+    """Return owner and name of the app."""
+    owner = cell.owner or options.team or settings.owner()
+    return owner, app_name(options.name or name or name_of(function))
+
+
+def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dict[str, Any]:
+    """Return what a deploy would take over from the running revision; no gateway is started."""
+    reset = cell.reset_scale or options.app_scale_settings
+    if reset or discovery.find(settings.state_folder()) is None:
+        return {}
+    try:
+        running = sync.wait(shared_client().status(owner, app))
+    except GatewayError:  # there is no such app yet
+        return {}
+    given = explicit(options)
+    return {n: value for n, value in running["inheritable"].items() if n not in given}
 
 
 def _captured(
@@ -260,6 +284,8 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
+        if progress.state == "failed":
+            await _explain(client, progress)
     except GatewayUnavailableError:
         pass
     except GatewayError as error:
@@ -269,6 +295,20 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
     if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
         raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
+
+
+async def _explain(client: Client, progress: Progress) -> None:
+    """Add to a failure what helps, and which revision still answers: no handle calls old code."""
+    lacking = re.search(r"No module named '(\w+)", progress.error)
+    hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
+    with suppress(GatewayError):  # nothing runs
+        running = await client.status(progress.owner, progress.name)
+        if running["number"] != progress.number:
+            hints.append(
+                f"revision {running['number']} still answers at {running['url']}, "
+                f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
+            )
+    progress.failed("; ".join([progress.error, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fal_notebook.deploying import LOG_LINES, Progress
@@ -23,7 +23,7 @@ class DeployView:
     def __repr__(self) -> str:
         p = self._progress
         lines = [f"{p.name}: {p.state} (revision {p.number})  {p.url}"]
-        lines += [f"  inherited {k}={v} (reset_scale=true resets)" for k, v in p.inherited.items()]
+        lines += [f"  {line}" for line in inherited_lines(p.inherited)]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
         lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
         if p.state in ("failed", "cancelled"):
@@ -37,8 +37,7 @@ class DeployView:
             f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_text(p.state)}</span> "
             f"· revision {p.number} · <code>{_text(p.url)}</code>"
         )
-        inherited = [f"inherited {k}={v} (reset_scale=true resets)" for k, v in p.inherited.items()]
-        notes = [*inherited, *p.notices, *p.payload.warnings]
+        notes = [*inherited_lines(p.inherited), *p.notices, *p.payload.warnings]
         rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
         if p.state == "deploying":
             rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
@@ -76,6 +75,13 @@ class Table:
             for row in self._rows
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def inherited_lines(inherited: Mapping[str, Any]) -> list[str]:
+    """Return one line per option that is taken over from the running revision."""
+    return [
+        f"inherited {name}={value} (reset_scale=true resets)" for name, value in inherited.items()
+    ]
 
 
 def captured_table(payload: Payload) -> Table:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from fal_notebook.options import split_options
 def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
     """Run ``FILE[::FUNCTION]`` and deploy its function, by default the last one.
 
-    The file runs as ``__main__`` of this process, so that it is captured by value like a cell.
+    The file is ``__main__`` until the deploy is accepted, so that it is captured by value like a
+    cell; what stands below ``if __name__ == "__main__":`` is left out.
 
     Raises
     ------
@@ -34,16 +38,41 @@ def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
     except (OSError, ValueError) as error:
         raise CellError(f"{name} cannot be read: {error}") from None
     entry = analyse(source, wanted or None).entry
-    namespace = _run(source, path)
-    if not callable(namespace.get(entry)):
-        raise CellError(f"`{entry}` is not a function when {name} has run")
-    return deploying.start(namespace[entry], options, cell, entry)
+    with _as_main(path) as namespace:
+        exec(_compiled(source, path), namespace)
+        if not callable(namespace.get(entry)):
+            raise CellError(f"`{entry}` is not a function when {name} has run")
+        deployment = deploying.start(namespace[entry], options, cell, entry)
+        wait([deployment.accepted])  # it may have to be captured once more
+    return deployment
 
 
-def _run(source: str, path: Path) -> dict[str, Any]:
-    module = types.ModuleType("__main__")
+@contextmanager
+def _as_main(path: Path) -> Iterator[dict[str, Any]]:
+    """Have the file's names as ``__main__`` and its folder on the path, then what was."""
+    module, before, folder = types.ModuleType("__main__"), sys.modules["__main__"], path.resolve()
     module.__file__ = str(path)
     sys.modules["__main__"] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    exec(compile(source, str(path.resolve()), "exec"), vars(module))
-    return vars(module)
+    sys.path.insert(0, str(folder.parent))
+    try:
+        yield vars(module)
+    finally:
+        sys.modules["__main__"] = before
+        with suppress(ValueError):  # the file may have removed it itself
+            sys.path.remove(str(folder.parent))
+
+
+def _compiled(source: str, path: Path) -> types.CodeType:
+    tree = _NoProgram().visit(ast.parse(source))
+    return compile(tree, str(path.resolve()), "exec", dont_inherit=True)
+
+
+class _NoProgram(ast.NodeTransformer):
+    """Takes ``__name__ == "__main__"`` for false, while classes still belong to ``__main__``."""
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        """Replace the comparison, whichever way round it stands."""
+        sides = {ast.unparse(side) for side in (node.left, *node.comparators)}
+        if sides == {"__name__", "'__main__'"} and isinstance(node.ops[0], ast.Eq):
+            return ast.copy_location(ast.Constant(False), node)
+        return node

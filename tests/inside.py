@@ -115,7 +115,7 @@ def revision(identity: str = "v1") -> Revision:
 
 
 def fleet_of(runners: int, multiplexing: int = 1, **calls: Any) -> Fleet:
-    metrics = Metrics(list, lambda process: {}).for_app("o/a")
+    metrics = Metrics().for_app("o/a")
     nothing = lambda fleet: None  # noqa: E731
     fleet = Fleet(
         "o",

@@ -61,13 +61,13 @@ def payload(source: str, entry: str = "") -> bytes:
 class Bench:
     """A local backend with its event loop in a thread."""
 
-    def __init__(self, state: Path, sockets: Path, fork: bool) -> None:
+    def __init__(self, state: Path, sockets: Path, **kind: bool) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.state = state
         self.sockets = sockets
-        self.backend = LocalBackend(state, sockets, fork)
+        self.backend = LocalBackend(state, sockets, **kind)
         self.environment = {"python": sys.executable, "libraries": ""}
         self.runners: list[LiveRunner] = []
 

@@ -16,11 +16,11 @@ from runner_bench import Bench, LiveRunner
 
 from fal_notebook.exceptions import BuildError
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 KINDS = [
-    pytest.param(
-        True, id="fork", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-    ),
-    pytest.param(False, id="spawn"),
+    pytest.param({"fork": True, "keep": True}, id="fork", marks=LINUX),
+    pytest.param({"fork": False, "keep": True}, id="launch", marks=LINUX),
+    pytest.param({"fork": False, "keep": False}, id="spawn"),
 ]
 STAY = "def f(x: int = 1): return x + 1"
 
@@ -29,7 +29,7 @@ STAY = "def f(x: int = 1): return x + 1"
 def bench(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Bench]:
     state = tmp_path_factory.mktemp("state") / ("long" * 50)
     state.mkdir()
-    bench = Bench(state, tmp_path_factory.mktemp("s"), fork=request.param)
+    bench = Bench(state, tmp_path_factory.mktemp("s"), **request.param)
     yield bench
     bench.close()
 

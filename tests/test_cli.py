@@ -87,6 +87,39 @@ def test_what_the_file_raises_is_its_own_traceback(tmp_path: Path, gateway) -> N
     assert 'broken.py", line 2' in failed.stderr
 
 
+def test_what_a_file_does_as_a_program_is_left_out(tmp_path: Path, gateway) -> None:
+    path = tmp_path / "shop.py"
+    path.write_text(
+        "class Box:\n    x = 3\ndef my_app() -> int:\n    return Box().x\n"
+        'if __name__ == "__main__":\n    raise SystemExit("it ran as a program")\n'
+        'if "__main__" == __name__ and True:\n    raise SystemExit("it ran as a program")\n'
+    )
+    before = sys.modules["__main__"]
+    assert "my-app: active" in run("deploy", str(path), "name=my_app")
+    assert sys.modules["__main__"] is before
+    assert Handle("tester", "my-app")() == 3
+    Handle("tester", "my-app").delete()
+
+
+def test_annotations_of_a_file_are_evaluated_as_python_does(tmp_path: Path) -> None:
+    path = tmp_path / "typed.py"
+    path.write_text("def f(x: Missing): pass\n")
+    with pytest.raises(NameError, match="Missing"):
+        run("deploy", str(path))
+
+
+def test_a_failed_deploy_of_a_file_keeps_the_notes(tmp_path: Path, gateway) -> None:
+    path = tmp_path / "noted.py"
+    path.write_text(
+        "import only_here\ncount = 0\ndef f():\n    global count\n    count += only_here.one\n"
+    )
+    (tmp_path / "only_here.py").write_text("one = 1\n")
+    failed = command("deploy", str(path))
+    assert failed.returncode == 1
+    assert "note: `f` uses the module `only_here`" in failed.stderr
+    assert "No module named 'only_here'" in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [

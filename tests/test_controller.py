@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from inside import ask, close_gateway, deployed, open_gateway, post, rows, until
 
-from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway import autoscaler, controller, states
+from fal_notebook.gateway import fleet as fleet_module
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import apps
@@ -25,6 +26,36 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     gateway = open_gateway(tmp_path)
     yield gateway
     await close_gateway(gateway)
+
+
+class Clock:
+    """The time as fleets and their controller see it, moved by hand."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self._ahead
+
+    async def move(self, seconds: float, fleet: Fleet, gateway: Gateway) -> None:
+        """Move on and let the controller decide then."""
+        self._ahead += seconds
+        gateway.controller.poke(fleet)
+        await decided()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (controller, fleet_module, states):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+async def decided() -> None:
+    """Let the controller do what is due now."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 async def at_zero(gateway: Gateway, source: str = STAY, **options: Any) -> Fleet:
@@ -48,8 +79,7 @@ async def test_a_request_at_zero_starts_a_runner_in_the_next_turn_of_the_loop(
 ) -> None:
     fleet = await at_zero(gateway)
     waiting = asyncio.ensure_future(request(fleet))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await decided()
     assert len(fleet.runners) == 1
     assert await waiting == b"1"
 
@@ -86,16 +116,17 @@ async def test_scaling_delay_lets_a_short_wait_pass_without_a_new_runner(gateway
     assert len(rows(gateway)) == 1
 
 
-async def test_scaling_delay_holds_for_the_first_runner_too(
-    gateway: Gateway,
-) -> None:
-    fleet = await at_zero(gateway, scaling_delay=1)
-    began = time.monotonic()
+async def test_scaling_delay_holds_for_the_first_runner_too(gateway: Gateway, clock: Clock) -> None:
+    fleet = await at_zero(gateway, scaling_delay=100)
     waiting = asyncio.ensure_future(request(fleet))
-    await asyncio.sleep(0.3)
+    await decided()
     assert fleet.runners == {}
+    assert gateway.controller._due[fleet][0] == pytest.approx(clock.time() + 100, abs=20)
+    await clock.move(60, fleet, gateway)
+    assert fleet.runners == {}
+    await clock.move(41, fleet, gateway)
+    assert len(fleet.runners) == 1
     assert await waiting == b"1"
-    assert time.monotonic() - began > 1
 
 
 async def test_minimum_and_buffer_are_kept_warm(gateway: Gateway) -> None:
@@ -119,21 +150,20 @@ async def test_an_app_without_load_goes_to_zero_and_has_no_timer_then(
     await until(lambda: fleet.runners == {})
     assert runner.row.cause == "scaled down"
     assert (runner.row.ended_at or 0) - (runner.row.ready_at or 0) >= 0.3
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await decided()
     assert fleet not in gateway.controller._due
 
 
-async def test_keep_alive_counts_from_the_last_request(gateway: Gateway) -> None:
-    fleet = await deployed(gateway, STAY, keep_alive=1)
+async def test_keep_alive_counts_from_the_last_request(gateway: Gateway, clock: Clock) -> None:
+    fleet = await deployed(gateway, STAY, keep_alive=100)
+    (runner,) = fleet.runners.values()
     for _ in range(3):
         await request(fleet)
-        await asyncio.sleep(0.1)
-    last = fleet.serving()
-    assert last is not None
-    assert last.last_request_at is not None
+        await clock.move(60, fleet, gateway)
+        assert fleet.serving() is runner
+    await clock.move(41, fleet, gateway)
+    assert (runner.state, runner.row.cause) == ("DRAINING", "scaled down")
     await until(lambda: fleet.runners == {})
-    assert 0.99 <= (last.row.ended_at or 0) - last.last_request_at < 3
     assert len(rows(gateway)) == 1
 
 
@@ -149,17 +179,17 @@ async def test_a_busy_app_is_not_decided_for_at_every_request(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = await deployed(gateway, STAY, keep_alive=100, max_concurrency=1)
-    decided: list[float] = []
+    decisions: list[float] = []
     decide = autoscaler.decide
 
     def counted(*arguments: Any) -> Any:
-        decided.append(time.time())
+        decisions.append(time.time())
         return decide(*arguments)
 
     monkeypatch.setattr(autoscaler, "decide", counted)
     for _ in range(50):
         await request(fleet)
-    assert len(decided) <= 2
+    assert len(decisions) <= 2
 
 
 async def test_waiters_are_served_in_the_order_they_came(gateway: Gateway) -> None:
@@ -181,8 +211,7 @@ async def test_a_waiter_that_leaves_at_zero_does_not_leave_a_runner_for_ever(
     monkeypatch.setattr(autoscaler, "UNUSED_KEEP_ALIVE", 0.2)
     fleet = await at_zero(gateway, keep_alive=0)
     waiter = fleet.enqueue()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await decided()
     fleet.leave(waiter)
     await until(lambda: fleet.runners == {} and len(rows(gateway)) == 2)
 
@@ -191,5 +220,5 @@ async def test_a_closed_controller_decides_no_more(gateway: Gateway) -> None:
     fleet = await at_zero(gateway)
     gateway.controller.close()
     fleet.enqueue()
-    await asyncio.sleep(0.02)
+    await decided()
     assert fleet.runners == {}

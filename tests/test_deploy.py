@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import warnings
@@ -100,9 +101,25 @@ def test_a_failed_deploy_raises_with_reason_and_log_and_changes_nothing() -> Non
         print("half way")
         raise ValueError("no weights")
 
-    with pytest.raises(DeployError, match=r"double: ValueError: no weights\n(.*\n)*.*half way"):
+    with pytest.raises(
+        DeployError, match=r"double: ValueError: no weights; revision.*\n(.*\n)*.*half way"
+    ):
         fal_notebook.deploy(double, setup_function=load, wait=True)
     assert handle(1) == 2
+
+
+def test_a_function_of_a_module_beside_the_program_fails_with_what_to_add(
+    tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "beside.py").write_text("def double(x): return 2 * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = importlib.import_module("beside").double
+    noted = pytest.warns(UserWarning, match="local_python_modules=beside")
+    failed = pytest.raises(DeployError, match=r"named 'beside'; .*add local_python_modules=beside")
+    with noted, failed:
+        fal_notebook.deploy(function, wait=True)
+    handle = fal_notebook.deploy(function, wait=True, local_python_modules=["beside"])
+    assert handle(4) == 8
 
 
 def test_scaling_changed_during_a_deploy_stays(eventually) -> None:

@@ -207,6 +207,8 @@ def test_a_deploy_that_a_killed_gateway_left_has_failed(state: Path, eventually:
     store = Store(state / "store.db")
     eventually(lambda: store.select(RunnerRow, "id = 'begun'")[0].state == "TERMINATED")
     assert store.select(Revision, "id = 'proving'")[0].state == "FAILED"
+    told = [e.data["step"] for e in store.events(0) if e.data.get("revision") == "proving"]
+    assert told == ["failed"]
     assert store.select(RunnerRow, "id = 'orphan'")[0].state == "TERMINATED"
     assert store.select(App)[0].revision == active
     store.close()

@@ -87,7 +87,7 @@ def test_running_a_cell_again_is_up_to_date_and_keeps_what_scale_changed(shell, 
     shell.run("%fal scale one keep_alive=77 min_concurrency=1")
     capsys.readouterr()
     shell.run(cell("keep_alive=5 wait=true", ONE))
-    assert "one: up to date" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("one: up to date") == 1
     options = shell["one"].status()["options"]
     assert (options["keep_alive"], options["min_concurrency"]) == (77, 1)
 
@@ -135,6 +135,16 @@ def test_dry_run_lists_what_is_captured_and_deploys_nothing(shell, capsys) -> No
     ]
     assert not isinstance(shell["scored"], Handle)
     assert "scored" not in apps(shell)
+
+
+def test_dry_run_shows_what_would_be_inherited(shell, capsys) -> None:
+    shell.run(cell("wait=true", ONE))
+    shell.run("%fal scale one keep_alive=33 max_concurrency=2")
+    capsys.readouterr()
+    shell.run(cell("dry_run=true max_concurrency=3", ONE))
+    assert "inherited keep_alive=33 (reset_scale=true resets)" in capsys.readouterr().out
+    shell.run(cell("dry_run=true reset_scale=true", ONE))
+    assert "inherited" not in capsys.readouterr().out
 
 
 def test_dry_run_leaves_the_handle_of_what_runs(shell) -> None:
@@ -425,8 +435,11 @@ def test_a_deploy_whose_setup_fails_shows_reason_and_log_and_leaves_what_runs(
     assert "| <b>half way</b>" in capsys.readouterr().out
     assert first() == 1
     assert shell["one"].status()["number"] == number
-    with pytest.raises(DeployError, match="half way"):
+    with pytest.raises(DeployError, match="half way") as caught:
         shell["one"]()
+    still = f"revision {number} still answers at {first.url}, call it as "
+    assert f"{still}fal_notebook.Handle('tester', 'one')(…)" in str(caught.value)
+    assert Handle("tester", "one")() == 1
 
 
 def test_an_import_error_in_the_runner_is_shown_in_the_cell(shell, tmp_path, monkeypatch) -> None:

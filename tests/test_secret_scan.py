@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import pickle
 import uuid
 from typing import Any
 
@@ -16,6 +17,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from fal_notebook.exceptions import SecretInPayloadError
 from fal_notebook.payload import capture
 from fal_notebook.payload.secret_scan import Finding, environment_secrets, scan, scan_known
+from fal_notebook.runner.envelope import unpack
 
 HEX = hashlib.sha256(b"test").hexdigest()
 B62 = "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1cF2iL3oR4uX5"  # no key, but shaped like one
@@ -107,6 +109,35 @@ def test_the_length_byte_of_a_pickled_string_hides_no_key(length: int) -> None:
 def test_a_key_in_a_class_is_refused() -> None:
     with pytest.raises(SecretInPayloadError, match="`Client` contains what looks like an OpenAI"):
         capture(cell(f"class Client:\n    key = {KEYS['openai']!r}\ndef predict(): return Client"))
+
+
+TEXTS = {
+    "text": lambda key: np.array([key, "b"]),
+    "full width": lambda key: np.array([key, key]),
+    "big-endian": lambda key: np.array([[key, "b"]], dtype=">U200"),
+    "records": lambda key: np.array([(key, 1)], dtype=[("key", "U200"), ("n", "i4")]),
+    "bytes": lambda key: np.array([key.encode()] * 2),
+    "objects": lambda key: np.array([key, None], dtype=object),
+    "a column": lambda key: {"frame": [np.array([[key]], dtype="U200")]},
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_key_in_an_array_is_refused_by_its_variables_name(kind: str) -> None:
+    for key in KEYS.values():
+        table = TEXTS[kind](key)
+        with pytest.raises(SecretInPayloadError, match="`table`, which `predict` uses, holds what"):
+            capture(cell("def predict(): return table", table=table))
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_an_array_of_text_travels_as_it_is(kind: str) -> None:
+    table = TEXTS[kind]("no key")
+    content = capture(cell("def predict(): return table", table=table)).content
+    loaded = pickle.loads(unpack(content)[1])["function"]()
+    if isinstance(table, np.ndarray):
+        assert (loaded.dtype, loaded.shape) == (table.dtype, table.shape)
+        assert loaded.tolist() == table.tolist()
 
 
 def test_allow_secret_lets_the_named_variable_travel_and_no_other() -> None:

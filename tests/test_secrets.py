@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,19 @@ def test_allow_secret_lets_a_stored_secret_travel_in_one_variable(shell, stored)
 def test_a_secret_that_was_never_set_is_refused_at_deploy(shell) -> None:
     with pytest.raises(UsageError, match="there is no secret NEVER_SET"):
         shell.run("%%fal_function secrets=NEVER_SET\ndef f() -> int:\n    return 1\n")
+
+
+def test_a_secret_may_come_through_a_pipe(gateway) -> None:
+    line = [sys.executable, "-m", "fal_notebook.cli", "secrets", "set", "PIPED_WORDS"]
+    done = subprocess.run(line, input=f"{VALUE}\n", capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("PIPED_WORDS is stored")
+    cli.run(["secrets", "delete", "PIPED_WORDS"], "fal-notebook")
+    empty = subprocess.run(line, input="", capture_output=True, text=True, timeout=60)
+    assert (empty.returncode, empty.stderr) == (
+        2,
+        "fal-notebook: the value of PIPED_WORDS is empty\n",
+    )
 
 
 def test_secrets_are_listed_without_values_and_encrypted_at_rest(

@@ -1,4 +1,4 @@
-"""Runners as processes on this machine, forked from a zygote where that is safe."""
+"""Runners as processes on this machine: children of a zygote on Linux, of the gateway elsewhere."""
 
 from __future__ import annotations
 
@@ -21,26 +21,36 @@ from fal_notebook.backends.environments import (
     ensure,
     ensure_runner_libraries,
 )
-from fal_notebook.backends.zygotes import Zygote, Zygotes, clean_environment, spawn
+from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
 
-# macOS' system libraries start threads on their own, so a forked child may not use them.
-FORK_IS_SAFE = sys.platform == "linux"
+# macOS has no child subreapers, and its libraries start threads, so that no fork is safe there.
+LINUX = sys.platform == "linux"
 # How long to wait for killed processes to be gone.
 KILL_TIMEOUT = 5.0
 
 
 class LocalBackend:
-    """Implements `backends.base.Backend` with processes of the gateway's user."""
+    """Implements `backends.base.Backend` with processes of the gateway's user.
 
-    def __init__(self, state: Path, sockets: Path, fork: bool = FORK_IS_SAFE) -> None:
+    Parameters
+    ----------
+    state, sockets : Path
+        The gateway's state folder, and the folder of the runners' sockets.
+    fork : bool
+        Whether runners are forked from a warm process, where that is safe.
+    keep : bool
+        Whether runners have a keeper; a fork needs one.
+    """
+
+    def __init__(self, state: Path, sockets: Path, fork: bool = LINUX, keep: bool = LINUX) -> None:
         self._state = state
         self._sockets = sockets
-        self._fork = fork
+        self._keep = keep
         self._spawned: dict[tuple[int, float], asyncio.subprocess.Process] = {}
         self._bundle = write_bundle(state)
-        self._zygotes = Zygotes(self._bundle, state / "gateway.log")
+        self._zygotes = Zygotes(self._bundle, state / "gateway.log", warm=fork)
 
     @property
     def address_folder(self) -> Path:
@@ -53,7 +63,7 @@ class LocalBackend:
 
     async def warm(self, interpreter: str) -> None:
         """Have a zygote ready for an interpreter before its first runner is wanted."""
-        if self._fork:
+        if self._keep:
             await self._zygotes.get({"python": interpreter, "libraries": ""})
 
     async def build(
@@ -77,10 +87,9 @@ class LocalBackend:
         return {"python": str(python), "libraries": str(libraries)}
 
     async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
-        """Fork the runner from its environment's zygote; spawn it where a fork is not safe."""
-        zygote = await self._zygotes.get(environment) if self._fork else None
-        if zygote is not None:
-            runner, keeper = await self._forked(zygote, spec, environment)
+        """Have the environment's zygote start the runner; spawn it where there are no keepers."""
+        if self._keep:
+            runner, keeper = await self._forked(spec, environment)
             found = {"keeper": keeper, "keeper_created": _created(keeper), "ending": spec.ending}
         else:
             process = await spawn(self._bundle, environment, spec)
@@ -88,18 +97,14 @@ class LocalBackend:
             self._spawned[runner, _created(runner)] = process
         return Started(f"unix:{spec.socket}", {"pid": runner, "created": _created(runner), **found})
 
-    async def _forked(
-        self, zygote: Zygote, spec: RunnerSpec, environment: dict[str, str]
-    ) -> tuple[int, int]:
+    async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
         """Fork a runner; a zygote that somebody killed is replaced once."""
+        zygote = await self._zygotes.get(environment)
         try:
             return await zygote.fork(spec)
         except BuildError:
             zygote.drop()
-            replacement = await self._zygotes.get(environment)
-            if replacement is None:
-                raise
-            return await replacement.fork(spec)
+            return await (await self._zygotes.get(environment)).fork(spec)
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
         """Send SIGTERM to the runner itself; what it started is its own to end."""

@@ -1,4 +1,4 @@
-"""The gateway's side of zygotes: one warm process per environment, started at first need."""
+"""The gateway's side of zygotes: one parent of runners per environment, started at first need."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ def clean_environment() -> dict[str, str]:
 
 def _command(bundle: Path, environment: dict[str, str], *mode: str) -> list[str]:
     libraries = environment["libraries"]
+    # Without site, a launcher has none of the environment's threads.
+    bare = ["-I", "-S"] if mode[0] == "launcher" else []
     return [
         environment["python"],
+        *bare,
         str(bundle),
         *mode,
         *(["--libraries", libraries] if libraries else []),
@@ -45,7 +48,7 @@ def _command(bundle: Path, environment: dict[str, str], *mode: str) -> list[str]
 
 
 class Zygote:
-    """A warm process that forks a runner for each spec it is sent."""
+    """A process that forks a runner for each spec it is sent, and ends what killed ones leave."""
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self._process = process
@@ -59,7 +62,7 @@ class Zygote:
         return self._process.returncode is None and self._connection.fileno() >= 0
 
     def drop(self) -> None:
-        """Ask it for nothing any more; it ends when its socket closes."""
+        """Ask it for nothing any more; without a socket it ends after its last runner."""
         self._connection.close()
 
     def kill(self) -> None:
@@ -132,30 +135,46 @@ class Zygote:
 
 
 class Zygotes:
-    """The zygotes of all environments, keyed by interpreter and library folder."""
+    """The zygotes of all environments, keyed by interpreter and library folder.
 
-    def __init__(self, bundle: Path, log: Path) -> None:
+    Parameters
+    ----------
+    bundle : Path
+        The runner's zip.
+    log : Path
+        File that gets what goes wrong in zygotes.
+    warm : bool
+        Whether they import everything first, where a fork is safe after that.
+    """
+
+    def __init__(self, bundle: Path, log: Path, warm: bool) -> None:
         self._bundle = bundle
         self._log = log
-        self._all: dict[str, asyncio.Task[Zygote | None]] = {}
+        self._warm = warm
+        self._all: dict[str, asyncio.Task[Zygote]] = {}
 
-    async def get(self, environment: dict[str, str]) -> Zygote | None:
-        """Return the environment's zygote, started now if there is none that lives.
-
-        None says that a fork is not safe in this environment.
-        """
+    async def get(self, environment: dict[str, str]) -> Zygote:
+        """Return the environment's zygote, started now if there is none that lives."""
         key = json.dumps(environment, sort_keys=True)
         task = self._all.get(key)
         if task is None or (task.done() and not _alive(task)):
             task = self._all[key] = asyncio.ensure_future(self._start(environment))
         return await asyncio.shield(task)
 
-    async def _start(self, environment: dict[str, str]) -> Zygote | None:
+    async def _start(self, environment: dict[str, str]) -> Zygote:
+        for mode in ("zygote", "launcher") if self._warm else ("launcher",):
+            zygote = await self._start_as(mode, environment)
+            if zygote is not None:
+                return zygote
+        raise BuildError(f"{environment['python']} starts threads, so it cannot start runners")
+
+    async def _start_as(self, mode: str, environment: dict[str, str]) -> Zygote | None:
+        """Return a new zygote; None says that a fork is not safe there."""
         ours, theirs = socket.socketpair()
         try:
             ours.setblocking(False)
             with theirs, _appended(self._log) as log:
-                arguments = _command(self._bundle, environment, "zygote", str(theirs.fileno()))
+                arguments = _command(self._bundle, environment, mode, str(theirs.fileno()))
                 process = await _execute(
                     arguments,
                     log,
@@ -177,19 +196,17 @@ class Zygotes:
         for task in self._all.values():
             task.cancel()
             await asyncio.wait([task])
-            if not task.cancelled() and not task.exception() and (zygote := task.result()):
-                await zygote.close()
+            if not task.cancelled() and not task.exception():
+                await task.result().close()
 
 
-def _alive(task: asyncio.Task[Zygote | None]) -> bool:
-    """Say whether the answer still holds: that a fork is not safe does for good."""
+def _alive(task: asyncio.Task[Zygote]) -> bool:
     if task.cancelled() or task.exception():
         return False
     zygote = task.result()
-    if zygote is not None and not zygote.alive:
+    if not zygote.alive:
         zygote.drop()
-        return False
-    return True
+    return zygote.alive
 
 
 def _appended(path: Path) -> BinaryIO:
@@ -217,7 +234,7 @@ async def _execute(
 async def spawn(
     bundle: Path, environment: dict[str, str], spec: RunnerSpec
 ) -> asyncio.subprocess.Process:
-    """Start a runner without a zygote; its spec goes over standard input.
+    """Start a runner without a zygote (not on Linux); its spec goes over standard input.
 
     Its name is in the environment that it is born with, by which its children are found.
     """

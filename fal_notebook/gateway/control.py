@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Body, FastAPI, Path, Query, Request, Response
 from fastapi.encoders import jsonable_encoder
@@ -122,8 +122,40 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
     return router
 
 
+class _ByName(NamedTuple):
+    """What is asked of an app by its name alone; `path` is below the app's own."""
+
+    method: str
+    path: str
+    operation: Callable[[Gateway, str, str], Any]
+    done: str = ""  # what is answered with true when the operation returns nothing
+
+    def endpoint(self, gateway: Gateway) -> Callable[[str, str], Awaitable[Any]]:
+        """Return a coroutine function, so that the operation runs on the gateway's loop."""
+
+        async def answer(owner: str, name: str) -> Any:
+            result = self.operation(gateway, owner, name)
+            return {self.done: True} if self.done else result
+
+        answer.__name__, answer.__doc__ = self.operation.__name__, self.operation.__doc__
+        return answer
+
+
+_BY_NAME = (
+    _ByName("GET", "", apps.status),
+    _ByName("DELETE", "", apps.delete, done="deleted"),
+    _ByName("DELETE", "/deploy", deploy.cancel, done="cancelled"),
+    _ByName("GET", "/runners", apps.runners),
+    _ByName("GET", "/timeline", apps.timeline),
+    _ByName("GET", "/openapi", apps.openapi),
+)
+
+
 def _app_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/api/apps")
+    for route in _BY_NAME:
+        path, endpoint = "/{owner}/{name}" + route.path, route.endpoint(gateway)
+        router.add_api_route(path, endpoint, methods=[route.method])
 
     @router.get("")
     async def list_apps() -> list[dict[str, Any]]:
@@ -135,44 +167,12 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         """Start a deploy, or find the app up to date."""
         return deploy.deploy(gateway, owner, request)
 
-    @router.get("/{owner}/{name}")
-    async def status(owner: str, name: str) -> dict[str, Any]:
-        """One app's status."""
-        return apps.status(gateway, owner, name)
-
-    @router.delete("/{owner}/{name}")
-    async def delete(owner: str, name: str) -> dict[str, Any]:
-        """Delete an app."""
-        apps.delete(gateway, owner, name)
-        return {"deleted": True}
-
-    @router.delete("/{owner}/{name}/deploy")
-    async def cancel(owner: str, name: str) -> dict[str, Any]:
-        """Cancel the deploy under way."""
-        deploy.cancel(gateway, owner, name)
-        return {"cancelled": True}
-
     @router.patch("/{owner}/{name}/scaling")
     async def scale(
         owner: str, name: str, values: Annotated[dict[str, Any], Body()]
     ) -> dict[str, Any]:
         """Change scaling options."""
         return apps.scale(gateway, owner, name, values)
-
-    @router.get("/{owner}/{name}/runners")
-    async def runners(owner: str, name: str) -> list[dict[str, Any]]:
-        """Runners that have not ended."""
-        return apps.runners(gateway, owner, name)
-
-    @router.get("/{owner}/{name}/timeline")
-    async def timeline(owner: str, name: str) -> list[dict[str, Any]]:
-        """Samples of the load."""
-        return apps.timeline(gateway, owner, name)
-
-    @router.get("/{owner}/{name}/openapi")
-    async def openapi(owner: str, name: str) -> dict[str, Any]:
-        """The app's own OpenAPI document."""
-        return apps.openapi(gateway, owner, name)
 
     @router.get("/{owner}/{name}/logs")
     async def read_logs(

@@ -22,6 +22,7 @@ from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.events import Events
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.gauges import Gauges
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
@@ -89,7 +90,8 @@ class Gateway:
         launcher = Launcher(state, self.store, self.backend, info.url, self.declared)
         self.lifecycle = Lifecycle(self.store, self.backend, launcher, self._poke)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
-        self.metrics = Metrics(self.fleets.values, self.backend.stats)
+        self.metrics = Metrics()
+        self.metrics.add(Gauges(self.fleets.values, self.backend.stats))
         self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
         self.admission = Admission(self._find, self.auth)
@@ -109,15 +111,21 @@ class Gateway:
             if revision is not None:
                 self.activate(app, revision)
         for revision in self.store.select(Revision, "state = 'PROVING'"):
-            revision.state, revision.error = "FAILED", "the gateway was stopped during the deploy"
-            with self.store.transaction():
-                self.store.put(revision)
+            self._give_up(revision, "the gateway was stopped during the deploy; run the cell again")
         for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
             self._adopt(row)
 
     async def take_up_queue(self) -> None:
         """Go on with the requests that the last gateway accepted and did not complete."""
         await self.queue.recover(self._find)
+
+    def _give_up(self, revision: Revision, reason: str) -> None:
+        """Fail a deploy that no gateway works on; whoever follows it hears so."""
+        revision.state, revision.error = "FAILED", reason
+        data = {"revision": revision.id, "step": "failed", "message": reason}
+        with self.store.transaction():
+            self.store.put(revision)
+            self.store.emit("deploy", revision.owner, revision.app, data)
 
     def fleet(self, owner: str, name: str) -> Fleet:
         """Return the fleet of an app, made if there is none yet."""

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.display import display
 
 from fal_notebook import deploying
-from fal_notebook.display import DeployView, captured_table
+from fal_notebook.display import DeployView, captured_table, inherited_lines
 from fal_notebook.exceptions import CellError, DeployError
 from fal_notebook.handle import Handle
 from fal_notebook.magics.cell_code import CellCode
@@ -69,7 +69,7 @@ class FunctionMagic:
         if not callable(function):
             raise CellError(f"`{entry}` is not a function when the cell has run")
         if cell.dry_run:
-            _show_captured(*deploying.dry_run(function, options, cell))
+            _show_captured(*deploying.dry_run(function, options, cell, entry))
             return
         output = Output(self._shell)
         deployment = deploying.start(function, options, cell, entry, output.update, source)
@@ -134,8 +134,10 @@ def _check(line: str, names: BeforeCell) -> str | None:
     return values.get("entry")
 
 
-def _show_captured(payload: Payload, notices: list[str]) -> None:
+def _show_captured(payload: Payload, inherited: dict[str, Any], notices: list[str]) -> None:
     display(captured_table(payload))
+    for line in inherited_lines(inherited):
+        print(line)
     for note in (*notices, *payload.warnings):
         print(f"note: {note}")
 

@@ -17,12 +17,13 @@ class Output:
         self._in_place = hasattr(shell, "kernel")
         self._lock = threading.Lock()
         self._shown: Any = None
+        self._printed = ""
         self._display: Any = None
 
     def show(self, shown: Any) -> None:
         """Show the object for the first time."""
         with self._lock:
-            self._shown = shown
+            self._shown, self._printed = shown, repr(shown)
             self._display = display(shown, display_id=True)
 
     def update(self) -> None:
@@ -34,6 +35,6 @@ class Output:
                 contextvars.Context().run(self._display.update, self._shown)
 
     def end(self) -> None:
-        """Show the final state where it has not been updated in place."""
-        if not self._in_place and self._display is not None:
+        """Print the final state where it is not updated in place, unless it stands there."""
+        if not self._in_place and self._display is not None and repr(self._shown) != self._printed:
             display(self._shown)

@@ -130,7 +130,8 @@ def capture(
         digest = digest_of({**content, "identity": dict(identity), "python": python_minor()})
         warnings = (*_size_warning(len(pickled), items), *_code_warnings(items, modules))
         captured = _captured(items)
-    manifest = manifest_of(function, sources, digest, map(asdict, captured))
+    used = {module for item in items for module in item.modules}
+    manifest = manifest_of(function, sources, digest, map(asdict, captured), used)
     return Payload(pack(manifest, pickled), digest, manifest, captured, warnings)
 
 

@@ -21,6 +21,7 @@ def manifest_of(
     sources: Mapping[str, str],
     digest: str,
     captured: Iterable[Mapping[str, Any]],
+    modules: Iterable[str],
 ) -> dict[str, Any]:
     """Return the manifest of a captured function: the versions that load it, and what it is."""
     return {
@@ -29,6 +30,7 @@ def manifest_of(
         "implementation": sys.implementation.name,
         "interpreter": sys.executable,
         "cloudpickle": cloudpickle.__version__,
+        "packages": _versions(modules),
         "name": name_of(function),
         "kind": _kind(function),
         "doc": inspect.getdoc(plain(function)),
@@ -36,6 +38,13 @@ def manifest_of(
         "digest": digest,
         "captured": [dict(value) for value in captured],
     }
+
+
+def _versions(modules: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the packages among modules, as they call them themselves."""
+    tops = sorted({name.split(".")[0] for name in modules})
+    found = {top: getattr(sys.modules.get(top), "__version__", None) for top in tops}
+    return {top: version for top, version in found.items() if isinstance(version, str)}
 
 
 def python_minor() -> str:

@@ -71,6 +71,8 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         """Reduce what cloudpickle would ship wrongly; called for all but plain builtin values."""
         kind = type(obj)
+        if _holds_text(obj):
+            return _reduce_text_array(obj)
         if kind in _SENTINELS:
             return getattr, (dataclasses, _SENTINELS[kind])
         if kind is types.ModuleType and is_by_value(obj):
@@ -103,6 +105,21 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
         members: dict[str, Any] = reduced[2][0]
         members.pop(_PYDANTIC_NAMESPACE, None)
         return reduced
+
+
+def _holds_text(value: Any) -> bool:
+    """Whether it is numpy's array of strings, perhaps within records; of a loaded numpy only."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not getattr(numpy, "ndarray", None) or not value.size:
+        return False
+    dtype = value.dtype
+    fields = [field[0] for field in (dtype.fields or {}).values()]
+    return not dtype.hasobject and any(part.base.kind in "US" for part in (dtype, *fields))
+
+
+def _reduce_text_array(array: Any) -> tuple[Any, ...]:
+    """Reduce to plain strings: numpy's own four bytes per letter would hide keys from the scan."""
+    return sys.modules["numpy"].array, (array.tolist(), array.dtype)
 
 
 def _reduce_cached(function: Any) -> tuple[Any, ...]:

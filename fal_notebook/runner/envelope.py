@@ -6,8 +6,11 @@ it unpickles: cloudpickle bytes of another minor version can kill the interprete
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fal_notebook.exceptions import PayloadFormatError
@@ -19,6 +22,38 @@ def pack(manifest: dict[str, Any], pickled: bytes) -> bytes:
     """Return the bytes of a payload file; `manifest` must be JSON and hold ``python: "3.11"``."""
     line = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
     return MAGIC + line + b"\n" + pickled
+
+
+@contextmanager
+def packages_compared(manifest: dict[str, Any]) -> Iterator[None]:
+    """Say, when loading fails inside the block, which packages have another version here.
+
+    Raises
+    ------
+    PayloadFormatError
+        Caused by the error, when some do.
+    """
+    try:
+        yield
+    except Exception as error:
+        other = [
+            f"{name} {version}, here is {here}"
+            for name, version in manifest.get("packages", {}).items()
+            if (here := _version(name)) != version
+        ]
+        if not other:
+            raise
+        raise PayloadFormatError(
+            f"the payload cannot be loaded ({type(error).__name__}: {error}); it was made with "
+            f"{', and with '.join(other)}; give the kernel's versions in requirements"
+        ) from error
+
+
+def _version(name: str) -> str:
+    try:
+        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
+    except Exception:  # a broken package may raise anything
+        return "none"
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], memoryview]:

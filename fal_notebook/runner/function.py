@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fal_notebook.runner.envelope import unpack
+from fal_notebook.runner.envelope import packages_compared, unpack
 from fal_notebook.runner.openapi import openapi
 from fal_notebook.runner.schema import Signature, read_signature, streams
 from fal_notebook.runner.tracebacks import Tracebacks
@@ -33,7 +33,8 @@ class Function:
     def __init__(self, payload: str, max_multiplexing: int) -> None:
         self.manifest, pickled = unpack(Path(payload).read_bytes())
         self.tracebacks = Tracebacks(self.manifest.get("sources", {}))
-        loaded = pickle.loads(pickled)
+        with packages_compared(self.manifest):
+            loaded = pickle.loads(pickled)
         for name, module in loaded["modules"].items():
             sys.modules.setdefault(name, module)
         self._function: Callable[..., Any] = loaded["function"]

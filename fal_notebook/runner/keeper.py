@@ -1,8 +1,9 @@
-"""The parent of a forked runner on Linux: whatever the runner started ends with the runner.
+"""The parent of a runner on Linux: whatever the runner started ends with the runner.
 
 Processes whose parent has died become children of the keeper (a "child subreaper"), also those
 that left the runner's session or cleared their environment. When the runner has ended, the
-keeper records how, kills what is left, and ends too.
+keeper records how, kills what is left, and ends too. What a killed keeper leaves comes to the
+zygote, its own parent, in the same way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 # From <sys/prctl.h>.
@@ -31,11 +32,12 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
     """
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    adopt_orphans()
+    me = os.getpid()
     runner = os.fork()
     if runner == 0:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _end_with(me)
         os.close(connection)
         become()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -46,6 +48,18 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
     _record(ending, _wait_for(runner))
     _end_children()
     os._exit(0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed as soon as its parent has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was too late to be told
+        os._exit(1)
 
 
 def _close_standard_streams() -> None:
@@ -71,23 +85,20 @@ def _record(ending: str, status: int) -> None:
 def _end_children() -> None:
     """Kill until no child is left: the children of a killed one become ours."""
     while True:
-        for pid in _children():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        kill_children()
         try:
             os.wait()
         except ChildProcessError:
             return
 
 
-def _children() -> list[int]:
-    me = str(os.getpid())
-    found = []
+def kill_children(spared: Collection[int] = ()) -> None:
+    """Kill every child of this process but those that are spared."""
+    me = b"%d" % os.getpid()
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError, IndexError):
-            if name.isdigit():
+            if name.isdigit() and int(name) not in spared:
                 # "pid (command) state parent …"; the command may hold spaces and brackets.
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+                fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
                 if fields[1] == me:
-                    found.append(int(name))
-    return found
+                    os.kill(int(name), signal.SIGKILL)

@@ -1,0 +1,74 @@
+"""Prometheus gauges under fal's names: runners and load, read from the fleets when scraped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fal_notebook.gateway.fleet import Fleet
+
+Stats = Callable[[dict[str, Any]], dict[str, float]]
+
+_GAUGES = {
+    "fal_app_runners": ("Runners.", ("app", "state", "machine_type")),
+    "fal_app_queue_size": ("Requests waiting.", ("app",)),
+    "fal_app_concurrent_requests": ("Requests in flight.", ("app",)),
+    "fal_app_runner_cpu_usage_percent": ("CPU of a runner.", ("app", "runner")),
+    "fal_app_runner_memory_usage_bytes": ("Memory of a runner.", ("app", "runner")),
+}
+_Sample = tuple[str, tuple[str, ...], float]
+
+
+class Gauges(Collector):
+    """Reads every fleet.
+
+    Parameters
+    ----------
+    fleets : callable
+        Gives the fleet of every app.
+    stats : callable
+        Gives CPU and memory of a runner's process.
+    """
+
+    def __init__(self, fleets: Callable[[], Iterable[Fleet]], stats: Stats) -> None:
+        self._fleets = fleets
+        self._stats = stats
+
+    def describe(self) -> list[Any]:
+        """Return nothing: gauges are found when they are collected."""
+        return []
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Return the gauges as they are now."""
+        families = {
+            name: GaugeMetricFamily(name, text, labels=labels)
+            for name, (text, labels) in _GAUGES.items()
+        }
+        for fleet in self._fleets():
+            for name, labels, value in (*_load(fleet), *self._processes(fleet)):
+                families[name].add_metric(labels, value)
+        return families.values()
+
+    def _processes(self, fleet: Fleet) -> Iterable[_Sample]:
+        for runner in fleet.runners.values():
+            labels = _app(fleet), runner.row.id
+            if stats := self._stats(runner.row.process):
+                yield "fal_app_runner_cpu_usage_percent", labels, stats["cpu_percent"]
+                yield "fal_app_runner_memory_usage_bytes", labels, stats["memory_bytes"]
+
+
+def _load(fleet: Fleet) -> Iterable[_Sample]:
+    app, picture = _app(fleet), fleet.picture()
+    yield "fal_app_queue_size", (app,), picture["queued"]
+    yield "fal_app_concurrent_requests", (app,), picture["in_flight"]
+    kinds = Counter((runner.state, runner.row.machine_type) for runner in fleet.runners.values())
+    for kind, number in kinds.items():
+        yield "fal_app_runners", (app, *kind), number
+
+
+def _app(fleet: Fleet) -> str:
+    return f"{fleet.owner}/{fleet.name}"

@@ -1,0 +1,35 @@
+"""How a process becomes a runner; importing this imports all that a runner needs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import traceback
+
+from fal_notebook.runner import program
+from fal_notebook.runner.spec import RunnerSpec
+
+
+def become(spec: RunnerSpec, kept: bool = True) -> None:
+    """Turn this process into a runner in a session of its own; never returns.
+
+    Without a keeper it ends its process group itself, when it comes to its end in peace.
+    """
+    status = 0
+    try:
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.unfreeze()
+        program.run(spec)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        program.flush()
+        if not kept:
+            os.killpg(0, signal.SIGKILL)
+        os._exit(status)
