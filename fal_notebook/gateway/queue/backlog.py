@@ -100,7 +100,7 @@ class Line:
 
     def up_to(self, at: float) -> int:
         """Return how many numbers are times up to `at` (unix seconds)."""
-        return bisect_right(self._numbers, int(at * 1e6), lo=self._start) - self._start
+        return bisect_right(self._numbers, round(at * 1e6), lo=self._start) - self._start
 
     def after(self, at: float) -> float | None:
         """Return the first time after `at` (unix seconds), None when there is none."""

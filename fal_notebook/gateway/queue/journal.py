@@ -6,6 +6,7 @@ A change is a function of the connection. It is on disk when `write` returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from fal_notebook.exceptions import StoreError
+from fal_notebook.exceptions import DiskFullError, StoreError
 from fal_notebook.gateway.database import connect, io_errors
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Journal:
         self._reader.execute("PRAGMA query_only = ON")
         self._loop = asyncio.get_running_loop()
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._commit_all, name="fal-queue", daemon=True)
         self._thread.start()
 
@@ -63,6 +65,8 @@ class Journal:
         DiskFullError
             When there is no room for it.
         """
+        if self._closed:
+            raise StoreError("the gateway's queue is closed: the gateway ends")
         done: asyncio.Future[Any] = self._loop.create_future()
         self._changes.put(_Change(change, done))
         return cast(T, await done)
@@ -74,6 +78,9 @@ class Journal:
 
     def close(self) -> None:
         """Write what was asked for before, then close the file."""
+        if self._closed:
+            return
+        self._closed = True
         self._changes.put(None)
         self._thread.join()
         self._writer.close()
@@ -102,19 +109,21 @@ class Journal:
                 self._writer.execute("COMMIT")
         except StoreError as error:
             if self._writer.in_transaction:  # SQLite itself rolls back when the disk is full
-                self._writer.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
             for change in batch:
                 change.error = error
 
     def _apply(self, change: _Change) -> None:
         self._writer.execute("SAVEPOINT change")
         try:
-            change.value = change.apply(self._writer)
-        except sqlite3.OperationalError:
+            with io_errors():
+                change.value = change.apply(self._writer)
+        except DiskFullError:
             raise
         except Exception as error:
-            self._writer.execute("ROLLBACK TO change")
             change.error = error
+            self._writer.execute("ROLLBACK TO change")
         self._writer.execute("RELEASE change")
 
 

@@ -1,7 +1,7 @@
 """Whether a queued request that failed is tried again, and when: a pure function.
 
 The rules are those of fal's page on retries: 503, 504, a crash and request_timeout are tried
-again, other answers are not, and headers of the app and of the caller have the last word.
+again, other answers are not; the app's header and then the caller's have the last word.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ LONGEST_DELAY = 10.0
 
 SERVER_ERROR, TIMEOUT, CONNECTION_ERROR = "server_error", "timeout", "connection_error"
 
-_BY_STATUS = {503: SERVER_ERROR, 504: TIMEOUT}
+# In fal's table a lost runner stands under both: whoever names one of them means it.
+_LOST = (SERVER_ERROR, CONNECTION_ERROR)
+_BY_STATUS = {503: (SERVER_ERROR,), 504: (SERVER_ERROR,)}
 _BY_ERROR = {
-    "request_timeout": TIMEOUT,
-    "runner_disconnected": CONNECTION_ERROR,
-    "runner_connection_refused": CONNECTION_ERROR,
-    "runner_connection_error": CONNECTION_ERROR,
-    "runner_connection_timeout": CONNECTION_ERROR,
-    "runner_incomplete_response": CONNECTION_ERROR,
+    "request_timeout": (TIMEOUT,),
+    "runner_disconnected": _LOST,
+    "runner_incomplete_response": _LOST,
+    "runner_connection_refused": (CONNECTION_ERROR,),
+    "runner_connection_error": (CONNECTION_ERROR,),
+    "runner_connection_timeout": (CONNECTION_ERROR,),
 }
 
 
@@ -63,9 +65,9 @@ def decide(policy: Policy, failure: Failure, attempt: int) -> float | None:
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** (attempt - 1))
 
 
-def condition(failure: Failure) -> str | None:
-    """Return which of fal's retry conditions a failure is, None when it is none."""
-    return _BY_ERROR.get(failure.error_type) or _BY_STATUS.get(failure.status)
+def conditions(failure: Failure) -> tuple[str, ...]:
+    """Return which of fal's retry conditions a failure is, none when it is not tried again."""
+    return _BY_ERROR.get(failure.error_type) or _BY_STATUS.get(failure.status, ())
 
 
 def _wanted(policy: Policy, failure: Failure, attempt: int) -> bool:
@@ -75,7 +77,7 @@ def _wanted(policy: Policy, failure: Failure, attempt: int) -> bool:
         return False
     if failure.needs_retry is not None and (failure.status >= 500 or failure.status == 429):
         return failure.needs_retry
-    found = condition(failure)
-    if found is None or found in policy.skip:
+    found = conditions(failure)
+    if not found or any(name in policy.skip for name in found):
         return False
-    return policy.retries is None or attempt <= policy.retries.get(found, ATTEMPTS)
+    return attempt <= min((policy.retries or {}).get(name, ATTEMPTS) for name in found)
