@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fal_notebook.gateway.queue import backlog
-from fal_notebook.gateway.queue.backlog import Backlog, Line
+from fal_notebook.gateway.queue.backlog import Backlog
 
 FIRST = 1_770_000_000_000_000
 

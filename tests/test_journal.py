@@ -1,4 +1,4 @@
-"""Group commit: what was written is on disk, what failed left nothing, and nobody waits for ever."""
+"""Group commit: what was written is on disk, what failed left nothing, nobody waits for ever."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO
 
 from fal_notebook.gateway.database import io_errors
 
@@ -24,7 +25,9 @@ class Spool:
         self._path = path
         self._pending: list[bytes] = []
         self._size = 0
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
+        self._lock = threading.Lock()  # a thread may still write what is discarded
+        self._discarded = False
 
     async def write(self, piece: bytes) -> None:
         """Take a piece.
@@ -43,33 +46,42 @@ class Spool:
         if self._file is None:
             return b"".join(self._pending)
         await self._flush()
-        await asyncio.to_thread(self._sync, self._file)
-        self._file = None
+        with io_errors():
+            await asyncio.to_thread(self._sync, self._file)
         return None
 
     def discard(self) -> None:
-        """Remove what was written."""
-        if self._file is not None:
-            self._file.close()
-        with contextlib.suppress(OSError):
+        """Remove what was written, and write no more."""
+        with self._lock, contextlib.suppress(OSError):
+            self._discarded = True
+            if self._file is not None:
+                self._file.close()
             self._path.unlink()
 
     async def _flush(self) -> None:
         data, self._pending, self._size = b"".join(self._pending), [], 0
         with io_errors():
-            await asyncio.to_thread(self._append, data)
+            await asyncio.to_thread(self._append, memoryview(data))
 
-    def _append(self, data: bytes) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(exist_ok=True, mode=0o700)
-            self._file = self._path.open("wb")
-        self._file.write(data)
+    def _append(self, data: memoryview) -> None:
+        with self._lock:
+            if self._discarded:
+                return
+            if self._file is None:
+                self._path.parent.mkdir(exist_ok=True, mode=0o700)
+                self._file = io.FileIO(self._path, "w")
+            while data:
+                data = data[self._file.write(data) :]
 
-    def _sync(self, file: BinaryIO) -> None:
-        with io_errors():
-            file.flush()
+    def _sync(self, file: io.FileIO) -> None:
+        """Put the file on disk, and its name, which stands in the folder."""
+        with file:
             os.fsync(file.fileno())
-            file.close()
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 async def pieces(content: bytes | None, path: Path) -> AsyncIterator[bytes]:
@@ -86,4 +98,7 @@ async def pieces(content: bytes | None, path: Path) -> AsyncIterator[bytes]:
 
 def size(content: bytes | None, path: Path) -> int:
     """Return the length of a body in bytes."""
-    return path.stat().st_size if content is None else len(content)
+    if content is not None:
+        return len(content)
+    with io_errors():
+        return path.stat().st_size

@@ -67,7 +67,7 @@ def decide(policy: Policy, failure: Failure, attempt: int) -> float | None:
 
 def conditions(failure: Failure) -> tuple[str, ...]:
     """Return which of fal's retry conditions a failure is, none when it is not tried again."""
-    return _BY_ERROR.get(failure.error_type) or _BY_STATUS.get(failure.status, ())
+    return _BY_ERROR.get(failure.error_type, _BY_STATUS.get(failure.status, ()))
 
 
 def _wanted(policy: Policy, failure: Failure, attempt: int) -> bool:
