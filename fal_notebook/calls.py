@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,31 @@ async def call(client: Client, owner: str, name: str, body: bytes) -> Any:
     GatewayError
         When the app did not answer.
     """
-    received = _frames(client, owner, name, body)
+    return await _value(name, _frames(client, owner, name, body))
+
+
+async def answer(name: str, content_type: str, content: bytes) -> Any:
+    """Return what a queued request was answered, as `call` does.
+
+    Of one that was submitted over HTTP: its JSON as data, other text as str, all else as bytes.
+    """
+    if content_type == frames.CONTENT_TYPE:
+        return await _value(name, _stored(content))
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return json.loads(content)
+    return content.decode(errors="replace") if kind.startswith("text/") else content
+
+
+async def _stored(content: bytes) -> AsyncGenerator[tuple[Any, ...], None]:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield content
+
+    async for frame in frames.read(pieces()):
+        yield frame
+
+
+async def _value(name: str, received: AsyncGenerator[tuple[Any, ...], None]) -> Any:
     try:
         kind, *content = await received.__anext__()
     except StopAsyncIteration:

@@ -22,6 +22,10 @@ _ERRORS = {
 }
 
 
+class NotSentError(exceptions.GatewayUnavailableError):
+    """The gateway took nothing of the request: sending it again does no harm."""
+
+
 class Client:
     """Talks to the user's gateway, started on demand, or to the one that started this runner.
 
@@ -170,6 +174,56 @@ class Client:
                 _raise(response)
             yield response
 
+    # --- the queue ---------------------------------------------------------------------------
+    async def submit(
+        self,
+        owner: str,
+        name: str,
+        content: bytes,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Put a request into the queue; it is on disk when this returns.
+
+        Raises
+        ------
+        NotSentError
+            When no gateway took it. Another GatewayUnavailableError leaves open whether one did.
+        """
+        sent: dict[str, Any] = {"content": content, "headers": headers, "params": query}
+        return (await self._queued("POST", f"/queue/{owner}/{name}", **sent)).json()
+
+    async def request_status(self, owner: str, name: str, request_id: str) -> dict[str, Any]:
+        """Return the status of a queued request, without its log lines."""
+        path = f"/queue/{owner}/{name}/requests/{request_id}/status"
+        return (await self._queued("GET", path)).json()
+
+    async def request_events(
+        self, owner: str, name: str, request_id: str, logs: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the status of a queued request whenever it changes, until it is completed."""
+        path = f"/queue/{owner}/{name}/requests/{request_id}/status/stream"
+        async for status in self._events(path, {"logs": int(logs)}):
+            yield status
+
+    async def result(self, owner: str, name: str, request_id: str) -> tuple[str, bytes]:
+        """Return content type and body of the answer that a completed request got."""
+        path = f"/queue/{owner}/{name}/requests/{request_id}"
+        response = await self._queued("GET", path)
+        return response.headers.get("content-type", ""), response.content
+
+    async def cancel_request(self, owner: str, name: str, request_id: str) -> bool:
+        """Cancel a queued request; False when it is completed already."""
+        path = f"/queue/{owner}/{name}/requests/{request_id}/cancel"
+        return (await self._queued("PUT", path)).status_code == 202
+
+    async def _queued(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Ask the queue; that a cancel comes too late is no error."""
+        async with self._stream(method, path, **request) as response:
+            await response.aread()
+            _raise_for_queue(response, path)
+            return response
+
     # --- transport ---------------------------------------------------------------------------
     async def _json(self, method: str, path: str, **request: Any) -> Any:
         async with self._stream(method, path, **request) as response:
@@ -182,6 +236,7 @@ class Client:
         async with self._stream("GET", path, params=query) as response:
             if response.is_error:
                 await response.aread()
+                _raise_if_stopping(response)
                 _raise(response)
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
@@ -267,8 +322,9 @@ def _of_others(record: logging.LogRecord) -> bool:
 def _gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailableError:
     """Return what is said of a gateway that could not be reached, or that ended meanwhile."""
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-        message = f"the gateway cannot be reached: {str(error) or type(error).__name__}"
-    elif answered:
+        reason = str(error) or type(error).__name__
+        return NotSentError(f"the gateway cannot be reached: {reason}")
+    if answered:
         message = (
             "the gateway went away in the middle of its answer; ask again, it starts by itself"
         )
@@ -278,6 +334,22 @@ def _gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailab
             "was not sent again; repeat it if that does no harm, the gateway starts by itself"
         )
     return exceptions.GatewayUnavailableError(message)
+
+
+def _raise_for_queue(response: httpx.Response, path: str) -> None:
+    if not response.is_error or (path.endswith("/cancel") and response.status_code == 400):
+        return
+    _raise_if_stopping(response)
+    if response.status_code == 499:
+        request_id = response.headers.get("x-fal-request-id")
+        raise exceptions.RequestCancelledError(f"the request {request_id} was cancelled")
+    _raise(response)
+
+
+def _raise_if_stopping(response: httpx.Response) -> None:
+    """Tell the refusal of a gateway that is about to end from the 503 of an app."""
+    if response.status_code == 503 and "x-fal-request-id" not in response.headers:
+        raise NotSentError("the gateway is stopping")
 
 
 def _raise(response: httpx.Response) -> None:

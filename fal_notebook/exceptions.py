@@ -20,6 +20,7 @@
     │   │   └── PayloadMissingError
     │   ├── UnauthorizedError
     │   ├── ConflictError       the app belongs to another notebook
+    │   ├── RequestCancelledError   a queued request was cancelled
     │   └── StoreError          the gateway cannot read or write its state
     │       └── DiskFullError
     ├── WebhookUrlError         a webhook's URL is malformed or points to where it may not
@@ -118,6 +119,10 @@ class UnauthorizedError(GatewayError):
 
 class ConflictError(GatewayError):
     """The app is owned by another notebook; the message says how to take it over."""
+
+
+class RequestCancelledError(GatewayError):
+    """A queued request was cancelled; it has no result."""
 
 
 class StoreError(GatewayError):

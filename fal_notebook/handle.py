@@ -7,13 +7,15 @@ import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import FalNotebookError, NotFoundError
+from fal_notebook.submitted import Submitted
+from fal_notebook.submitting import QueueOptions, Submitter
 
 T = TypeVar("T")
 
@@ -81,6 +83,41 @@ class Handle:
         except Exception as error:
             raise sync.for_the_caller(error)  # noqa: B904  it is the same error
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Submitted:
+        """Put a call into the queue, durably, and return the request; its `result` waits."""
+        __tracebackhide__ = True
+        return self.with_options().submit(*args, **kwargs)
+
+    async def asubmit(self, /, *args: Any, **kwargs: Any) -> Submitted:
+        """Put a call into the queue without blocking."""
+        return await self.with_options().asubmit(*args, **kwargs)
+
+    def map(self, *iterables: Any, **limits: Any) -> Iterator[Any]:
+        """Yield the results of queued calls, one per item of one or more iterables, in order.
+
+        The iterables are read as results are taken, at most `max_in_flight` (32) items ahead. An
+        exception is raised at its place, or yielded with ``return_exceptions=True``. Closing the
+        iterator cancels what is under way.
+        """
+        return self.with_options().map(*iterables, **limits)
+
+    def amap(self, *iterables: Any, **limits: Any) -> AsyncIterator[Any]:
+        """Yield as `map` does, for ``async for``; the iterables may be async."""
+        return self.with_options().amap(*iterables, **limits)
+
+    def with_options(self, **options: Any) -> Submitter:
+        """Return what submits and maps with options of the queue.
+
+        They are `priority` ("normal" or "low"), `start_timeout` in seconds, `webhook_url`,
+        `max_queue_length` and `no_retry`: see `QueueOptions`.
+        """
+        queue_options = QueueOptions(**options)
+        return Submitter(shared_client, self._ready, self.owner, self.name, queue_options)
+
+    def request(self, request_id: str) -> Submitted:
+        """Return a request that was submitted before, by this kernel or another program."""
+        return Submitted(shared_client, self.owner, self.name, request_id)
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function here, as the cell defined it, after its setup_function.

@@ -1,0 +1,206 @@
+"""One request in the queue, seen from the notebook: its status, logs and result, and its cancel.
+
+It outlasts the kernel and the gateway: both may be restarted while it waits or runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fal_notebook import calls, sync
+from fal_notebook.client import Client
+from fal_notebook.exceptions import GatewayUnavailableError, NotFoundError
+from fal_notebook.patience import Patience, again
+
+T = TypeVar("T")
+
+COMPLETED = "COMPLETED"
+
+
+@dataclass(frozen=True)
+class RequestStatus:
+    """How far a request is.
+
+    Attributes
+    ----------
+    state : str
+        ``IN_QUEUE``, ``IN_PROGRESS`` or ``COMPLETED``, whether it went well or not.
+    queue_position : int or None
+        How many stand before it while it is in the queue.
+    metrics : dict
+        Of a completed one: ``inference_time`` in seconds.
+    error, error_type : str
+        Why a completed one was not answered by the function; "" when it was.
+    logs : tuple of dict
+        In iteration, the lines that are new: message, level, source, timestamp.
+    """
+
+    state: str
+    queue_position: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    error_type: str = ""
+    logs: tuple[dict[str, Any], ...] = ()
+
+
+class Submitted:
+    """A request that the queue has accepted; ``handle.request(request_id)`` gives it again.
+
+    Parameters
+    ----------
+    client : callable
+        Gives the client of this process.
+    owner, name : str
+        The app.
+    request_id : str
+        The request.
+    """
+
+    def __init__(
+        self, client: Callable[[], Client], owner: str, name: str, request_id: str
+    ) -> None:
+        self.request_id = request_id
+        self._client = client
+        self._name = name
+        self._at = owner, name, request_id
+
+    def status(self) -> RequestStatus:
+        """Return how far the request is."""
+        return sync.wait(self._status())
+
+    def logs(self, tail: int = 200) -> list[dict[str, Any]]:
+        """Return the last lines that it wrote, as ``handle.logs()`` does."""
+        return sync.wait(self._logs(tail))
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the request and return what a call returns, or raise what a call raises.
+
+        Raises
+        ------
+        TimeoutError
+            When it is not completed after `timeout` seconds; it goes on.
+        RequestCancelledError
+            When it was cancelled.
+        """
+        __tracebackhide__ = True
+        try:
+            result = sync.wait(self.outcome(timeout))
+        except KeyboardInterrupt as error:
+            error.args = (f"{self._goes_on()}; its .cancel() ends it",)
+            raise
+        return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
+
+    async def aio(self, timeout: float | None = None) -> Any:
+        """Wait as `result` does, without blocking: ``await submitted.aio()``."""
+        __tracebackhide__ = True
+        try:
+            result = await asyncio.wrap_future(sync.submit(self.outcome(timeout)))
+        except Exception as error:
+            raise sync.for_the_caller(error)  # noqa: B904  it is the same error
+        return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
+
+    def cancel(self) -> bool:
+        """Cancel the request; False when it is completed already.
+
+        One that waits never runs. One at work is told: an async function is cancelled, another
+        one finishes and its result stands.
+        """
+        return sync.wait(self.withdraw())
+
+    def __iter__(self) -> Iterator[RequestStatus]:
+        """Yield the status whenever it changes, with new log lines, until it is completed."""
+        return sync.iterate(self._events(logs=True))
+
+    def __aiter__(self) -> AsyncIterator[RequestStatus]:
+        """Yield as in iteration, without blocking."""
+        return sync.aiterate(self._events(logs=True))
+
+    def __repr__(self) -> str:
+        owner, name, request_id = self._at
+        return f"<request {request_id} of {owner}/{name}>"
+
+    # --- on the background loop --------------------------------------------------------------
+    async def outcome(self, timeout: float | None = None) -> Any:
+        """Return the value, or a `calls.Stream` of a generator's values."""
+        try:
+            await asyncio.wait_for(self._completed(), timeout)
+        except asyncio.TimeoutError:
+            state = (await self._status()).state
+            if state != COMPLETED:
+                raise TimeoutError(
+                    f"{self._goes_on()}, it is {state} after {timeout:g} s"
+                ) from None
+        content_type, content = await self._ask(lambda: self._client().result(*self._at))
+        return await calls.answer(self._name, content_type, content)
+
+    async def withdraw(self) -> bool:
+        """Cancel the request; a second time does no harm."""
+        return await self._ask(lambda: self._client().cancel_request(*self._at))
+
+    async def _status(self) -> RequestStatus:
+        return _status(await self._ask(lambda: self._client().request_status(*self._at)))
+
+    async def _logs(self, tail: int) -> list[dict[str, Any]]:
+        owner, name, request_id = self._at
+        ask = self._client().logs
+        return await self._ask(lambda: ask(owner, name, request=request_id, tail=tail))
+
+    async def _completed(self) -> None:
+        async for _ in self._events(logs=False):
+            pass
+
+    async def _events(self, logs: bool) -> AsyncGenerator[RequestStatus, None]:
+        """Yield statuses until the last one; a stream that ends before is asked for again."""
+        patience, last = Patience(), None
+        lines: list[dict[str, Any]] = []
+        while True:
+            try:
+                async for told in self._client().request_events(*self._at, logs=logs):
+                    patience.found()
+                    new, lines = _after(lines, told.get("logs") or []), told.get("logs") or lines
+                    status = _status(told, new)
+                    if status != last or new:
+                        yield status
+                    if status.state == COMPLETED:
+                        return
+                    last = _status(told)
+                raise GatewayUnavailableError("the gateway ended while it told of a request")
+            except GatewayUnavailableError as error:
+                await patience.lost(error)
+            except NotFoundError as error:
+                raise self._unknown(error) from None
+
+    async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await again(ask)
+        except NotFoundError as error:
+            raise self._unknown(error) from None
+
+    def _unknown(self, error: NotFoundError) -> NotFoundError:
+        owner, name, request_id = self._at
+        return NotFoundError(f"{error}: {request_id} of {owner}/{name} is not there any more")
+
+    def _goes_on(self) -> str:
+        return f"the request {self.request_id} of {self._name} goes on"
+
+
+def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> RequestStatus:
+    return RequestStatus(
+        state=told["status"],
+        queue_position=told.get("queue_position"),
+        metrics=told.get("metrics") or {},
+        error=told.get("error") or "",
+        error_type=told.get("error_type") or "",
+        logs=tuple(logs or ()),
+    )
+
+
+def _after(before: list[Any], now: list[Any]) -> list[Any]:
+    """Return what is new; of very many lines the gateway tells the last ones only."""
+    for kept in range(min(len(before), len(now)), 0, -1):
+        if before[len(before) - kept :] == now[:kept]:
+            return now[kept:]
+    return now

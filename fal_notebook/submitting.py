@@ -1,0 +1,264 @@
+"""Calls through the queue: what a submit carries beside the arguments, and `map` over many."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fal_notebook import calls, sync
+from fal_notebook.client import Client, NotSentError
+from fal_notebook.exceptions import GatewayError, OptionError
+from fal_notebook.patience import again
+from fal_notebook.runner import frames
+from fal_notebook.submitted import Submitted
+
+T = TypeVar("T")
+
+IN_FLIGHT = 32
+# A closed `map` waits so long until what it leaves is cancelled (seconds).
+CANCEL_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """What a request asks of the queue; the names are those of fal's clients.
+
+    Parameters
+    ----------
+    priority : str
+        ``normal``, or ``low``: runs only when no normal one waits.
+    start_timeout : float, optional
+        Seconds, above 1, within which it must have begun.
+    webhook_url : str, optional
+        Where the result is sent.
+    max_queue_length : int, optional
+        It is refused when so many wait already.
+    no_retry : bool
+        It is not tried again when its runner fails.
+    """
+
+    priority: str = "normal"
+    start_timeout: float | None = None
+    webhook_url: str | None = None
+    max_queue_length: int | None = None
+    no_retry: bool = False
+
+    def __post_init__(self) -> None:
+        if self.priority not in ("normal", "low"):
+            raise OptionError(f"priority={self.priority!r} is not allowed: normal or low")
+        if self.start_timeout is not None and not self.start_timeout > 1:
+            raise OptionError(f"start_timeout={self.start_timeout!r} is not allowed: above 1 s")
+        if self.max_queue_length is not None and self.max_queue_length < 0:
+            raise OptionError(
+                f"max_queue_length={self.max_queue_length!r} is not allowed: 0 or more"
+            )
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that say so."""
+        said = {"x-fal-queue-priority": self.priority}
+        if self.start_timeout is not None:
+            said["x-fal-request-timeout"] = str(self.start_timeout)
+        if self.no_retry:
+            said["x-fal-no-retry"] = "1"
+        return said
+
+    def query(self) -> dict[str, str]:
+        """Return the parameters that say so."""
+        said = {"fal_webhook": self.webhook_url, "fal_max_queue_length": self.max_queue_length}
+        return {name: str(value) for name, value in said.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Calls an app through the queue, which ``handle.with_options(…)`` gives.
+
+    Parameters
+    ----------
+    client : callable
+        Gives the client of this process.
+    ready : callable
+        Waits until the app is deployed.
+    """
+
+    client: Callable[[], Client]
+    ready: Callable[[], Awaitable[None]]
+    owner: str
+    name: str
+    options: QueueOptions = QueueOptions()
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Submitted:
+        """Put a call into the queue; it is on disk when this returns."""
+        __tracebackhide__ = True
+        return sync.wait(self._submit(calls.dump(self.name, args, kwargs)))
+
+    async def asubmit(self, /, *args: Any, **kwargs: Any) -> Submitted:
+        """Put a call into the queue without blocking."""
+        return await _there(self._submit(calls.dump(self.name, args, kwargs)))
+
+    def map(
+        self, *iterables: Any, max_in_flight: int = IN_FLIGHT, return_exceptions: bool = False
+    ) -> Iterator[Any]:
+        """Yield the results of calls with the items of one or more iterables, in their order."""
+        window = self._window(iterables, max_in_flight, return_exceptions)
+        return _results(window, zip(*iterables))  # noqa: B905  the shortest ends it, as in map
+
+    def amap(
+        self, *iterables: Any, max_in_flight: int = IN_FLIGHT, return_exceptions: bool = False
+    ) -> AsyncIterator[Any]:
+        """Yield as `map` does, without blocking; the iterables may be async."""
+        window = self._window(iterables, max_in_flight, return_exceptions)
+        return _aresults(window, _rows(iterables))
+
+    def _window(self, iterables: tuple[Any, ...], most: int, keep: bool) -> Window:
+        if not iterables:
+            raise TypeError("map needs at least one iterable")
+        if most < 1:
+            raise ValueError(f"max_in_flight={most} is not allowed: 1 or more")
+        return Window(self, most, keep)
+
+    # --- on the background loop --------------------------------------------------------------
+    async def call(self, body: bytes) -> Any:
+        """Submit a call and wait for its outcome; cancelled, it takes its request along."""
+        submitted = await self._submit(body)
+        try:
+            return await submitted.outcome()
+        except asyncio.CancelledError:
+            await _withdraw(submitted)
+            raise
+
+    async def _submit(self, body: bytes) -> Submitted:
+        """Submit a call; nobody would know of the request of one that is interrupted."""
+        await self.ready()
+        asked = asyncio.ensure_future(self._accepted(body))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            with suppress(GatewayError):
+                await _withdraw(await asked)
+            raise
+
+    async def _accepted(self, body: bytes) -> Submitted:
+        headers = {"content-type": frames.CONTENT_TYPE, **self.options.headers()}
+        query = self.options.query()
+        told = await again(
+            lambda: self.client().submit(self.owner, self.name, body, headers, query),
+            after=NotSentError,  # what may have been accepted must not be submitted twice
+        )
+        return Submitted(self.client, self.owner, self.name, told["request_id"])
+
+
+async def _withdraw(submitted: Submitted) -> None:
+    with suppress(GatewayError):
+        await submitted.withdraw()
+
+
+class Window:
+    """The calls of a `map` that are under way, in order; its methods run on the background loop."""
+
+    def __init__(self, submitter: Submitter, most: int, keep: bool) -> None:
+        self._submitter = submitter
+        self._most = most
+        self._keep = keep
+        self._tasks: deque[asyncio.Task[Any]] = deque()
+        self.name = submitter.name
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    @property
+    def full(self) -> bool:
+        """Whether a result is to be taken before the next call."""
+        return len(self._tasks) >= self._most
+
+    async def add(self, body: bytes) -> None:
+        """Begin a call."""
+        self._tasks.append(asyncio.ensure_future(self._submitter.call(body)))
+
+    async def take(self) -> Any:
+        """Return the first outcome; an exception too, if they are kept."""
+        try:
+            value = await self._tasks[0]
+        except Exception as error:
+            if not self._keep:
+                raise
+            value = error
+        self._tasks.popleft()
+        return value
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _results(window: Window, rows: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
+    __tracebackhide__ = True
+    try:
+        for row in rows:
+            sync.wait(window.add(calls.dump(window.name, row, {})))
+            if window.full:
+                yield _shown(sync.wait(window.take()))
+        while window:
+            yield _shown(sync.wait(window.take()))
+    finally:
+        closing = sync.submit(window.close())
+        if threading.current_thread().name != sync.THREAD:  # there, it may only be collected
+            with suppress(FutureTimeoutError):
+                closing.result(CANCEL_TIMEOUT)
+
+
+async def _aresults(window: Window, rows: AsyncIterator[tuple[Any, ...]]) -> AsyncIterator[Any]:
+    try:
+        async for row in rows:
+            await _there(window.add(calls.dump(window.name, row, {})))
+            if window.full:
+                yield _ashown(await _there(window.take()))
+        while window:
+            yield _ashown(await _there(window.take()))
+    finally:
+        sync.submit(window.close())
+
+
+async def _rows(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
+    """Yield the items side by side until the shortest iterable ends."""
+    sources = [_items(iterable) for iterable in iterables]
+    while True:
+        row = []
+        for source in sources:
+            try:
+                row.append(await source.__anext__())
+            except StopAsyncIteration:
+                return
+        yield tuple(row)
+
+
+async def _items(iterable: Any) -> AsyncIterator[Any]:
+    if isinstance(iterable, AsyncIterable):
+        async for item in iterable:
+            yield item
+    else:
+        for item in iterable:
+            yield item
+
+
+def _shown(value: Any) -> Any:
+    return sync.iterate(value.values) if isinstance(value, calls.Stream) else value
+
+
+def _ashown(value: Any) -> Any:
+    return sync.aiterate(value.values) if isinstance(value, calls.Stream) else value
+
+
+async def _there(work: Coroutine[Any, Any, T]) -> T:
+    """Await something on the background loop."""
+    try:
+        return await asyncio.wrap_future(sync.submit(work))
+    except Exception as error:
+        raise sync.for_the_caller(error)  # noqa: B904  it is the same error

@@ -1,0 +1,366 @@
+"""The handle's side of the queue: submit, status, result, cancel, events, map, and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import deployed
+
+from fal_notebook import discovery, sync
+from fal_notebook.exceptions import (
+    GatewayError,
+    GatewayUnavailableError,
+    NotFoundError,
+    OptionError,
+    RemoteError,
+    RequestCancelledError,
+    UnpicklableError,
+)
+from fal_notebook.handle import Handle, shared_client
+from fal_notebook.submitted import _after
+
+SLOW = """
+import asyncio
+async def slow(seconds, value=None):
+    await asyncio.sleep(seconds)
+    return value
+"""
+DOUBLE = "def double(x):\n    return 2 * x"
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C while the body waits."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+
+
+@pytest.fixture
+def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder whose gateway may be killed: the others' one is left alone."""
+    state = tmp_path / "own-state"
+    state.mkdir(mode=0o700)
+    sync.wait(shared_client().close())
+    with monkeypatch.context() as patch:
+        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
+        yield state
+        sync.wait(shared_client().stop_gateway())
+        discovery.wait_until_gone(state)
+    sync.wait(shared_client().close())
+
+
+def kill(state: Path) -> None:
+    info = discovery.published(state)
+    assert info is not None
+    os.kill(info.pid, signal.SIGKILL)
+
+
+# --- submit, status, result ------------------------------------------------------------------
+def test_a_submitted_call_gives_the_value_that_a_call_gives(gateway) -> None:
+    source = "def f(a, /, b, *more, self=0, **named): return a, b, more, self, named"
+    with deployed(source) as handle:
+        submitted = handle.submit(1, 2, 3, self=4, request_id=5)
+        assert submitted.result() == (1, 2, (3,), 4, {"request_id": 5})
+        status = submitted.status()
+        assert (status.state, status.error, status.queue_position) == ("COMPLETED", "", None)
+        assert status.metrics["inference_time"] > 0
+        assert submitted.result() == submitted.result(timeout=0)
+        assert submitted.request_id in repr(submitted)
+
+
+def test_what_the_function_raised_is_raised_by_result(gateway) -> None:
+    with deployed("def f(): return {}['missing']") as handle:
+        submitted = handle.submit()
+        with pytest.raises(KeyError, match="missing") as caught:
+            submitted.result()
+        assert isinstance(caught.value.__cause__, RemoteError)
+        with pytest.raises(KeyError, match="missing"):
+            asyncio.run(submitted.aio())
+
+
+def test_a_submitted_generator_gives_its_values_then_its_error(gateway) -> None:
+    with deployed("def f():\n    yield 1\n    yield 2\n    raise KeyError('lost')") as handle:
+        values = handle.submit().result()
+        assert (next(values), next(values)) == (1, 2)
+        with pytest.raises(KeyError, match="lost"):
+            next(values)
+
+
+def test_the_request_is_found_again_by_its_id(gateway) -> None:
+    with deployed(DOUBLE) as handle:
+        request_id = handle.submit(21).request_id
+        assert Handle(handle.owner, handle.name).request(request_id).result() == 42
+        assert pickle.loads(pickle.dumps(handle.request(request_id))).result() == 42
+
+
+def test_megabytes_travel_through_the_queue(gateway) -> None:
+    with deployed(DOUBLE) as handle:
+        assert handle.submit(b"x" * 3_000_000).result() == b"x" * 6_000_000
+
+
+def test_an_unknown_request_is_one_sentence_naming_it(gateway) -> None:
+    with deployed(DOUBLE) as handle:
+        nobody = handle.request("00ff")
+        for ask in (nobody.status, nobody.result, nobody.cancel, lambda: list(nobody)):
+            with pytest.raises(NotFoundError, match=r"00ff of tester/double"):
+                ask()
+
+
+def test_an_argument_that_cannot_travel_is_refused_at_submit(gateway) -> None:
+    with deployed(DOUBLE) as handle:
+        with pytest.raises(UnpicklableError, match="an argument of double cannot be pickled"):
+            handle.submit(threading.Lock())
+        with pytest.raises(NotFoundError, match="no such app"):
+            Handle("tester", "nobody").submit(1)
+
+
+def test_a_timeout_leaves_the_request_running(gateway) -> None:
+    with deployed(SLOW) as handle:
+        submitted = handle.submit(0.8, "done")
+        with pytest.raises(TimeoutError, match=rf"{submitted.request_id} of slow goes on, it is I"):
+            submitted.result(timeout=0.2)
+        assert submitted.result(timeout=20) == "done"
+
+
+def test_an_interrupted_result_leaves_the_request_running_and_says_so(gateway) -> None:
+    with deployed(SLOW) as handle:
+        submitted = handle.submit(1, "done")
+        with interrupted_after(0.3), pytest.raises(KeyboardInterrupt, match=r"goes on; its \.canc"):
+            submitted.result()
+        assert submitted.result() == "done"
+
+
+def test_a_submit_waits_for_the_deploy_of_its_cell(shell) -> None:
+    shell.run("import time\ndef load(): time.sleep(0.5)")
+    shell.run("%%fal_function setup_function=load\ndef f(): return 5")
+    assert shell["f"].submit().result() == 5
+
+
+def test_a_json_answer_is_given_as_data(gateway) -> None:
+    with deployed("def f(x: int) -> dict: return {'x': x}", serve=True) as handle:
+        found = sync.wait(
+            shared_client().submit(
+                handle.owner, handle.name, b'{"x": 3}', {"content-type": "application/json"}, {}
+            )
+        )
+        assert handle.request(found["request_id"]).result() == {"x": 3}
+
+
+# --- cancel ----------------------------------------------------------------------------------
+def test_a_request_that_waits_is_cancelled_at_once(gateway) -> None:
+    with deployed(SLOW, max_concurrency=1) as handle:
+        first, second = handle.submit(1.5, "first"), handle.submit(60)
+        assert second.cancel()
+        with pytest.raises(RequestCancelledError, match=second.request_id):
+            second.result(timeout=5)
+        assert second.status().error_type == "client_cancelled"
+        assert first.result() == "first"
+        assert not first.cancel()
+
+
+# --- events and logs -------------------------------------------------------------------------
+def test_iteration_tells_states_and_each_log_line_once(gateway) -> None:
+    source = (
+        "import time\ndef f():\n    for i in range(3):\n"
+        "        print('line', i)\n        time.sleep(0.4)"
+    )
+    with deployed(source) as handle:
+        submitted = handle.submit()
+        events = list(submitted)
+        assert events[-1].state == "COMPLETED"
+        assert len({event.state for event in events}) >= 2
+        told = [line["message"] for event in events for line in event.logs]
+        assert told == ["line 0", "line 1", "line 2"]
+        assert [line["message"] for line in submitted.logs()] == told
+
+
+def test_async_iteration_and_aio_do_not_block(gateway) -> None:
+    async def follow() -> tuple[list[str], Any]:
+        submitted = await handle.asubmit(0.2, 7)
+        states = [event.state async for event in submitted]
+        return states, await submitted.aio()
+
+    with deployed(SLOW) as handle:
+        states, value = asyncio.run(follow())
+        assert (states[-1], value) == ("COMPLETED", 7)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        ([], [1, 2], [1, 2]),
+        ([1, 2], [1, 2], []),
+        ([1, 2], [1, 2, 3], [3]),
+        ([1, 2, 3], [2, 3, 4], [4]),
+        ([1, 1], [1, 1, 1], [1]),
+        ([1, 2], [7], [7]),
+    ],
+)
+def test_new_lines_are_those_after_what_was_told(before, now, new) -> None:
+    assert _after(before, now) == new
+
+
+# --- options ---------------------------------------------------------------------------------
+def test_options_of_the_queue_are_obeyed(gateway) -> None:
+    with deployed(SLOW, max_concurrency=1) as handle:
+        busy = handle.submit(2.0)
+        low = handle.with_options(priority="low").submit(0, "low")
+        normal = handle.submit(0, "normal")
+        assert low.status().queue_position == 1
+        late = handle.with_options(start_timeout=1.1, no_retry=True).submit(0)
+        with pytest.raises(GatewayError, match=r"429.* wait already"):
+            handle.with_options(max_queue_length=1).submit(0)
+        with pytest.raises(GatewayError, match=r"504.*x-fal-request-timeout"):
+            late.result()
+        assert late.status().error_type == "request_timeout"
+        assert (normal.result(), low.result(), busy.result()) == ("normal", "low", None)
+
+
+@pytest.mark.parametrize("wrong", [{"priority": "high"}, {"start_timeout": 1}])
+def test_a_wrong_option_of_the_queue_is_one_sentence(wrong) -> None:
+    (name,) = wrong
+    with pytest.raises(OptionError, match=f"{name}=.* is not allowed"):
+        Handle("tester", "f").with_options(**wrong)
+
+
+def test_an_unknown_option_of_the_queue_is_refused() -> None:
+    with pytest.raises(TypeError, match="prio"):
+        Handle("tester", "f").with_options(prio="low")
+
+
+# --- map -------------------------------------------------------------------------------------
+def test_map_keeps_the_order_and_takes_several_iterables(gateway) -> None:
+    source = "import time\ndef f(x, y=0):\n    time.sleep(0.05 * (x % 3))\n    return x, y"
+    with deployed(source, max_multiplexing=8) as handle:
+        assert list(handle.map(range(20))) == [(x, 0) for x in range(20)]
+        assert list(handle.map([1, 2, 3], "ab")) == [(1, "a"), (2, "b")]
+        assert list(handle.map([])) == []
+        with pytest.raises(TypeError, match="at least one iterable"):
+            handle.map()
+        with pytest.raises(ValueError, match="max_in_flight=0 is not allowed"):
+            handle.map([1], max_in_flight=0)
+
+
+def test_map_reads_an_endless_iterable_as_results_are_taken(gateway) -> None:
+    read = []
+
+    def numbers() -> Iterator[int]:
+        for number in itertools.count():
+            read.append(number)
+            yield number
+
+    with deployed(DOUBLE, max_multiplexing=8) as handle:
+        values = handle.map(numbers(), max_in_flight=4)
+        assert read == []
+        assert [next(values) for _ in range(10)] == list(range(0, 20, 2))
+        assert len(read) <= 14
+        values.close()
+
+
+def test_map_raises_at_its_place_and_cancels_the_rest(gateway, eventually) -> None:
+    source = (
+        "import time\ndef f(x):\n    if x == 1: raise KeyError(x)\n    time.sleep(x)\n    return x"
+    )
+    with deployed(source, max_concurrency=1, termination_grace_period_seconds=0) as handle:
+        values = handle.map([0, 1, 2, 60, 60, 60])
+        assert next(values) == 0
+        with pytest.raises(KeyError, match="1"):
+            next(values)
+        assert list(values) == []
+        assert eventually(lambda: handle.status()["queued"] == 0)
+
+
+def test_map_returns_exceptions_in_place_if_asked(gateway) -> None:
+    with deployed("def f(x): return 1 / x", max_multiplexing=8) as handle:
+        first, second, third = handle.map([1, 0, 2], return_exceptions=True)
+        assert (first, third) == (1, 0.5)
+        assert isinstance(second, ZeroDivisionError)
+
+
+def test_an_interrupted_map_cancels_what_is_under_way(gateway, eventually) -> None:
+    with deployed(SLOW, max_concurrency=1, termination_grace_period_seconds=0) as handle:
+        with interrupted_after(0.5), pytest.raises(KeyboardInterrupt):
+            list(handle.map([60, 60, 60]))
+        assert eventually(lambda: handle.status()["queued"] == 0)
+
+
+def test_amap_takes_async_iterables(gateway) -> None:
+    async def numbers() -> Any:
+        for number in range(5):
+            yield number
+
+    async def collect() -> list[Any]:
+        return [value async for value in handle.amap(numbers(), max_in_flight=2)]
+
+    with deployed(DOUBLE) as handle:
+        assert asyncio.run(collect()) == [0, 2, 4, 6, 8]
+
+
+# --- restarts --------------------------------------------------------------------------------
+def test_a_wait_outlasts_a_killed_gateway(own_gateway) -> None:
+    with deployed(SLOW) as handle:
+        submitted = handle.submit(1.5, "done")
+        threading.Timer(0.5, kill, (own_gateway,)).start()
+        assert submitted.result() == "done"
+        kill(own_gateway)
+        assert submitted.status().state == "COMPLETED"
+        kill(own_gateway)
+        assert submitted.result() == "done"
+        kill(own_gateway)
+        assert not submitted.cancel()
+
+
+def test_iteration_goes_on_after_a_killed_gateway(own_gateway) -> None:
+    with deployed(SLOW) as handle:
+        submitted = handle.submit(1.5)
+        states = []
+        for event in submitted:
+            if event.state == "IN_PROGRESS" and "IN_PROGRESS" not in states:
+                kill(own_gateway)
+            states.append(event.state)
+        assert states[-1] == "COMPLETED"
+
+
+def test_a_wait_outlasts_a_gateway_that_is_replaced(own_gateway) -> None:
+    with deployed(SLOW) as handle:
+        submitted = handle.submit(1.5, "done")
+        future = sync.submit(submitted.outcome())
+        time.sleep(0.3)
+        began = time.monotonic()
+        sync.wait(shared_client().stop_gateway(keep_runners=True))
+        assert future.result(30) == "done"
+        assert time.monotonic() - began < 25
+
+
+def test_map_outlasts_a_killed_gateway(own_gateway) -> None:
+    with deployed(SLOW, max_multiplexing=4) as handle:
+        values = handle.map([0.3] * 12, range(12), max_in_flight=12)
+        found = [next(values)]
+        kill(own_gateway)  # every call has been accepted: the window holds all of them
+        assert found + list(values) == list(range(12))
+
+
+def test_a_submit_that_may_have_been_accepted_is_not_sent_again(own_gateway) -> None:
+    """Stopped, the gateway takes the connection and no more: the answer never comes."""
+    with deployed(DOUBLE) as handle:
+        info = discovery.published(own_gateway)
+        assert info is not None
+        handle.submit(1).result()
+        os.kill(info.pid, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (info.pid, signal.SIGKILL)).start()
+        with pytest.raises(GatewayUnavailableError, match="may have been carried out"):
+            handle.submit(2)
+        assert handle.submit(3).result() == 6
