@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 CANCEL_TRIES = 5
 CANCEL_PAUSE = 0.1
 
+_LOG = logging.getLogger(__name__)
 _TRUE = (b"1", b"true", b"yes")
 
 
@@ -69,6 +71,9 @@ class Attempt:
             return self._failed(error.status, error, "bad_request")
         except StoreError as error:
             return self._failed(507, error, "internal_error")
+        except Exception as bug:
+            _LOG.exception("request %s", self._request.id)
+            return self._failed(500, bug, "internal_error")
         finally:
             if self._cancelling is not None:
                 self._cancelling.cancel()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,13 +16,15 @@ from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.queue import content, retry, table
 from fal_notebook.gateway.queue.attempt import Attempt, failed
-from fal_notebook.gateway.queue.journal import Journal
+from fal_notebook.gateway.queue.journal import LARGEST_BATCH, Journal
 from fal_notebook.gateway.queue.table import COMPLETED, IN_PROGRESS, Answer, QueuedRequest
 from fal_notebook.gateway.webhooks import message
 from fal_notebook.gateway.webhooks import table as webhooks
 
 # When the disk is full, what must be written is tried again so often (seconds).
 DISK_PERIOD = 1.0
+
+_LOG = logging.getLogger(__name__)
 
 _CANCELLED = failed(499, "the request was cancelled", "client_cancelled")
 _EXPIRED = failed(
@@ -110,27 +114,36 @@ class Queue:
     # --- working -----------------------------------------------------------------------------
     def run(self, fleet: Fleet, runner: Runner, number: int) -> None:
         """Work on a request with a runner whose slot is taken; the fleet calls this."""
+        if number in self._deadlines:
+            self._deadlines.pop(number).cancel()
         self._spawn(self._work(fleet, runner, number))
 
     async def _work(self, fleet: Fleet, runner: Runner, number: int) -> None:
-        request = self._load(number)
-        if request.number in self._deadlines:
-            self._deadlines.pop(number).cancel()
-        attempt = self._attempts[number] = self._attempt(fleet, runner, request)
         try:
+            request = self._load(number)
             request.attempts += 1
-            await self._begin(request, runner)
-            answer, failure = await attempt.run()
-        except StoreError:
-            request.attempts -= 1
-            self._put_back(fleet, request, DISK_PERIOD)  # nothing of it has been sent
-            return
+            if not await self._begin(request, runner):
+                request.attempts -= 1
+                self._put_back(fleet, request, DISK_PERIOD)
+                return
+            answer, failure = await self._try(fleet, runner, request)
         finally:
-            del self._attempts[number]
             fleet.release(runner)
         await self._settle(fleet, request, answer, failure)
 
-    async def _begin(self, request: QueuedRequest, runner: Runner) -> None:
+    async def _try(
+        self, fleet: Fleet, runner: Runner, request: QueuedRequest
+    ) -> tuple[Answer, retry.Failure | None]:
+        if request.number in self._cancelled:
+            return _CANCELLED, None  # before anything of it was sent
+        attempt = self._attempts[request.number] = self._attempt(fleet, runner, request)
+        try:
+            return await attempt.run()
+        finally:
+            del self._attempts[request.number]
+
+    async def _begin(self, request: QueuedRequest, runner: Runner) -> bool:
+        """Record that the request is at work now; False when that cannot be recorded."""
         change = functools.partial(
             table.begin,
             number=request.number,
@@ -138,8 +151,12 @@ class Queue:
             attempt=request.attempts,
             now=time.time(),
         )
-        await self._journal.write(change)
+        try:
+            await self._journal.write(change)
+        except StoreError:
+            return False
         self._tell(request.number)
+        return True
 
     def _attempt(self, fleet: Fleet, runner: Runner, request: QueuedRequest) -> Attempt:
         return Attempt(
@@ -167,10 +184,13 @@ class Queue:
         self._put_back(fleet, request, delay)
 
     def _put_back(self, fleet: Fleet, request: QueuedRequest, delay: float) -> None:
+        if request.number in self._cancelled:
+            self._spawn(self._complete(fleet, request, _CANCELLED))
+            return
         self._retries[request.number] = self._loop.call_later(delay, self._enqueue, fleet, request)
         self._tell(request.number)
 
-    async def _complete(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
+    async def _complete(self, fleet: Fleet | None, request: QueuedRequest, answer: Answer) -> None:
         """Record the answer and tell everyone who follows the request."""
         now = time.time()
         await self._insist(functools.partial(_completion, request, answer, now))
@@ -179,7 +199,8 @@ class Queue:
         self._cancelled.discard(request.number)
         if request.number in self._deadlines:
             self._deadlines.pop(request.number).cancel()
-        fleet.metrics.complete(answer.status, now - request.number / 1e6)
+        if fleet is not None:
+            fleet.metrics.complete(answer.status, now - request.number / 1e6)
         self._tell(request.number)
 
     async def _insist(self, change: Callable[[Any], None]) -> None:
@@ -255,20 +276,19 @@ class Queue:
         self._cancelled.add(request.number)
         if request.number in self._attempts:
             self._attempts[request.number].cancel()
+        with contextlib.suppress(StoreError):  # then the next gateway would not know it
+            await self._journal.write(functools.partial(table.cancel, number=request.number))
         return True
 
     # --- beginning and end -------------------------------------------------------------------
     async def recover(self, find: Callable[[str, str], Fleet | None]) -> None:
         """Take up what the last gateway left: what waited waits, what was at work is retried."""
+        self._sweep()
         for row in self._journal.read(table.SELECT + "state != ? ORDER BY number", COMPLETED):
             request = table.load(row)
             fleet = find(request.owner, request.app)
-            if fleet is None:
-                await self._insist(
-                    functools.partial(
-                        table.complete, number=request.number, answer=_NO_APP, now=time.time()
-                    )
-                )
+            if fleet is None or request.cancelled:
+                await self._complete(fleet, request, _CANCELLED if fleet else _NO_APP)
             elif request.state == IN_PROGRESS:
                 request.attempts -= 1  # it was not the request's fault
                 lost = retry.Failure(503, "runner_disconnected")
@@ -278,9 +298,19 @@ class Queue:
 
     def drop(self, fleet: Fleet) -> None:
         """Complete every request that waits for an app that was deleted."""
-        while fleet.backlog:
-            request = self._load(fleet.backlog.pop())
-            self._spawn(self._complete(fleet, request, _NO_APP))
+        waiting = [fleet.backlog.pop() for _ in range(len(fleet.backlog))]
+        self._spawn(self._drop(fleet, waiting))
+
+    async def _drop(self, fleet: Fleet, waiting: list[int]) -> None:
+        for start in range(0, len(waiting), LARGEST_BATCH):
+            requests = map(self._load, waiting[start : start + LARGEST_BATCH])
+            await asyncio.gather(*(self._complete(fleet, r, _NO_APP) for r in requests))
+
+    def _sweep(self) -> None:
+        """Remove files of requests that were being accepted, or forgotten, as the gateway died."""
+        for path in self._folder.glob("*.*"):
+            if self.find(path.stem) is None:
+                path.unlink(missing_ok=True)
 
     async def prune(self, before: float) -> None:
         """Forget requests that were completed before `before` (unix seconds)."""
@@ -303,7 +333,12 @@ class Queue:
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("work on a queued request failed", exc_info=error)
 
     def _load(self, number: int) -> QueuedRequest:
         return table.load(self._journal.read(table.SELECT + "number = ?", number)[0])

@@ -195,9 +195,10 @@ class QueueRoutes:
         answer = self._queue.answer(request)
         size, pieces = self._queue.answer_content(request, answer)
         hidden = (b"content-length", b"x-fal-request-id")
+        length = [] if answer.status in (204, 304) else [(b"content-length", b"%d" % size)]
         headers = [
             *((name, value) for name, value in answer.headers if name not in hidden),
-            (b"content-length", b"%d" % size),
+            *length,
             (b"x-fal-request-id", request.id.encode()),
         ]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
@@ -13,6 +13,7 @@ from fal_notebook.gateway.admission import Admitted
 from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.queue.table import QueuedRequest
 
+YEAR = 365 * 24 * 3600
 _TRUE = (b"1", b"true", b"yes")
 _OURS = (b"fal_webhook", b"fal_max_queue_length")
 
@@ -28,7 +29,9 @@ def read(
         422 when a header or parameter of the queue is malformed.
     """
     app, principal = admitted.app, admitted.principal
-    patience = _number(headers, b"x-fal-request-timeout", float, lambda seconds: seconds > 1)
+    patience = _number(
+        headers, b"x-fal-request-timeout", float, lambda seconds: 1 < seconds <= YEAR
+    )
     return QueuedRequest(
         number=number,
         id=f"{number:016x}{os.urandom(8).hex()}",
@@ -78,22 +81,14 @@ def _priority(headers: dict[bytes, bytes]) -> bytes:
     return priority
 
 
-def _number(
-    headers: dict[bytes, bytes],
-    name: bytes,
-    kind: Callable[[bytes], float],
-    allowed: Callable[[float], bool],
-) -> float | None:
-    text = headers.get(name)
+def _patience(headers: dict[bytes, bytes]) -> float | None:
+    """Return the seconds until which the request must have begun, None without a limit."""
+    text = headers.get(b"x-fal-request-timeout")
     if text is None:
         return None
-    try:
-        value = kind(text)
-    except ValueError:
-        value = float("nan")
-    if not allowed(value):
-        shown = text.decode("latin-1")
-        raise RefusedRequestError(
-            422, f"{name.decode()}={shown!r} is not allowed: a number of seconds above 1"
-        )
-    return value
+    with contextlib.suppress(ValueError):
+        if 1 < float(text) <= YEAR:
+            return float(text)
+    shown = text.decode("latin-1")
+    detail = f"x-fal-request-timeout={shown!r} is not allowed: seconds above 1, at most a year"
+    raise RefusedRequestError(422, detail)

@@ -21,7 +21,7 @@ CREATE TABLE requests (
   state TEXT NOT NULL, method TEXT NOT NULL, target BLOB NOT NULL, headers TEXT NOT NULL,
   user TEXT, low INTEGER NOT NULL, no_retry INTEGER NOT NULL, deadline REAL,
   webhook TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, runner TEXT NOT NULL DEFAULT '',
-  started_at REAL, completed_at REAL,
+  started_at REAL, completed_at REAL, cancelled INTEGER NOT NULL DEFAULT 0,
   error TEXT NOT NULL DEFAULT '', error_type TEXT NOT NULL DEFAULT '');
 CREATE INDEX unfinished ON requests (number) WHERE state != 'COMPLETED';
 CREATE INDEX finished ON requests (completed_at) WHERE state = 'COMPLETED';
@@ -59,6 +59,7 @@ class QueuedRequest:
     runner: str = ""
     started_at: float | None = None
     completed_at: float | None = None
+    cancelled: bool = False
     error: str = ""
     error_type: str = ""
 
@@ -79,7 +80,7 @@ class Answer:
 
 _COLUMNS = (
     "number, id, owner, app, method, target, headers, user, low, no_retry, deadline, webhook, "
-    "state, attempts, runner, started_at, completed_at, error, error_type"
+    "state, attempts, runner, started_at, completed_at, cancelled, error, error_type"
 )
 SELECT = f"SELECT {_COLUMNS} FROM requests WHERE "
 
@@ -111,6 +112,11 @@ def put_back(database: sqlite3.Connection, number: int, attempts: int) -> None:
     )
 
 
+def cancel(database: sqlite3.Connection, number: int) -> None:
+    """Record that nobody wants the answer any more: it is not tried again."""
+    database.execute("UPDATE requests SET cancelled = 1 WHERE number = ?", (number,))
+
+
 def complete(database: sqlite3.Connection, number: int, answer: Answer, now: float) -> None:
     """Record the answer; nothing changes it any more."""
     database.execute(
@@ -140,7 +146,8 @@ def load(row: sqlite3.Row) -> QueuedRequest:
     """Return a row of `SELECT` as a request."""
     values = dict(row)
     values["headers"] = _load(values["headers"])
-    values["low"], values["no_retry"] = bool(values["low"]), bool(values["no_retry"])
+    for name in ("low", "no_retry", "cancelled"):
+        values[name] = bool(values[name])
     return QueuedRequest(**values)
 
 
