@@ -29,9 +29,7 @@ def read(
         422 when a header or parameter of the queue is malformed.
     """
     app, principal = admitted.app, admitted.principal
-    patience = _number(
-        headers, b"x-fal-request-timeout", float, lambda seconds: 1 < seconds <= YEAR
-    )
+    patience = _patience(headers)
     return QueuedRequest(
         number=number,
         id=f"{number:016x}{os.urandom(8).hex()}",
