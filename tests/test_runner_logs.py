@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from runner_bench import Bench, LiveRunner
 
-from fal_notebook.runner import logs
+from fal_notebook.runner import log_context, log_file
 from fal_notebook.runner.logs import LONGEST, RECORD, LineWriter
 
 
@@ -37,6 +37,9 @@ def run(bench: Bench, body: str, head: str = "") -> LiveRunner:
     return runner
 
 
+OLD = "f.py:1: UserWarning: old"
+
+
 @pytest.mark.parametrize(
     ("body", "level", "expected"),
     [
@@ -52,7 +55,23 @@ def run(bench: Bench, body: str, head: str = "") -> LiveRunner:
         ("sys.stdout.writelines(['a\\n', 'b\\n'])", "INFO", ["a", "b"]),
         ("print(sys.stdout.encoding, sys.stdout.isatty())", "INFO", ["utf-8 False"]),
         ("sys.stdout.close(); print('still here')", "INFO", ["still here"]),
-        ("logging.warning('careful')", "ERROR", ["WARNING:root:careful"]),
+        ("logging.warning('careful')", "WARNING", ["WARNING:root:careful"]),
+        ("logging.getLogger('x').warning('careful')", "WARNING", ["careful"]),
+        ("logging.getLogger('x').error('bad')", "ERROR", ["bad"]),
+        ("logging.critical('end')", "CRITICAL", ["CRITICAL:root:end"]),
+        ("logging.getLogger('x').info('unheard'); print('heard')", "INFO", ["heard"]),
+        (
+            "logging.basicConfig(level=1, format='%(message)s')\nlogging.debug('detail')",
+            "DEBUG",
+            ["detail"],
+        ),
+        (
+            "logging.basicConfig(level=1, format='%(message)s', stream=sys.stdout)\n"
+            "logging.log(35, 'between')",
+            "WARNING",
+            ["between"],
+        ),
+        ("warnings.showwarning('old', UserWarning, 'f.py', 1, line='x')", "WARNING", [OLD, "  x"]),
     ],
 )
 def test_lines_of_a_request_bear_its_id(
@@ -78,7 +97,22 @@ def test_output_past_sys_stdout_lands_in_the_log_without_a_request(bench: Bench,
 
 
 def test_warnings_land_in_the_log(bench: Bench) -> None:
-    assert any("UserWarning: old" in line for line in run(bench, "warnings.warn('old')").log())
+    lines = run(bench, "warnings.warn('old')\nprint('next', file=sys.stderr)").lines()
+    assert "UserWarning: old" in lines[0]["message"]
+    assert [lines[0]["level"], lines[-1]["level"]] == ["WARNING", "ERROR"]
+
+
+def test_recorded_warnings_and_captured_ones_go_where_the_user_wants_them(bench: Bench) -> None:
+    body = """with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always")
+    warnings.warn("recorded")
+print(len(found))
+logging.basicConfig(); logging.captureWarnings(True)
+warnings.warn("captured")"""
+    lines = run(bench, body).lines()
+    assert lines[0]["message"] == "1"
+    assert "captured" in lines[1]["message"]
+    assert lines[1]["level"] == "WARNING"
 
 
 def test_output_of_setup_and_import_is_there_without_a_request(bench: Bench) -> None:
@@ -99,6 +133,117 @@ async def f():
         ("task", "r1"),
         ("thread", "r1"),
     }
+
+
+THREADS = """
+import asyncio, concurrent.futures, threading, time
+from multiprocessing.pool import ThreadPool
+def setup():
+    return concurrent.futures.ThreadPoolExecutor(3)
+class Sub(threading.Thread):
+    def run(self):
+        print("sub")
+async def f(shared, name: str):
+    loop = asyncio.get_running_loop()
+    started = [threading.Thread(target=print, args=("thread",)), Sub()]
+    timer = threading.Timer(0.01, print, args=("timer",))
+    for thread in [*started, timer]:
+        thread.start()
+    for thread in [*started, timer]:
+        await asyncio.to_thread(thread.join)
+    shared.submit(print, "shared").result()
+    await loop.run_in_executor(None, print, "default")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(print, ["mapped"] * 4))
+    with ThreadPool(2) as pool:
+        pool.map(print, ["pooled"])
+    def nested():
+        inner = threading.Thread(target=print, args=("nested",))
+        inner.start(); inner.join()
+    shared.submit(nested).result()
+"""
+
+
+def test_threads_carry_the_request_that_started_them(bench: Bench) -> None:
+    runner = bench.start(THREADS, max_multiplexing=8)
+    names = [f"r{n}" for n in range(8)]
+
+    def call(name: str) -> int:
+        return runner.post({"name": name}, headers={"x-fal-request-id": name}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, names)) == [200] * 8
+    expected = ["thread", "sub", "timer", "shared", "default", *["mapped"] * 4, "pooled", "nested"]
+    for name in names:
+        lines = [line["message"] for line in runner.lines() if line["request"] == name]
+        assert sorted(lines) == sorted(expected)
+
+
+def test_a_thread_that_outlives_its_request_names_none_and_not_another(bench: Bench) -> None:
+    source = """
+import queue, threading
+def setup():
+    return queue.Queue(), []
+def serve(work):
+    while True:
+        message, done = work.get()
+        print(message)
+        done.set()
+def f(first, name: str):
+    work, worker = first
+    if not worker:
+        worker.append(threading.Thread(target=serve, args=(work,), daemon=True))
+        worker[0].start()
+    done = threading.Event()
+    work.put((name, done))
+    done.wait()
+"""
+    runner = bench.start(source)
+    for name in ("first", "second"):
+        runner.post({"name": name}, headers={"x-fal-request-id": name})
+    found = [(line["message"], line["request"]) for line in runner.lines()]
+    assert found == [("first", "first"), ("second", None)]
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_interleaved_parts_of_lines_stay_with_their_request(bench: Bench, kind: str) -> None:
+    pause = "await asyncio.sleep(0.001)" if kind == "async def" else "time.sleep(0.001)"
+    source = f"""
+import asyncio, sys, time
+{kind} f(name: str):
+    for n in range(30):
+        for part in (name, "-", str(n)):
+            sys.stdout.write(part)
+            {pause}
+        print()
+"""
+    runner = bench.start(source, max_multiplexing=8)
+    names = list("abcdefgh")
+
+    def call(name: str) -> None:
+        runner.post({"name": name}, headers={"x-fal-request-id": name})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(call, names))
+    for name in names:
+        lines = [line["message"] for line in runner.lines() if line["request"] == name]
+        assert lines == [f"{name}-{n}" for n in range(30)]
+
+
+def test_a_runner_that_prints_without_end_fills_no_disk(bench: Bench) -> None:
+    body = "for n in range(2000):\n    print(f'{n:06}' + 'x' * 30_000)"
+    runner = run(bench, body)
+    found = os.stat(runner.spec.log)
+    assert found.st_size > 55_000_000
+    assert log_file.disk_space(found) <= log_file.MOST + 4_000_000
+    with open(runner.spec.log, "rb") as file:
+        begin = log_file.kept_from(file.fileno(), 0)
+        assert 0 < begin <= found.st_size - log_file.KEPT
+        assert log_file.kept_from(file.fileno(), found.st_size) == found.st_size
+        assert log_file.kept_from(file.fileno(), found.st_size + 1) == begin
+        file.seek(begin)
+        kept = [json.loads(line[1:])["message"][:6] for line in file.read().split(b"\n")[1:-1]]
+    assert kept == [f"{n:06}" for n in range(2000 - len(kept), 2000)]
 
 
 def test_requests_that_print_at_once_do_not_mix(bench: Bench) -> None:
@@ -171,7 +316,7 @@ def test_threads_of_one_request_do_not_lose_each_others_text(written: Any) -> No
 def test_finish_writes_what_one_request_left_and_no_others(written: Any) -> None:
     writer, messages = written
     context = contextvars.copy_context()
-    context.run(logs.request_id.set, "r9")
+    context.run(log_context.request_id.set, "r9")
     context.run(writer.write, "of nine")
     writer.write("of none")
     writer.finish("r9")

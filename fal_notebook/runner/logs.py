@@ -8,16 +8,18 @@ import os
 import sys
 import threading
 import time
-from contextvars import ContextVar
 from typing import Any
 
-request_id: ContextVar[str | None] = ContextVar("fal_request_id", default=None)
+from fal_notebook.runner import log_context, log_file, log_levels
 
 # A line that starts with this byte is one of ours; any other was written past Python's sys.stdout.
 RECORD = "\x1e"
 
 # A longer line is written in pieces, so that one without an end does not fill the memory.
 LONGEST = 32 * 1024
+
+# After so many bytes a writer looks whether its file has become too big.
+_LOOK = 1024 * 1024
 
 
 class LineWriter(io.TextIOBase):
@@ -33,6 +35,7 @@ class LineWriter(io.TextIOBase):
         self._descriptor = descriptor
         self._level = level
         self._pending: dict[tuple[str | None, int], str] = {}
+        self._unseen = 0
 
     @property
     def buffer(self) -> io.FileIO:
@@ -52,7 +55,7 @@ class LineWriter(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write every line that `text` completes; keep the rest until its newline comes."""
-        key = request_id.get(), threading.get_ident()
+        key = log_context.current(), threading.get_ident()
         *lines, rest = (self._pending.pop(key, "") + text).split("\n")
         for line in lines:
             self._record(key[0], line)
@@ -73,14 +76,22 @@ class LineWriter(io.TextIOBase):
     def _record(self, request: str | None, line: str) -> None:
         """Append one line; of what a progress bar overwrote, only the last state."""
         message = line.rstrip("\r").rpartition("\r")[2]
+        level = log_levels.level_of(self._level)
         for start in range(0, max(1, len(message)), LONGEST):
             record = {
                 "at": time.time(),
-                "level": self._level,
+                "level": level,
                 "request": request,
                 "message": message[start : start + LONGEST],
             }
-            os.write(self._descriptor, (RECORD + json.dumps(record) + "\n").encode())
+            self._append((RECORD + json.dumps(record) + "\n").encode())
+
+    def _append(self, data: bytes) -> None:
+        os.write(self._descriptor, data)
+        self._unseen += len(data)
+        if self._unseen > _LOOK:
+            self._unseen = 0
+            log_file.bound(self._descriptor)
 
 
 def redirect(path: str) -> None:
@@ -93,12 +104,25 @@ def redirect(path: str) -> None:
     streams.stdout = streams.__stdout__ = LineWriter(1, "INFO")
     streams.stderr = streams.__stderr__ = LineWriter(2, "ERROR")
     _writers[:] = streams.stdout, streams.stderr
+    log_levels.install()
+    log_context.install()
 
 
 _writers: list[LineWriter] = []
 
 
+def begin(request: str | None) -> None:
+    """Name the request for which the present task, and what it starts, works from now on."""
+    log_context.begin(request)
+
+
 def finish(request: str | None) -> None:
-    """Write unfinished lines of a request that has ended; None: of what runs outside of one."""
+    """Write unfinished lines of a request; None: of what runs outside of one."""
     for writer in _writers:
         writer.finish(request)
+
+
+def end(request: str | None) -> None:
+    """Write what a request left unfinished; threads that it leaves behind lose its name."""
+    finish(request)
+    log_context.end(request)

@@ -123,15 +123,16 @@ class RunnerApp:
         send: Send,
     ) -> None:
         request = headers.get(b"x-fal-request-id", b"").decode("latin-1") or None
-        logs.request_id.set(request)
+        logs.begin(request)
         self.in_flight += 1
         try:
             response = await _respond(function, scope, headers, receive, self._callers)
+            logs.finish(request)  # who has the answer may ask for the lines at once
             if response is not None:
                 await response(scope, receive, send)
         finally:
             self.in_flight -= 1
-            logs.finish(request)
+            logs.end(request)
 
 
 async def _respond(

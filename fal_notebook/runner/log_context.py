@@ -1,0 +1,86 @@
+"""Which request the code that runs now works for, also in threads that it starts.
+
+Tasks of asyncio inherit it by themselves. A thread inherits it as long as its request is in
+flight: one that lives on may serve others, and then no id is better than a wrong one. What is
+submitted to a `ThreadPoolExecutor` keeps its own, whoever started the thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+request_id: ContextVar[str | None] = ContextVar("fal_request_id", default=None)
+
+# Requests in flight: their ids, and how often each (one that is tried again keeps its id).
+_in_flight: dict[str, int] = {}
+
+
+class _Inherited(str):
+    """The id of the request that started this thread."""
+
+
+def begin(request: str | None) -> None:
+    """Note that the present task works for `request`."""
+    request_id.set(request)
+    if request is not None:
+        _in_flight[request] = _in_flight.get(request, 0) + 1
+
+
+def end(request: str | None) -> None:
+    """Note that a request is no longer in flight."""
+    if request is not None and (left := _in_flight.pop(request, 1) - 1) > 0:
+        _in_flight[request] = left
+
+
+def current() -> str | None:
+    """Return the id of the request that the present code works for."""
+    request = request_id.get()
+    return None if isinstance(request, _Inherited) and request not in _in_flight else request
+
+
+def install() -> None:
+    """Have threads and what is submitted to pools of threads carry the id."""
+    for kind, name, carrying in (
+        (threading.Thread, "start", _starting),
+        (ThreadPoolExecutor, "submit", _submitting),
+    ):
+        setattr(kind, name, carrying(getattr(kind, name)))
+
+
+def _starting(start: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(start)
+    def start_with_request(thread: Any) -> None:
+        request = current()
+        if request is not None:
+            run = thread.run
+
+            def run_with_request() -> None:
+                del thread.run  # a thread that refers to itself would wait for the collector
+                request_id.set(_Inherited(request))
+                run()
+
+            thread.run = run_with_request
+        start(thread)
+
+    return start_with_request
+
+
+def _submitting(submit: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(submit)
+    def submit_with_request(pool: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return submit(pool, _for_request, current(), function, args, kwargs)
+
+    return submit_with_request
+
+
+def _for_request(request: str | None, function: Any, args: Any, kwargs: Any) -> Any:
+    token = request_id.set(request)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        request_id.reset(token)
