@@ -110,9 +110,7 @@ class RunnerApp:
         if headers[LINK] == b"end":
             self.released = True
         elif headers[LINK] == b"cancel":
-            caller = self._callers.get(headers.get(b"x-fal-request-id", b"").decode("latin-1"))
-            if caller is not None:
-                caller.cancel()
+            _cancel(headers, self._callers)
 
     async def _counted(
         self,
@@ -148,6 +146,8 @@ async def _respond(
         return Response(b'{"status":"ok"}', media_type="application/json")
     if path == "/openapi.json":
         return Response(to_json(function.openapi()), media_type="application/json")
+    if (method, path) == ("POST", "/cancel"):
+        return _cancel(headers, callers)
     if path != "/":
         return _error(404, f"Path {path} not found")
     if method != "POST":
@@ -156,14 +156,26 @@ async def _respond(
     if body is None:
         return None
     answer = _pickled if headers.get(b"content-type") == frames.CONTENT_TYPE.encode() else _json
-    if not function.is_async:
-        return await answer(function, body)
     request = headers.get(b"x-fal-request-id", b"").decode("latin-1")
-    gone = callers[request] = asyncio.ensure_future(disconnected(receive))
+    if not function.is_async:
+        callers[request] = asyncio.get_running_loop().create_future()  # nobody looks at it
+        work: Awaitable[Response] = answer(function, body)
+    else:
+        callers[request] = asyncio.ensure_future(disconnected(receive))
+        work = _unless_gone(answer(function, body), callers[request])
     try:
-        return await _unless_gone(answer(function, body), gone)
+        return await work
     finally:
         callers.pop(request, None)
+
+
+def _cancel(headers: dict[bytes, bytes], callers: dict[str, asyncio.Future[None]]) -> Response:
+    """Let a request end as if its caller had gone; a thread could not be stopped."""
+    caller = callers.get(headers.get(b"x-fal-request-id", b"").decode("latin-1"))
+    if caller is None:
+        return _error(404, "no such request is at work here")
+    caller.cancel()
+    return Response(status_code=202)
 
 
 async def _body(receive: Receive) -> bytes | None:
