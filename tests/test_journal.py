@@ -20,7 +20,7 @@ SCHEMA = "CREATE TABLE things (id INTEGER PRIMARY KEY, content BLOB);"
 
 @pytest.fixture
 async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(tmp_path / "j.db", SCHEMA, 1)
+    journal = Journal(tmp_path / "j.db", [SCHEMA])
     yield journal
     journal.close()
 
@@ -101,7 +101,7 @@ async def test_who_gives_up_waiting_disturbs_nobody(journal: Journal, tmp_path: 
 
 
 async def test_closing_writes_what_was_asked_for_and_refuses_the_rest(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.db", SCHEMA, 1)
+    journal = Journal(tmp_path / "j.db", [SCHEMA])
     tasks = [asyncio.ensure_future(journal.write(putting(n))) for n in range(600)]
     await asyncio.sleep(0)
     journal.close()
@@ -125,7 +125,7 @@ def put(number, size):
         database.execute("INSERT INTO things VALUES (?, ?)", (number, bytes(size)))
     return change
 async def main():
-    journal = Journal(path, {SCHEMA!r}, 1)
+    journal = Journal(path, [{SCHEMA!r}])
     await journal.write(put(1, 10))
     if len(sys.argv) > 2:  # no file may grow
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))

@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from fal_notebook.exceptions import DiskFullError, StoreError
+from fal_notebook.gateway.database import connect
 from fal_notebook.gateway.store import (
     EVENTS_KEPT,
-    SCHEMA_VERSION,
+    MIGRATIONS,
     App,
+    ErrorGroup,
     Event,
     Key,
     Revision,
     RunnerRow,
     Store,
 )
+
+
+# What the first version of the gateway wrote.
+VERSION_1 = """
+CREATE TABLE apps (
+  owner TEXT NOT NULL, name TEXT NOT NULL, revision TEXT, notebook TEXT NOT NULL,
+  scaling TEXT NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (owner, name));
+CREATE TABLE revisions (
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL, app TEXT NOT NULL, number INTEGER NOT NULL,
+  state TEXT NOT NULL, digest TEXT NOT NULL, payload TEXT NOT NULL, options TEXT NOT NULL,
+  explicit TEXT NOT NULL, manifest TEXT NOT NULL, machine TEXT NOT NULL,
+  variables TEXT NOT NULL, environment TEXT NOT NULL,
+  openapi TEXT NOT NULL, error TEXT NOT NULL, created_at REAL NOT NULL,
+  UNIQUE (owner, app, number));
+CREATE TABLE runners (
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL, app TEXT NOT NULL, revision TEXT NOT NULL,
+  state TEXT NOT NULL, cause TEXT NOT NULL, address TEXT NOT NULL, secret TEXT NOT NULL,
+  process TEXT NOT NULL, machine_type TEXT NOT NULL, created_at REAL NOT NULL,
+  ready_at REAL, ended_at REAL);
+CREATE INDEX runners_by_app ON runners (owner, app, created_at);
+CREATE TABLE keys (
+  id TEXT PRIMARY KEY, hash TEXT NOT NULL, user TEXT NOT NULL, scope TEXT NOT NULL,
+  alias TEXT NOT NULL, created_at REAL NOT NULL, revoked_at REAL);
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
+  owner TEXT NOT NULL, app TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX events_by_app ON events (owner, app, seq);
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL, set_at REAL NOT NULL);
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+PRAGMA user_version = 1;
+"""
 
 
 def app(name: str = "app") -> App:
@@ -57,11 +92,38 @@ def test_rows_survive_as_they_were(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_file_of_the_first_version_is_migrated_once(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as old:
+        old.executescript(VERSION_1)
+        row = ("me", "app", "r1", "notebook.ipynb", json.dumps({"keep_alive": 5}), 1.5)
+        old.execute("INSERT INTO apps VALUES (?, ?, ?, ?, ?, ?)", row)
+        old.commit()
+    for _ in range(2):
+        store = Store(tmp_path / "store.db")
+        (found,) = store.select(App)
+        assert (found.name, found.scaling, found.created_at) == ("app", {"keep_alive": 5}, 1.5)
+        assert store.select(ErrorGroup) == []
+        store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as new:
+        assert new.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    first = "CREATE TABLE a (x);"
+    connect(tmp_path / "x.db", [first]).close()
+    with pytest.raises(StoreError, match="already exists"):
+        connect(tmp_path / "x.db", [first, "CREATE TABLE b (x); CREATE TABLE a (x);"])
+    database = connect(tmp_path / "x.db", [first])
+    names = [row["name"] for row in database.execute("SELECT name FROM sqlite_master")]
+    assert names == ["a"]
+    database.close()
+
+
 def test_a_newer_schema_is_refused_and_left_untouched(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     Store(path).close()
     with sqlite3.connect(path) as database:
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     database.close()
     before = path.read_bytes()
     with pytest.raises(StoreError, match="newer fal_notebook"):

@@ -510,7 +510,7 @@ class FullAtTimes(Journal):
 
 
 def opened(tmp_path: Path) -> FullAtTimes:
-    return FullAtTimes(tmp_path / "queue.db", table.SCHEMA, 1)
+    return FullAtTimes(tmp_path / "queue.db", [table.SCHEMA])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,14 +26,16 @@ def io_errors() -> Iterator[None]:
 
 
 def connect(
-    path: Path, schema: str, version: int, synchronous: str = "NORMAL", any_thread: bool = False
+    path: Path, migrations: Sequence[str], synchronous: str = "NORMAL", any_thread: bool = False
 ) -> sqlite3.Connection:
-    """Open a database in WAL mode, made with mode 0600 and `schema` when it is new.
+    """Open a database in WAL mode, made with mode 0600 when it is missing.
 
     Parameters
     ----------
-    version : int
-        The schema's version, kept in the file.
+    migrations : sequence of str
+        SQL that leads from each version of the schema to the next, the first from an empty file.
+        The file keeps its version; what is missing is run, each in a transaction. Those that were
+        released never change.
     synchronous : str
         NORMAL survives the end of the process, FULL that of the machine.
     any_thread : bool
@@ -51,7 +53,7 @@ def connect(
         )
         database.row_factory = sqlite3.Row
         try:
-            _migrate(database, path, schema, version)
+            _migrate(database, path, migrations)
             database.execute(f"PRAGMA synchronous = {synchronous}")
         except BaseException:
             database.close()
@@ -59,13 +61,13 @@ def connect(
     return database
 
 
-def _migrate(database: sqlite3.Connection, path: Path, schema: str, version: int) -> None:
+def _migrate(database: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
     found = database.execute("PRAGMA user_version").fetchone()[0]
-    if found > version:
+    if found > len(migrations):
         raise StoreError(
             f"{path} was written by a newer fal_notebook (schema {found}, here "
-            f"{version}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
+            f"{len(migrations)}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
         )
     database.execute("PRAGMA journal_mode = WAL")
-    if found == 0:
-        database.executescript(f"BEGIN; {schema} PRAGMA user_version = {version}; COMMIT;")
+    for version, migration in enumerate(migrations[found:], found + 1):
+        database.executescript(f"BEGIN; {migration} PRAGMA user_version = {version}; COMMIT;")

@@ -21,10 +21,9 @@ from fal_notebook.gateway.database import connect, io_errors
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 EVENTS_KEPT = 10_000
 
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE apps (
   owner TEXT NOT NULL, name TEXT NOT NULL, revision TEXT, notebook TEXT NOT NULL,
   scaling TEXT NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (owner, name));
@@ -51,6 +50,15 @@ CREATE INDEX events_by_app ON events (owner, app, seq);
 CREATE TABLE secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL, set_at REAL NOT NULL);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_ERRORS = """
+CREATE TABLE errors (
+  owner TEXT NOT NULL, app TEXT NOT NULL, type TEXT NOT NULL, place TEXT NOT NULL,
+  count INTEGER NOT NULL, first_seen REAL NOT NULL, last_seen REAL NOT NULL,
+  request TEXT NOT NULL, message TEXT NOT NULL, traceback TEXT NOT NULL, input TEXT NOT NULL,
+  revision INTEGER NOT NULL, PRIMARY KEY (owner, app, type, place));
+CREATE INDEX errors_by_time ON errors (owner, app, last_seen);
+"""
+MIGRATIONS = (_FIRST, _ERRORS)
 
 
 @dataclass
@@ -133,6 +141,27 @@ class Secret:
     set_at: float = field(default_factory=time.time)
 
 
+@dataclass
+class ErrorGroup:
+    """Failures of an app's requests that have type and place in common.
+
+    All from `request` on is of the newest of them.
+    """
+
+    owner: str
+    app: str
+    type: str
+    place: str
+    count: int
+    first_seen: float
+    last_seen: float
+    request: str
+    message: str
+    traceback: str
+    input: str
+    revision: int
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that changed; `seq` orders events over restarts."""
@@ -145,13 +174,14 @@ class Event:
     data: dict[str, Any]
 
 
-Row = TypeVar("Row", App, Revision, RunnerRow, Key, Secret)
+Row = TypeVar("Row", App, Revision, RunnerRow, Key, Secret, ErrorGroup)
 _TABLES: dict[type, str] = {
     App: "apps",
     Revision: "revisions",
     RunnerRow: "runners",
     Key: "keys",
     Secret: "secrets",
+    ErrorGroup: "errors",
 }
 _JSON = frozenset(
     (
@@ -174,13 +204,15 @@ class Store:
         self.followers: list[Callable[[Event], None]] = []
         self._pending: list[Event] = []
         self._depth = 0
-        self._db = connect(path, _SCHEMA, SCHEMA_VERSION)
+        self._db = connect(path, MIGRATIONS)
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
 
-    def _execute(self, statement: str, arguments: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+    def _execute(
+        self, statement: str, arguments: tuple[Any, ...] | dict[str, Any] = ()
+    ) -> sqlite3.Cursor:
         with io_errors():
             return self._db.execute(statement, arguments)
 
@@ -267,10 +299,11 @@ class Store:
         return int(self._execute(query, (owner, app)).fetchone()[0])
 
     def delete_app(self, owner: str, name: str) -> list[str]:
-        """Remove an app with its revisions; return payload digests that nothing uses any more."""
+        """Remove an app with what belongs to it; return payload digests that nothing uses any more."""
         used = {r.payload for r in self.select(Revision, "owner = ? AND app = ?", owner, name)}
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
-        self._execute("DELETE FROM revisions WHERE owner = ? AND app = ?", (owner, name))
+        for table in ("revisions", "errors"):
+            self._execute(f"DELETE FROM {table} WHERE owner = ? AND app = ?", (owner, name))
         kept = {row[0] for row in self._execute("SELECT payload FROM revisions")}
         return sorted(used - kept)
 
@@ -298,6 +331,27 @@ class Store:
         rows = self.select(RunnerRow, "ended_at < ?", before)
         self._execute("DELETE FROM runners WHERE ended_at < ?", (before,))
         return [row.id for row in rows]
+
+    def add_errors(self, group: ErrorGroup, limit: int) -> None:
+        """Add newer failures to their group; the oldest above `limit` groups of the app go."""
+        names = [f.name for f in fields(ErrorGroup)]
+        kept = ("owner", "app", "type", "place", "count", "first_seen")
+        newest = "".join(f", {name} = excluded.{name}" for name in names if name not in kept)
+        self._execute(
+            f"INSERT INTO errors VALUES ({', '.join(f':{name}' for name in names)}) "
+            "ON CONFLICT (owner, app, type, place) "
+            f"DO UPDATE SET count = count + excluded.count{newest}",
+            asdict(group),
+        )
+        self._execute(
+            "DELETE FROM errors WHERE rowid IN (SELECT rowid FROM errors "
+            "WHERE owner = ? AND app = ? ORDER BY last_seen DESC LIMIT -1 OFFSET ?)",
+            (group.owner, group.app, limit),
+        )
+
+    def forget_errors(self, before: float) -> None:
+        """Remove groups that have not grown since `before` (unix seconds)."""
+        self._execute("DELETE FROM errors WHERE last_seen < ?", (before,))
 
     def events(self, since: int, owner: str = "", app: str = "") -> list[Event]:
         """Return events after `since`, of one owner or app if named."""

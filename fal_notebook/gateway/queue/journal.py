@@ -10,7 +10,7 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -41,13 +41,13 @@ class Journal:
     ----------
     path : Path
         The file; made when it is missing.
-    schema, version
+    migrations : sequence of str
         As in `database.connect`.
     """
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
-        self._writer = connect(path, schema, version, synchronous="FULL", any_thread=True)
-        self._reader = connect(path, schema, version)
+    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        self._writer = connect(path, migrations, synchronous="FULL", any_thread=True)
+        self._reader = connect(path, migrations)
         self._reader.execute("PRAGMA query_only = ON")
         self._loop = asyncio.get_running_loop()
         self._changes: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()

@@ -52,8 +52,8 @@ class Queue:
     """
 
     def __init__(self, state: Path, kill: Callable[[Runner, str], None]) -> None:
-        schema = table.SCHEMA + webhooks.SCHEMA
-        self.journal = self._journal = Journal(state / "queue.db", schema, table.VERSION)
+        migrations = [table.SCHEMA + webhooks.SCHEMA]
+        self.journal = self._journal = Journal(state / "queue.db", migrations)
         self.on_webhook: Callable[[], None] = lambda: None
         self._folder = state / "queue"
         self._kill = kill

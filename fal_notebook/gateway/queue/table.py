@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from fal_notebook.gateway.headers import Header
 
-VERSION = 1
-
 # Bodies stand in tables of their own, because a row that changes is written as a whole. A body
 # that is NULL is a file (see `content`).
 SCHEMA = """
