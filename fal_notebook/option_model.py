@@ -160,7 +160,7 @@ class Options(BaseModel):
         None, "seconds for setup and port open (unset: 600)", _SOME_SECONDS
     )
     request_start_timeout: Whole | None = option(
-        None, "seconds until a request must have begun (0: no limit)", _SECONDS, effective=False
+        None, "seconds until a request must have begun (0: no limit)", _SECONDS
     )
     termination_grace_period_seconds: Whole = option(
         5, "seconds a runner has to stop before it is killed", _SECONDS
@@ -182,13 +182,11 @@ class Options(BaseModel):
         None,
         "failures after which the queue does not retry",
         "a list of server_error, timeout, connection_error",
-        effective=False,
     )
     retry_config: RetryConfig | None = option(
         None,
         "retries of the queue per kind of failure",
         "a dict such as {'timeout': {'retries': 2}}, of server_error, timeout, connection_error",
-        effective=False,
     )
     deployment_strategy: Literal["rolling", "recreate"] = option(
         "rolling", "how a new revision takes over", "rolling or recreate", effective=False

@@ -107,6 +107,7 @@ class Fleet:
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
         self.backlog = Backlog()
+        self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()
         self.retries: dict[str, int] | None = None
         self._queue_held = False
@@ -128,6 +129,7 @@ class Fleet:
         self.serve = options["serve"]
         self.request_timeout = float(options["request_timeout"] or REQUEST_TIMEOUT)
         self.startup_timeout = float(options["startup_timeout"] or STARTUP_TIMEOUT)
+        self.start_timeout = options["request_start_timeout"] or None
         self.skip_retry_conditions = tuple(options["skip_retry_conditions"] or ())
         self.retries = plan.retries(options["retry_config"])
         self.grant()

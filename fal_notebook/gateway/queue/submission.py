@@ -30,6 +30,8 @@ def read(
     """
     app, principal = admitted.app, admitted.principal
     patience = _patience(headers)
+    if patience is None and principal is not None and principal.user == app.owner:
+        patience = app.start_timeout
     return QueuedRequest(
         number=number,
         id=f"{number:016x}{os.urandom(8).hex()}",
