@@ -11,8 +11,9 @@ from fal_notebook.exceptions import GatewayUnavailableError
 
 T = TypeVar("T")
 
-# A gateway is looked for, or started, for so long after it went away (seconds).
-LONGEST = 20.0
+# A gateway is looked for, or started, for so long after it went away (seconds): one that ends in
+# order lets its runners drain first.
+LONGEST = 30.0
 PAUSE = 0.1
 
 

@@ -153,23 +153,23 @@ class Submitted:
             pass
 
     async def _events(self, logs: bool) -> AsyncGenerator[RequestStatus, None]:
-        """Yield statuses until the last one; a stream that ends before is asked for again."""
-        patience, last = Patience(), None
-        lines: list[dict[str, Any]] = []
-        while True:
+        """Yield statuses until the last one; a stream that ends before is asked for again.
+
+        It is read to its end, so that its connection serves the next request.
+        """
+        patience, told = Patience(), _Told()
+        while not told.all:
             try:
-                async for told in self._client().request_events(*self._at, logs=logs):
+                async for answer in self._client().request_events(*self._at, logs=logs):
                     patience.found()
-                    new, lines = _after(lines, told.get("logs") or []), told.get("logs") or lines
-                    status = _status(told, new)
-                    if status != last or new:
+                    status = told.next(answer)
+                    if status is not None:
                         yield status
-                    if status.state == COMPLETED:
-                        return
-                    last = _status(told)
-                raise GatewayUnavailableError("the gateway ended while it told of a request")
+                if not told.all:
+                    raise GatewayUnavailableError("the gateway ended while it told of a request")
             except GatewayUnavailableError as error:
-                await patience.lost(error)
+                if not told.all:
+                    await patience.lost(error)
             except NotFoundError as error:
                 raise self._unknown(error) from None
 
@@ -185,6 +185,23 @@ class Submitted:
 
     def _goes_on(self) -> str:
         return f"the request {self.request_id} of {self._name} goes on"
+
+
+class _Told:
+    """What an iteration has told already: the last status and the log lines."""
+
+    def __init__(self) -> None:
+        self.all = False
+        self._last: RequestStatus | None = None
+        self._lines: list[dict[str, Any]] = []
+
+    def next(self, answer: dict[str, Any]) -> RequestStatus | None:
+        """Return the status with its new lines, None when nothing is new."""
+        lines = answer.get("logs") or self._lines
+        new, self._lines = _after(self._lines, lines), lines
+        last, self._last = self._last, _status(answer)
+        self.all = self._last.state == COMPLETED
+        return _status(answer, new) if new or self._last != last else None
 
 
 def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> RequestStatus:

@@ -223,7 +223,8 @@ async def _aresults(window: Window, rows: AsyncIterator[tuple[Any, ...]]) -> Asy
         while window:
             yield _ashown(await _there(window.take()))
     finally:
-        sync.submit(window.close())
+        closing = asyncio.wrap_future(sync.submit(window.close()))
+        await asyncio.wait((closing,), timeout=CANCEL_TIMEOUT)
 
 
 async def _rows(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:

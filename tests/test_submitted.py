@@ -149,14 +149,32 @@ def test_a_submit_waits_for_the_deploy_of_its_cell(shell) -> None:
     assert shell["f"].submit().result() == 5
 
 
-def test_a_json_answer_is_given_as_data(gateway) -> None:
-    with deployed("def f(x: int) -> dict: return {'x': x}", serve=True) as handle:
-        found = sync.wait(
-            shared_client().submit(
-                handle.owner, handle.name, b'{"x": 3}', {"content-type": "application/json"}, {}
-            )
-        )
-        assert handle.request(found["request_id"]).result() == {"x": 3}
+def submit_json(handle: Handle, body: bytes) -> Any:
+    """Submit as another program does."""
+    json = {"content-type": "application/json"}
+    found = sync.wait(shared_client().submit(handle.owner, handle.name, body, json, {}))
+    return handle.request(found["request_id"])
+
+
+def test_a_json_answer_is_given_as_data_and_a_refusal_as_its_status(gateway) -> None:
+    source = (
+        "from fastapi import HTTPException\n"
+        "def f(x: int) -> dict:\n"
+        "    if x == 0: raise HTTPException(404, 'no zero')\n"
+        "    return {'x': x}"
+    )
+    with deployed(source, serve=True) as handle:
+        assert submit_json(handle, b'{"x": 3}').result() == {"x": 3}
+        with pytest.raises(GatewayError, match=r"^404: no zero$"):
+            submit_json(handle, b'{"x": 0}').result()
+
+
+def test_a_runner_submits_to_another_app_and_returns_the_request(gateway) -> None:
+    with deployed(DOUBLE) as handle:
+        source = "def outer(handle, x): return handle.submit(x), list(handle.map([x, x]))"
+        with deployed(source, max_concurrency=1) as outer:
+            submitted, values = outer(handle, 4)
+            assert (submitted.result(), values) == (8, [8, 8])
 
 
 # --- cancel ----------------------------------------------------------------------------------
@@ -169,6 +187,25 @@ def test_a_request_that_waits_is_cancelled_at_once(gateway) -> None:
         assert second.status().error_type == "client_cancelled"
         assert first.result() == "first"
         assert not first.cancel()
+
+
+def test_a_cancelled_async_function_has_no_result(gateway, eventually) -> None:
+    with deployed(SLOW) as handle:
+        submitted = handle.submit(60)
+        assert eventually(lambda: submitted.status().state == "IN_PROGRESS")
+        assert submitted.cancel()
+        with pytest.raises(RequestCancelledError):
+            submitted.result(timeout=10)
+
+
+def test_a_wait_ends_when_the_app_is_deleted(gateway) -> None:
+    with deployed(SLOW, max_concurrency=1, termination_grace_period_seconds=0) as handle:
+        handle.submit(60)
+        waiting = handle.submit(60)
+        future = sync.submit(waiting.outcome())
+        handle.delete()
+        with pytest.raises(NotFoundError, match=rf"no such app: {waiting.request_id} of"):
+            future.result(20)
 
 
 # --- events and logs -------------------------------------------------------------------------
@@ -295,6 +332,19 @@ def test_an_interrupted_map_cancels_what_is_under_way(gateway, eventually) -> No
         with interrupted_after(0.5), pytest.raises(KeyboardInterrupt):
             list(handle.map([60, 60, 60]))
         assert eventually(lambda: handle.status()["queued"] == 0)
+
+
+def test_a_wait_keeps_its_connection(gateway) -> None:
+    async def connections() -> int:
+        http = shared_client()._http
+        assert http is not None
+        return len(http._transport._pool.connections)  # type: ignore[attr-defined]
+
+    with deployed(DOUBLE, max_multiplexing=4) as handle:
+        before = sync.wait(connections())
+        for number in range(5):
+            assert handle.submit(number).result() == 2 * number
+        assert sync.wait(connections()) <= before + 1
 
 
 def test_amap_takes_async_iterables(gateway) -> None:

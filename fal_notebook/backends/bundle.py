@@ -20,7 +20,10 @@ _SHIPPED = (
     "handle.py",
     "machines.py",
     "option*.py",
+    "patience.py",
     "settings.py",
+    "submitted.py",
+    "submitting.py",
     "sync.py",
     "runner/*.py",
 )
