@@ -65,10 +65,13 @@ def runners(name: str | None) -> display.Table:
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until interrupted.")
 @click.option("--runner", default="", help="Lines of this runner only.")
 @click.option("--request", default="", help="Lines of this request only.")
+@click.option("--level", default="", help="Lines of at least this level, such as warning.")
 @click.option("--tail", default=200, show_default=True, help="How many past lines.")
-def logs(name: str, follow: bool, runner: str, request: str, tail: int) -> Iterator[str]:
+def logs(
+    name: str, follow: bool, runner: str, request: str, level: str, tail: int
+) -> Iterator[str]:
     """Show what an app's runners wrote."""
-    lines = _handle(name).logs(follow, runner, request, tail)
+    lines = _handle(name).logs(follow, runner, request, tail, level)
     return (display.log_line(line) for line in lines)
 
 

@@ -7,13 +7,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 
-from fal_notebook import discovery, exceptions, settings, sync
+from fal_notebook import discovery, exceptions, following, settings, sync
 
 _ERRORS = {
     name: kind
@@ -111,15 +111,31 @@ class Client:
         await self._json("DELETE", f"/api/apps/{owner}/{name}")
 
     async def logs(self, owner: str, name: str, **filters: Any) -> list[dict[str, Any]]:
-        """Return log lines; filters are `runner`, `request` and `tail` (200)."""
-        return await self._json("GET", f"/api/apps/{owner}/{name}/logs", params=filters)
+        """Return the last log lines; filters are `runner`, `request`, `level`, `tail` (200)."""
+        lines: list[dict[str, Any]] = (await self.log_page(owner, name, **filters))["lines"]
+        return lines
+
+    async def log_page(self, owner: str, name: str, **query: Any) -> dict[str, Any]:
+        """Return ``lines``, the ``cursor`` behind them and whether there is ``more``.
+
+        Filters as of `logs`; with a `cursor` ("" is the oldest line) the next `limit` lines.
+        """
+        return await self._json("GET", f"/api/apps/{owner}/{name}/logs", params=query)
 
     async def follow_logs(
         self, owner: str, name: str, **filters: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield log lines, the last ones first, then new ones until the iterator is closed."""
+        """Yield log lines, the last ones first, then new ones until the iterator is closed.
+
+        It goes on after a restart of the gateway, without a gap, and ends when the app is deleted.
+        """
         path = f"/api/apps/{owner}/{name}/logs"
-        async for line in self._events(path, {**filters, "follow": True}):
+
+        def connect(last: str) -> AsyncGenerator[following.Event, None]:
+            headers = {"last-event-id": last} if last else {}
+            return following.events(self._lines(path, {**filters, "follow": True}, headers))
+
+        async for line in following.follow(connect):
             yield line
 
     async def events(self, owner: str, name: str, since: int) -> AsyncIterator[dict[str, Any]]:
@@ -233,14 +249,20 @@ class Client:
             return response.json()
 
     async def _events(self, path: str, query: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        async with self._stream("GET", path, params=query) as response:
+        async for line in self._lines(path, query, {}):
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+    async def _lines(
+        self, path: str, query: dict[str, Any], headers: dict[str, str]
+    ) -> AsyncIterator[str]:
+        async with self._stream("GET", path, params=query, headers=headers) as response:
             if response.is_error:
                 await response.aread()
                 _raise_if_stopping(response)
                 _raise(response)
             async for line in response.aiter_lines():
-                if line.startswith("data: "):
-                    yield json.loads(line[6:])
+                yield line
 
     @asynccontextmanager
     async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[Any]:

@@ -177,10 +177,23 @@ class Handle:
         return self._ask(functools.partial(shared_client().scale, values=options))
 
     def logs(
-        self, follow: bool = False, runner: str = "", request: str = "", tail: int = 200
+        self,
+        follow: bool = False,
+        runner: str = "",
+        request: str = "",
+        tail: int = 200,
+        level: str = "",
     ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
-        """Return the last log lines, or an iterator that goes on with new ones."""
-        filters: dict[str, Any] = {"runner": runner, "request": request, "tail": tail}
+        """Return the last log lines, or an iterator that goes on with new ones.
+
+        Of one runner or request if it is named, and of at least a level such as ``"warning"``.
+        """
+        filters: dict[str, Any] = {
+            "runner": runner,
+            "request": request,
+            "tail": tail,
+            "level": level,
+        }
         if not follow:
             return self._ask(functools.partial(shared_client().logs, **filters))
         self.status()  # says at once when there is no such app

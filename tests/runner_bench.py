@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from fal_notebook.backends.local import LocalBackend
-from fal_notebook.gateway.operations.logs import parse
+from fal_notebook.gateway.logs.lines import parse
 from fal_notebook.payload import capture
 from fal_notebook.runner import frames
 from fal_notebook.runner.spec import RunnerSpec

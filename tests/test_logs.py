@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,14 @@ import pytest
 from serving import Wire, control, deployed, run_url
 
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway import paths
-from fal_notebook.gateway.operations.logs import READ_AT_MOST, LogReader, parse
+from fal_notebook.gateway.logs import bounds, pieces
+from fal_notebook.gateway.logs.cursor import Cursor
+from fal_notebook.gateway.logs.lines import Wanted, parse
+from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.store import RunnerRow
+from fal_notebook.runner import log_file
 
 TALKS = """
 import os, sys
@@ -35,7 +40,8 @@ def talks(gateway: GatewayInfo) -> Iterator[str]:
 
 def read(gateway: GatewayInfo, **filters: Any) -> list[dict[str, Any]]:
     with control(gateway) as client:
-        return list(client.get("/api/apps/tester/talks/logs", params=filters).json())
+        reply = client.get("/api/apps/tester/talks/logs", params=filters)
+        return list(reply.raise_for_status().json()["lines"])
 
 
 def test_lines_name_their_request_runner_and_level(gateway: GatewayInfo, talks: str) -> None:
@@ -86,8 +92,8 @@ def test_the_follower_of_a_deleted_app_ends(gateway: GatewayInfo) -> None:
 
 
 # --- files --------------------------------------------------------------------------------------
-def record(message: str, at: float, request: str | None = None) -> bytes:
-    data = {"at": at, "level": "INFO", "request": request, "message": message}
+def record(message: str, at: float, request: str | None = None, level: str = "INFO") -> bytes:
+    data = {"at": at, "level": level, "request": request, "message": message}
     return b"\x1e" + json.dumps(data).encode() + b"\n"
 
 
@@ -96,70 +102,208 @@ def runner(state: Path, identity: str, content: bytes, ended: float | None = Non
     return RunnerRow(identity, "me", "app", "r", "IDLE", "s", "XS", created_at=1.0, ended_at=ended)
 
 
-def messages(lines: list[dict[str, Any]]) -> list[str]:
+def messages(lines: Iterable[dict[str, Any]]) -> list[str]:
     return [line["message"] for line in lines]
 
 
-async def test_lines_of_several_runners_are_in_the_order_of_time(tmp_path: Path) -> None:
+def append(state: Path, identity: str, content: bytes) -> None:
+    with paths.runner_log(state, identity).open("ab") as file:
+        file.write(content)
+
+
+def tail(state: Path, rows: list[RunnerRow], count: int, **wanted: str) -> list[str]:
+    reader = LogReader(state, Wanted.of(**wanted))
+    reader.go_back(rows, count)
+    return messages(reader.lines(rows, 10_000))
+
+
+def test_lines_of_several_runners_are_in_the_order_of_time(tmp_path: Path) -> None:
     rows = [
         runner(tmp_path, "b", record("2", 2.0) + b"raw after 2\n" + record("4", 4.0)),
         runner(tmp_path, "a", record("1", 1.5) + record("3", 3.0), ended=3.5),
     ]
-    reader = LogReader(tmp_path, "", "")
-    assert messages(await reader.last(rows, 10)) == ["1", "2", "raw after 2", "3", "4"]
-    assert messages(await LogReader(tmp_path, "", "").last(rows, 2)) == ["3", "4"]
-    with paths.runner_log(tmp_path, "b").open("ab") as file:
-        file.write(b"half")
-        file.flush()
-        assert await reader.new(rows) == []
-        file.write(b" done\n")
-        file.flush()
-        assert messages(await reader.new(rows)) == ["half done"]
-        assert await reader.new(rows) == []
+    assert tail(tmp_path, rows, 10) == ["1", "2", "raw after 2", "3", "4"]
+    assert tail(tmp_path, rows, 2) == ["3", "4"]
+    assert tail(tmp_path, rows, 0) == []
+    assert tail(tmp_path, rows, 9, runner="a") == ["1", "3"]
 
 
-async def test_the_last_words_of_a_runner_need_no_newline(tmp_path: Path) -> None:
+def test_a_line_comes_when_it_is_whole_and_only_once(tmp_path: Path) -> None:
+    rows = [runner(tmp_path, "b", b"one\nhal")]
+    reader = LogReader(tmp_path, Wanted())
+    assert messages(reader.lines(rows, 10)) == ["one"]
+    append(tmp_path, "b", b"f")
+    assert messages(reader.lines(rows, 10)) == []
+    append(tmp_path, "b", b" done\n")
+    assert messages(reader.lines(rows, 10)) == ["half done"]
+    assert not reader.behind(rows)
+    assert messages(reader.lines(rows, 10)) == []
+
+
+def test_the_last_words_of_a_runner_need_no_newline(tmp_path: Path) -> None:
     row = runner(tmp_path, "a", b"one\nSegmentation fault", ended=2.0)
-    assert messages(await LogReader(tmp_path, "", "").last([row], 10)) == [
-        "one",
-        "Segmentation fault",
-    ]
+    assert tail(tmp_path, [row], 10) == ["one", "Segmentation fault"]
+    assert tail(tmp_path, [row], 1) == ["Segmentation fault"]
 
 
-async def test_a_huge_log_is_read_from_its_end(tmp_path: Path) -> None:
-    line = b"x" * 999 + b"\n"
-    row = runner(tmp_path, "a", line * 100_000 + record("last", 5.0))
-    started = time.monotonic()
-    lines = await LogReader(tmp_path, "", "").last([row], 3)
-    assert messages(lines) == ["x" * 999] * 2 + ["last"]
-    assert time.monotonic() - started < 2
+@pytest.mark.parametrize("length", [99, 999, 50_000])
+@pytest.mark.parametrize("count", [1, 3, 900])
+def test_a_huge_log_is_read_from_its_end(tmp_path: Path, length: int, count: int) -> None:
+    lines = [f"{n:06}".ljust(length, "x") for n in range(3_000)]
+    row = runner(tmp_path, "a", "".join(f"{line}\n" for line in lines).encode())
+    assert tail(tmp_path, [row], count) == lines[-count:]
 
 
-async def test_a_line_longer_than_the_window_does_not_stop_the_reader(tmp_path: Path) -> None:
+def test_a_line_longer_than_a_piece_does_not_stop_the_reader(tmp_path: Path) -> None:
     row = runner(tmp_path, "a", b"start\n")
-    reader = LogReader(tmp_path, "", "")
-    assert messages(await reader.last([row], 5)) == ["start"]
-    with paths.runner_log(tmp_path, "a").open("ab") as file:
-        file.write(b"y" * (2 * READ_AT_MOST + 5) + b"\nafter\n")
-    found: list[str] = []
-    while "after" not in found:
-        new = messages(await reader.new([row]))
-        assert new
-        found += new
-    assert "".join(found[:-1]) == "y" * (2 * READ_AT_MOST + 5)
+    append(tmp_path, "a", b"y" * (2 * pieces.SIZE + 5) + b"\nafter\n")
+    found = messages(LogReader(tmp_path, Wanted()).lines([row], 10))
+    assert found[0] == "start"
+    assert found[-1] == "after"
+    assert "".join(found[1:-1]) == "y" * (2 * pieces.SIZE + 5)
 
 
-async def test_what_is_no_text_is_shown_with_marks(tmp_path: Path) -> None:
+def test_what_is_no_text_is_shown_with_marks(tmp_path: Path) -> None:
     row = runner(tmp_path, "a", b"\xff\xfe caf\xc3\xa9\r\n\n\x1enot json\n\x1e5\n\x1e{}\n")
-    assert messages(await LogReader(tmp_path, "", "").last([row], 10)) == [
-        "\ufffd\ufffd café\r",
-        "",
-        "not json",
-        "5",
-        "{}",
-    ]
+    assert tail(tmp_path, [row], 10) == ["\ufffd\ufffd café\r", "", "not json", "5", "{}"]
 
 
 def test_only_whole_records_are_taken_for_records() -> None:
     for text in ('\x1e{"at": "x"}', '\x1e{"at": null, "level": 1}', "\x1e[]", "\x1enull", "\x1e"):
         assert parse(text, "r")["at"] is None
+
+
+def test_a_filter_finds_lines_far_behind(tmp_path: Path) -> None:
+    noise = b"".join(record(f"noise {n}", 2.0 + n, "other") for n in range(20_000))
+    quoted = b'looks like "request": "mine"\n'
+    content = record("first", 1.0, "mine") + quoted + noise + record("last", 30_000.0, "mine")
+    row = runner(tmp_path, "a", content)
+    assert tail(tmp_path, [row], 5, request="mine") == ["first", "last"]
+    assert tail(tmp_path, [row], 1, request="mine") == ["last"]
+
+
+def test_a_level_means_at_least_that_level(tmp_path: Path) -> None:
+    names = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+    content = b"".join(record(x, float(n), level=x) for n, x in enumerate(names))
+    row = runner(tmp_path, "a", content + record("odd", 9.0, level="odd") + b"raw\n")
+    assert tail(tmp_path, [row], 9) == [*names, "odd", "raw"]
+    assert tail(tmp_path, [row], 9, level="warning") == names[2:]
+    assert tail(tmp_path, [row], 9, level="INFO") == [*names[1:], "odd", "raw"]
+    with pytest.raises(OptionError, match="level=loud is none of debug, info"):
+        Wanted.of(level="loud")
+
+
+# --- cursors ------------------------------------------------------------------------------------
+def pages(
+    state: Path, rows: list[RunnerRow], limit: int, cursor: str = ""
+) -> tuple[list[str], str]:
+    found: list[str] = []
+    while True:
+        reader = LogReader(state, Wanted(), Cursor.load(cursor))
+        kept = [row for row in rows if (row.ended_at or 1e12) >= reader.cursor.since]
+        found += messages(reader.lines(kept, limit))
+        cursor = reader.cursor.dump()
+        if not reader.more:
+            return found, cursor
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_pages_of_any_size_hold_every_line_once(tmp_path: Path, limit: int) -> None:
+    now = time.time()
+    rows, expected = [], []
+    for name, ended in (("a", 30.0), ("b", now - 5), ("c", None), ("d", now - 70), ("e", 30.0)):
+        lines = [(n + 1.0, f"{name}{n}") for n in range(7)]
+        content = b"".join(record(text, at) for at, text in lines)
+        rows.append(runner(tmp_path, name, content, ended))
+        expected += lines
+    found, cursor = pages(tmp_path, rows, limit)
+    assert sorted(found) == sorted(text for _, text in expected)
+    assert [int(text[1]) for text in found] == sorted(int(text[1]) for text in found)
+    append(tmp_path, "c", record("c7", 7.0))
+    rows.append(runner(tmp_path, "f", record("f0", 8.0), time.time()))
+    assert pages(tmp_path, rows, limit, cursor)[0] == ["c7", "f0"]
+    assert pages(tmp_path, rows, limit, pages(tmp_path, rows, limit, cursor)[1])[0] == []
+
+
+def test_a_cursor_stays_short_over_many_runners(tmp_path: Path) -> None:
+    rows = [runner(tmp_path, f"r{n}", record(f"{n}", n), ended=n + 0.5) for n in range(300)]
+    found, cursor = pages(tmp_path, rows, 7)
+    assert found == [f"{n}" for n in range(300)]
+    assert len(cursor) < 40
+
+
+@pytest.mark.parametrize("text", ["x", "1", "1.0~", "1.0~a.", "1.0~a.b", "1.0~../x.1", "1.0 "])
+def test_what_is_no_cursor_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="this cursor was not given"):
+        Cursor.load(text)
+
+
+def test_a_cursor_survives_being_text() -> None:
+    cursor = Cursor(1712345678.123456)
+    cursor.offsets = {"a1": 5, "b-2": 0}
+    cursor.finish(RunnerRow("c", "me", "app", "r", "TERMINATED", "s", "XS", ended_at=2e9))
+    assert vars(Cursor.load(cursor.dump())) == vars(cursor)
+    assert vars(Cursor.load("")) == vars(Cursor())
+
+
+def test_lines_that_are_gone_are_passed_over(tmp_path: Path) -> None:
+    row = runner(tmp_path, "a", b"")
+    reader = LogReader(tmp_path, Wanted())
+    path, written, seen = paths.runner_log(tmp_path, "a"), 0, []
+    for _ in range(12):
+        lines = [f"{n:08}".ljust(999, "x") for n in range(written, written + 4_000)]
+        append(tmp_path, "a", "".join(f"{line}\n" for line in lines).encode())
+        written += len(lines)
+        log_file.bound_path(path)
+        assert log_file.disk_space(path.stat()) <= log_file.MOST
+        if not seen or written > 40_000:  # a reader that sleeps meanwhile
+            seen += [int(text[:8]) for text in messages(reader.lines([row], 10**6))]
+    assert seen[:4_000] == list(range(4_000))
+    gap = seen[4_000]
+    assert 20_000 < gap < 40_000
+    assert seen[4_000:] == list(range(gap, written))
+    kept = [int(text[:8]) for text in pages(tmp_path, [row], 500)[0]]
+    assert kept == list(range(kept[0], written))
+    assert len(kept) * 1000 >= log_file.KEPT - 1000
+
+
+def test_a_log_on_a_file_system_without_holes_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, length: int) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(log_file, "_punch", refuse)
+    row = runner(tmp_path, "a", b"x" * 999 + b"\n")
+    reader = LogReader(tmp_path, Wanted())
+    assert len(messages(reader.lines([row], 10))) == 1
+    append(tmp_path, "a", b"y" * log_file.MOST + b"\n")
+    log_file.bound_path(paths.runner_log(tmp_path, "a"))
+    append(tmp_path, "a", b"z\n")
+    assert messages(reader.lines([row], 10)) == ["z"]
+
+
+def test_the_place_of_a_time_is_found_without_reading_all(tmp_path: Path) -> None:
+    content = b"".join(record(f"{n}", 1000.0 + n) + b"raw\n" for n in range(40_000))
+    path = paths.runner_log(tmp_path, "a")
+    path.write_bytes(content)
+    for at in (0.0, 1000.0, 1001.0, 21_000.5, 40_999.0, 1e9):
+        place = pieces.offset_of(path, at)
+        exact = content.find(b'{"at": %d.' % min(int(at), 40_999)) - 1 if at >= 1000 else 0
+        assert place <= max(exact, 0) or at > 41_000
+        assert max(exact, 0) - place <= 3 * pieces.PRECISION
+        assert place == 0 or content[place : place + 1] == b"\x1e"
+    assert pieces.offset_of(tmp_path / "none", 5.0) == 0
+
+
+def test_all_logs_together_are_bounded_the_oldest_go_first(tmp_path: Path) -> None:
+    for name in ("live", "old", "new", "deleted"):
+        runner(tmp_path, name, b"x" * 1_000_000)
+    ended = [("deleted", False), ("old", True), ("gone", True), ("new", True)]
+    left = lambda: {path.stem for path in (tmp_path / "logs").iterdir()}  # noqa: E731
+    bounds.trim(tmp_path, ended, 10_000_000)
+    assert left() == {"live", "old", "new"}
+    bounds.trim(tmp_path, ended, 2_500_000)
+    assert left() == {"live", "new"}
+    bounds.trim(tmp_path, ended, 0)
+    assert left() == {"live"}

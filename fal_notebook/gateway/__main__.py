@@ -19,6 +19,7 @@ from fal_notebook import __version__, discovery, settings
 from fal_notebook.exceptions import FalNotebookError, GatewayError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.logs import bounds
 from fal_notebook.gateway.operations import apps, blobs
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.runner.program import new_loop
@@ -64,6 +65,7 @@ async def _serve(state: Path) -> None:
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     webhooks = asyncio.ensure_future(gateway.webhooks.run())
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
+    bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids))
     server = Server(GatewayApp(gateway), BoundedProtocol)
     serving = asyncio.ensure_future(server.serve([listener]))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,7 +77,7 @@ async def _serve(state: Path) -> None:
         await gateway.finish_requests(FINISH_GRACE)
     else:
         await gateway.stop_runners(STOP_GRACE)
-    for task in (warming, housekeeping, webhooks):
+    for task in (warming, housekeeping, webhooks, bounding):
         task.cancel()
     await gateway.close()
     server.stop()
@@ -86,9 +88,13 @@ async def _keep_house(gateway: Gateway) -> None:
     """Remove what is no longer shown or used, now and every hour."""
     results_kept = settings.setting("results_kept", RESULTS_KEPT)
     while True:
+    logs_max_bytes = settings.setting("logs_max_bytes", bounds.MOST_OF_ALL)
         try:
             apps.prune(gateway)
             blobs.prune(gateway)
+            await asyncio.to_thread(
+                bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
+            )
             await gateway.queue.prune(time.time() - results_kept)
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")

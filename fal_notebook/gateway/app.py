@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -11,7 +10,7 @@ from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
-from fal_notebook.gateway.operations import logs
+from fal_notebook.gateway.logs.of_request import RequestLogs
 from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.replies import Reply, error_reply, json_reply
 
@@ -28,7 +27,7 @@ class GatewayApp:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._control: Any = create_control(gateway)
-        lines = functools.partial(logs.of_request, gateway)
+        lines = RequestLogs(gateway.state, gateway.store).of
         self._queue = QueueRoutes(gateway.queue, gateway.admission, lines, gateway.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import APIRouter, Body, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from fal_notebook import __version__, exceptions
 from fal_notebook.discovery import PROTOCOL
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.logs.lines import Wanted
 from fal_notebook.gateway.operations import apps, blobs, deploy, keys, logs, secrets
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -183,12 +184,17 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         tail: Annotated[int, Query(ge=0)] = 200,
         follow: bool = False,
     ) -> Any:
-        """Log lines, as a list or followed as SSE."""
+        """Log lines: a page of them, or followed as SSE; the cursor wins over `tail`."""
+        place = cursor if last_event_id is None else last_event_id
+        query = logs.Query(Wanted.of(runner, request, level), tail, place, limit)
         if follow:
-            apps.find(gateway, owner, name)
-            lines = logs.follow(gateway, owner, name, runner, request, tail)
+            lines = logs.follow(gateway, owner, name, query)
+        level: str = "",
             return StreamingResponse(lines, media_type="text/event-stream")
-        return await logs.read(gateway, owner, name, runner, request, tail)
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+        return await logs.read(gateway, owner, name, query)
+        last_event_id: Annotated[str | None, Header()] = None,
 
     return router
 

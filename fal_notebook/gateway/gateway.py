@@ -142,6 +142,10 @@ class Gateway:
     def activate(self, app: App, revision: Revision) -> None:
         """Let the fleet of an app serve a revision, or serve it with changed options."""
         options = plan.effective(app, revision)
+    def runner_ids(self) -> list[str]:
+        """Return the ids of all runners that live."""
+        return [runner for fleet in self.fleets.values() for runner in fleet.runners]
+
         scaling = plan.scaling(options, MachineType(**revision.machine), self.host)
         self.fleet(app.owner, app.name).configure(revision, options, scaling)
 

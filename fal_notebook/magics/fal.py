@@ -21,7 +21,7 @@ def fal(line: str) -> Any:
 
         %fal status [NAME]
         %fal runners [NAME]
-        %fal logs NAME [-f] [--runner ID] [--request ID] [--tail N]
+        %fal logs NAME [-f] [--runner ID] [--request ID] [--level LEVEL] [--tail N]
         %fal scale NAME key=value …
         %fal deploy FILE[::FUNCTION] key=value …
         %fal cancel NAME

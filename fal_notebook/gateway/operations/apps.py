@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -134,6 +135,7 @@ def delete(gateway: Gateway, owner: str, name: str) -> None:
         find(gateway, owner, name)
     else:
         deployment.cancel("the app was deleted")
+    ended = [row.id for row in past_runners(gateway, owner, name) if row.ended_at is not None]
     with gateway.store.transaction():
         unused = gateway.store.delete_app(owner, name)
         gateway.store.emit("delete", owner, name, {})
@@ -144,6 +146,7 @@ def delete(gateway: Gateway, owner: str, name: str) -> None:
     for digest in unused:
         with contextlib.suppress(OSError):
             paths.blob(gateway.state, digest).unlink()
+    _remove_logs(gateway, ended)  # those of the others go when the house is kept
 
 
 def timeline(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
@@ -182,9 +185,13 @@ def _fleet(gateway: Gateway, owner: str, name: str) -> Fleet:
 def prune(gateway: Gateway) -> None:
     """Remove rows and logs of runners that ended long ago."""
     with gateway.store.transaction():
-        for runner_id in gateway.store.forget_runners(time.time() - RUNNERS_KEPT):
-            with contextlib.suppress(OSError):
-                paths.runner_log(gateway.state, runner_id).unlink()
+        _remove_logs(gateway, gateway.store.forget_runners(time.time() - RUNNERS_KEPT))
+
+
+def _remove_logs(gateway: Gateway, runners: Iterable[str]) -> None:
+    for runner_id in runners:
+        with contextlib.suppress(OSError):
+            paths.runner_log(gateway.state, runner_id).unlink()
 
 
 def past_runners(
@@ -196,7 +203,7 @@ def past_runners(
     `ended_after` (unix seconds).
     """
     where = (
-        "owner = ? AND app = ? AND COALESCE(ended_at, 1e12) > ? "
+        "owner = ? AND app = ? AND COALESCE(ended_at, 1e12) >= ? "
         "AND revision IN (SELECT id FROM revisions) "
         "ORDER BY COALESCE(ended_at, 1e12) DESC, created_at DESC"
     )

@@ -1,166 +1,114 @@
-"""Lines that an app's runners wrote: the last ones, of one runner or request, then followed."""
+"""Lines that an app's runners wrote: the last ones, those after a cursor, and new ones."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.logs.cursor import Cursor
+from fal_notebook.gateway.logs.lines import Line, Wanted, parse
+from fal_notebook.gateway.logs.pieces import last_lines
+from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.operations.apps import find, past_runners
-from fal_notebook.gateway.queue.table import QueuedRequest
 from fal_notebook.gateway.store import RunnerRow
-from fal_notebook.runner.logs import RECORD
 
 # A follower looks for new lines this often.
 FOLLOW_PERIOD = 0.2
-# A runner that ended longer ago than this (seconds) writes nothing that a follower has not seen.
-FRESH = 60.0
-# At most this much of a log is read at a time; a longer line is cut into pieces.
-READ_AT_MOST = 4 * 1024 * 1024
-
-Line = tuple[float, dict[str, Any]]
+# It is sent so many lines at a time.
+BATCH = 1000
 
 
-async def read(
-    gateway: Gateway, owner: str, name: str, runner: str = "", request: str = "", tail: int = 200
-) -> list[dict[str, Any]]:
-    """Return the last `tail` lines, oldest first: at, level, runner, request, message.
+@dataclass(frozen=True)
+class Query:
+    """What somebody wants to read.
 
-    Lines that were written past Python's sys.stdout have neither time nor request.
+    `cursor` None asks for the last `tail` lines, else for `limit` lines after it; "" is the
+    oldest line that is kept.
+    """
+
+    wanted: Wanted
+    tail: int = 200
+    cursor: str | None = None
+    limit: int = 1000
+
+
+async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[str, Any]:
+    """Return ``lines``, the ``cursor`` behind them, and whether there is ``more`` by now.
+
+    Lines have at, level, runner, request, message, oldest first. Those that were written past
+    Python's sys.stdout have neither time nor request. A cursor is good for the same filters, over
+    restarts of the gateway; one whose lines are gone goes on with the oldest that are kept.
     """
     find(gateway, owner, name)
-    return await LogReader(gateway.state, runner, request).last(
-        past_runners(gateway, owner, name), tail
-    )
+    reader, rows = _begin(gateway, owner, name, query)
+    lines = await asyncio.to_thread(_page, reader, rows, query)
+    return {"lines": lines, "cursor": reader.cursor.dump(), "more": reader.more}
 
 
-async def of_request(gateway: Gateway, request: QueuedRequest) -> list[dict[str, Any]]:
-    """Return the lines that a queued request wrote, oldest first."""
-    runners = gateway.store.select(RunnerRow, "id = ?", request.runner)
-    return await LogReader(gateway.state, "", request.id).last(runners, 1000)
+def follow(gateway: Gateway, owner: str, name: str, query: Query) -> AsyncIterator[bytes]:
+    """Return lines as server-sent events, then new ones as they are written.
 
-
-async def follow(
-    gateway: Gateway, owner: str, name: str, runner: str = "", request: str = "", tail: int = 200
-) -> AsyncIterator[bytes]:
-    """Yield the last lines as server-sent events, then new ones as they are written.
-
-    It ends when the gateway stops or the app is deleted.
+    The id of each is the cursor behind it. ``event: end`` says that the app was deleted; without
+    it the gateway stops, and the next one goes on where this one ended.
     """
-    reader = LogReader(gateway.state, runner, request)
-    lines = await reader.last(past_runners(gateway, owner, name), tail)
+    find(gateway, owner, name)
+    reader, rows = _begin(gateway, owner, name, query)
+    return _follow(gateway, owner, name, query, reader, rows)
+
+
+async def _follow(
+    gateway: Gateway,
+    owner: str,
+    name: str,
+    query: Query,
+    reader: LogReader,
+    rows: Sequence[RunnerRow],
+) -> AsyncIterator[bytes]:
+    if query.cursor is None:
+        await asyncio.to_thread(reader.go_back, rows, query.tail)
+    yield _event(reader)
     while not gateway.stop_requested.is_set():
-        for line in lines:
-            yield f"event: log\ndata: {json.dumps(line)}\n\n".encode()
+        events = await asyncio.to_thread(_events, reader, rows) if reader.behind(rows) else b""
+        yield events
         if gateway.store.app(owner, name) is None:
+            yield b"event: end\ndata: {}\n\n"
             return
-        await asyncio.sleep(FOLLOW_PERIOD)
-        lines = await reader.new(past_runners(gateway, owner, name, time.time() - FRESH))
+        if not events:
+            await asyncio.sleep(FOLLOW_PERIOD)
+        rows = past_runners(gateway, owner, name, reader.cursor.since)
 
 
 def log_tail(path: Path, lines: int) -> list[str]:
     """Return the last lines of a runner's log as plain text."""
-    if not path.is_file():
-        return []
-    # Not splitlines: it would split at RECORD too.
-    text = path.read_text(errors="replace").rstrip("\n").split("\n")[-lines:]
-    return [json.loads(x[1:])["message"] if x.startswith(RECORD) else x for x in text]
+    found, _ = last_lines(path, True, lines, lambda raw: True)
+    return [parse(raw.text.decode(errors="replace"), "")["message"] for raw in found]
 
 
-class LogReader:
-    """Reads log files in a thread, from where it stopped before."""
-
-    def __init__(self, state: Path, runner: str, request: str) -> None:
-        self._state = state
-        self._runner = runner
-        self._request = request
-        self._offsets: dict[str, int] = {}
-        self._done: set[str] = set()
-
-    async def last(self, runners: Sequence[RunnerRow], tail: int) -> list[dict[str, Any]]:
-        """Return the last lines, oldest first; what comes after them is new."""
-        return await asyncio.to_thread(self._last, runners, tail)
-
-    async def new(self, runners: Sequence[RunnerRow]) -> list[dict[str, Any]]:
-        """Return lines not returned before, in the order of time."""
-        runners = [row for row in runners if row.id not in self._done]
-        return await asyncio.to_thread(self._new, runners) if runners else []
-
-    def _last(self, runners: Sequence[RunnerRow], tail: int) -> list[dict[str, Any]]:
-        lines: list[Line] = []
-        for row in runners:
-            if row.ended_at is not None and len(lines) == tail and row.ended_at < _oldest(lines):
-                self._done.add(row.id)  # every line of it is older
-                continue
-            lines = sorted(lines + self._of_runner(row), key=_time)
-            lines = lines[max(0, len(lines) - tail) :]
-        return [line for _, line in lines]
-
-    def _new(self, runners: Sequence[RunnerRow]) -> list[dict[str, Any]]:
-        lines = [line for row in runners for line in self._of_runner(row)]
-        return [line for _, line in sorted(lines, key=_time)]
-
-    def _of_runner(self, row: RunnerRow) -> list[Line]:
-        if self._runner not in ("", row.id):
-            return []
-        found, at = [], row.created_at
-        for text in self._complete_lines(row):
-            line = parse(text, row.id)
-            at = line["at"] or at
-            if self._request in ("", line["request"]):
-                found.append((at, line))
-        return found
-
-    def _complete_lines(self, row: RunnerRow) -> list[str]:
-        """Return whole lines from where the last look ended, first near the end of the file."""
-        path = paths.runner_log(self._state, row.id)
-        if not path.is_file():
-            return []
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = self._offsets.get(row.id)
-            skip_part = start is None and size > READ_AT_MOST
-            file.seek(max(0, size - READ_AT_MOST) if start is None else start)
-            data = file.read(READ_AT_MOST)
-            at_end = file.tell() == size
-        end = data.rfind(b"\n") + 1
-        if row.ended_at is not None and at_end:
-            self._done.add(row.id)
-            end = len(data)  # nobody will finish the last line
-        elif not end and len(data) == READ_AT_MOST:
-            end = len(data)
-        self._offsets[row.id] = size - len(data) + end if start is None else start + end
-        lines = data[:end].removesuffix(b"\n").split(b"\n") if end else []
-        # Not splitlines: it would split at RECORD too.
-        return [line.decode(errors="replace") for line in lines[skip_part and len(lines) > 1 :]]
+def _begin(
+    gateway: Gateway, owner: str, name: str, query: Query
+) -> tuple[LogReader, list[RunnerRow]]:
+    cursor = Cursor.load(query.cursor or "")
+    rows = past_runners(gateway, owner, name, cursor.since)
+    return LogReader(gateway.state, query.wanted, cursor), rows
 
 
-def parse(text: str, runner: str) -> dict[str, Any]:
-    """Return one line of a log file as data; what only looks like a record is text."""
-    plain = {"at": None, "level": "INFO", "runner": runner, "request": None, "message": text}
-    if not text.startswith(RECORD):
-        return plain
-    try:
-        record = json.loads(text[1:])
-        return {
-            "at": float(record["at"]),
-            "level": str(record["level"]),
-            "runner": runner,
-            "request": record["request"],
-            "message": str(record["message"]),
-        }
-    except (ValueError, TypeError, KeyError):
-        return {**plain, "message": text[1:]}
+def _page(reader: LogReader, rows: Sequence[RunnerRow], query: Query) -> list[Line]:
+    if query.cursor is not None:
+        return list(reader.lines(rows, query.limit))
+    reader.go_back(rows, query.tail)
+    lines = list(reader.lines(rows, query.tail + BATCH))  # some may have come meanwhile
+    return lines[max(0, len(lines) - query.tail) :]
 
 
-def _time(line: Line) -> float:
-    return line[0]
+def _events(reader: LogReader, rows: Sequence[RunnerRow]) -> bytes:
+    return b"".join(_event(reader, line) for line in reader.lines(rows, BATCH))
 
 
-def _oldest(lines: list[Line]) -> float:
-    return lines[0][0] if lines else float("inf")
+def _event(reader: LogReader, line: Line | None = None) -> bytes:
+    told = f"event: log\ndata: {json.dumps(line)}\n" if line is not None else ""
+    return f"id: {reader.cursor.dump()}\n{told}\n".encode()

@@ -1,0 +1,57 @@
+"""Keeps logs within their share of the disk: each one, also when its runner cannot, and all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fal_notebook.gateway import paths
+from fal_notebook.gateway.store import Revision, RunnerRow, Store
+from fal_notebook.runner.log_file import bound_path, disk_space
+
+# Logs of runners that live are looked at so often (seconds).
+PERIOD = 1.0
+# All logs together take about this much (bytes; setting logs_max_bytes).
+MOST_OF_ALL = 1024**3
+
+_LOG = logging.getLogger(__name__)
+
+
+async def watch(state: Path, live: Callable[[], Iterable[str]]) -> None:
+    """Bound the logs of runners that live, for ever.
+
+    What Python code prints is bounded by the runner itself, while it prints. This is for output
+    past Python, such as of C code and child processes: there a log can grow beyond its bound by
+    what is written within `PERIOD`.
+
+    Parameters
+    ----------
+    live : callable
+        Gives the ids of the runners.
+    """
+    while True:
+        for runner in list(live()):
+            try:
+                bound_path(paths.runner_log(state, runner))
+            except OSError:
+                _LOG.exception("the log of runner %s was not bounded", runner)
+        await asyncio.sleep(PERIOD)
+
+
+def ended(store: Store) -> list[tuple[str, bool]]:
+    """Return the ids of runners that have ended, oldest first, and whether their app is there."""
+    kept = {revision.id for revision in store.select(Revision)}
+    rows = store.select(RunnerRow, "ended_at IS NOT NULL ORDER BY ended_at")
+    return [(row.id, row.revision in kept) for row in rows]
+
+
+def trim(state: Path, runners: Iterable[tuple[str, bool]], most: int) -> None:
+    """Remove logs of runners that have ended: of deleted apps all, else the oldest above `most`."""
+    used = {path.stem: disk_space(path.stat()) for path in (state / "logs").glob("*.log")}
+    total = sum(used.values())
+    for runner, shown in runners:
+        if runner in used and (total > most or not shown):
+            paths.runner_log(state, runner).unlink(missing_ok=True)
+            total -= used[runner]

@@ -1,0 +1,76 @@
+"""One line of a log as data, and which lines are wanted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fal_notebook.exceptions import OptionError
+from fal_notebook.runner.log_levels import LEVELS
+from fal_notebook.runner.logs import RECORD
+
+Line = dict[str, Any]
+
+
+def parse(text: str, runner: str) -> Line:
+    """Return one line of a log file as data; what only looks like a record is text."""
+    plain = {"at": None, "level": "INFO", "runner": runner, "request": None, "message": text}
+    if not text.startswith(RECORD):
+        return plain
+    try:
+        record = json.loads(text[1:])
+        return {
+            "at": float(record["at"]),
+            "level": str(record["level"]),
+            "runner": runner,
+            "request": record["request"],
+            "message": str(record["message"]),
+        }
+    except (ValueError, TypeError, KeyError):
+        return {**plain, "message": text[1:]}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A filter: of one runner, of one request, of at least one level; "" is any."""
+
+    runner: str = ""
+    request: str = ""
+    level: str = ""
+
+    @classmethod
+    def of(cls, runner: str = "", request: str = "", level: str = "") -> Wanted:
+        """Return a filter as a caller names it.
+
+        Raises
+        ------
+        OptionError
+            When there is no such level.
+        """
+        if level and level.upper() not in LEVELS:
+            known = ", ".join(LEVELS).lower()
+            raise OptionError(f"level={level} is none of {known}; name one of them")
+        return cls(runner, request, level.upper())
+
+    def may_match(self, raw: bytes) -> bool:
+        """Say at little cost whether a line of the file is worth parsing."""
+        return not self.request or self._request_bytes() in raw
+
+    @property
+    def narrow(self) -> bool:
+        """Whether some lines of a runner are not wanted."""
+        return bool(self.request or self.level)
+
+    def matches(self, line: Line) -> bool:
+        """Say whether a line of the right runner is wanted."""
+        if self.request and line["request"] != self.request:
+            return False
+        return not self.level or _rank(line["level"]) >= _rank(self.level)
+
+    def _request_bytes(self) -> bytes:
+        return json.dumps(self.request).encode()
+
+
+def _rank(level: str) -> int:
+    return LEVELS.index(level) if level in LEVELS else LEVELS.index("INFO")
