@@ -114,6 +114,28 @@ async def test_closing_writes_what_was_asked_for_and_refuses_the_rest(tmp_path: 
     journal.close()  # again does nothing
 
 
+LOOK = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+print([row[0] for row in database.execute("SELECT id FROM things ORDER BY id")])
+database.close()
+"""
+
+
+async def test_another_process_that_looks_and_goes_does_no_harm(
+    journal: Journal, tmp_path: Path
+) -> None:
+    def look() -> str:
+        command = [sys.executable, "-c", LOOK, str(tmp_path / "j.db")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    await journal.write(putting(1))
+    assert look() == "[1]"
+    await journal.write(putting(2))
+    assert (tmp_path / "j.db-wal").exists()
+    assert look() == "[1, 2]"
+
+
 FULL = f"""
 import asyncio, resource, sqlite3, sys
 from pathlib import Path

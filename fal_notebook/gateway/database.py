@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from fal_notebook.exceptions import DiskFullError, StoreError
 
 
-@contextmanager
+@contextlib.contextmanager
 def io_errors() -> Iterator[None]:
     """Translate errors of SQLite and of the file system: full, or not usable."""
     try:
@@ -47,7 +47,10 @@ def connect(
         When the file was written by a newer version (it is left untouched) or cannot be used.
     """
     with io_errors():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # A file that another connection of this process has open must not be opened and closed:
+        # that drops its locks, and who looks from outside then removes the log that is written to.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         database = sqlite3.connect(
             path, timeout=1.0, isolation_level=None, check_same_thread=not any_thread
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import StoreError
+from fal_notebook.gateway import errors
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.queue import content, retry, table
 from fal_notebook.gateway.queue.attempt import Attempt, failed
@@ -172,22 +173,26 @@ class Queue:
     ) -> None:
         """Complete a request, or put it back when its failure allows."""
         delay = None
-        if failure is not None and request.number not in self._cancelled:
-            delay = retry.decide(_policy(fleet, request), failure, request.attempts)
-        if failure is not None and delay is None and request.number in self._cancelled:
+        if failure is not None and request.number in self._cancelled:
             answer = _CANCELLED
+        elif failure is not None:
+            delay = retry.decide(_policy(fleet, request), failure, request.attempts)
         if delay is None:
             await self._complete(fleet, request, answer)
             return
         change = functools.partial(table.put_back, number=request.number, attempts=request.attempts)
         await self._insist(change)
-        self._put_back(fleet, request, delay)
+        self._put_back(fleet, request, 0.0 if answer is _LOST else delay)
 
     def _put_back(self, fleet: Fleet, request: QueuedRequest, delay: float) -> None:
         if request.number in self._cancelled:
             self._spawn(self._complete(fleet, request, _CANCELLED))
             return
-        self._retries[request.number] = self._loop.call_later(delay, self._enqueue, fleet, request)
+        if delay:
+            again = self._loop.call_later(delay, self._enqueue, fleet, request)
+            self._retries[request.number] = again
+        else:
+            self._enqueue(fleet, request)
         self._tell(request.number)
 
     async def _complete(self, fleet: Fleet | None, request: QueuedRequest, answer: Answer) -> None:
@@ -201,7 +206,17 @@ class Queue:
             self._deadlines.pop(request.number).cancel()
         if fleet is not None:
             fleet.metrics.complete(answer.status, now - request.number / 1e6)
+        if fleet is not None and answer.error_type in errors.PLATFORM:
+            await self._record(fleet, request, answer)
         self._tell(request.number)
+
+    async def _record(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
+        """Add a failure of ours to the app's errors, with the beginning of the body."""
+        given, beginning = dict(request.headers).get(b"content-type", b""), b""
+        with contextlib.suppress(StoreError):
+            async with contextlib.aclosing(self.body(request)) as pieces:
+                beginning = await anext(pieces, b"")
+        errors.of_platform(fleet, answer.error_type, answer.error, request.id, beginning, given)
 
     async def _insist(self, change: Callable[[Any], None]) -> None:
         """Write what must not be lost, as soon as there is room for it."""
