@@ -23,12 +23,13 @@ class Target:
     path: str
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    method: str = "POST"
 
     def request(self) -> bytes:
         """Return the bytes of the request."""
         host = "runner" if isinstance(self.address, str) else "{}:{}".format(*self.address)
         lines = [
-            f"POST {self.path} HTTP/1.1",
+            f"{self.method} {self.path} HTTP/1.1",
             f"host: {host}",
             "content-type: application/json",
             *(f"{name}: {value}" for name, value in self.headers),

@@ -32,7 +32,7 @@ class Result:
     ours, peer : list of float
         One figure per round; the n-th of both belong together. `peer` may be empty.
     budget : float, optional
-        What ours should not exceed.
+        What ours should not exceed, or of a rate not fall below.
     more_is_better : bool
         True for a rate.
     """
@@ -51,6 +51,10 @@ class Result:
         pairs = [a / b for a, b in zip(self.ours, self.peer, strict=False) if b]
         return median(pairs) if pairs else None
 
+    @property
+    def _sign(self) -> str:
+        return "≥" if self.more_is_better else "≤"
+
     def cells(self) -> list[str]:
         """Return the row as text."""
         ratio = self.ratio
@@ -58,7 +62,7 @@ class Result:
             self.name,
             f"{_figure(median(self.ours))} {self.unit}",
             f"{_figure(min(self.ours))}–{_figure(max(self.ours))}",
-            "" if self.budget is None else f"≤ {_figure(self.budget)} {self.unit}",
+            "" if self.budget is None else f"{self._sign} {_figure(self.budget)} {self.unit}",
             f"{self.peer_name}: {_figure(median(self.peer))} {self.unit}" if self.peer else "",
             "" if ratio is None else f"{ratio:.2f}" + (" ↑" if self.more_is_better else ""),
         ]

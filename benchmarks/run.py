@@ -15,11 +15,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import queues
 import report
-from rows import QUICK, ROWS, Effort
+import rows
+from rows import QUICK, Effort
 from session import session
 
 HERE = Path(__file__).parent
+ROWS = {**rows.ROWS, **queues.ROWS}
 
 
 def main() -> int:
