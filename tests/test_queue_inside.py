@@ -1,0 +1,117 @@
+"""The queue inside the test's own loop: ten attempts without their waits, and a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from inside import close_gateway, deployed, open_gateway
+
+from fal_notebook.gateway.app import GatewayApp
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.queue import queue, retry
+
+URL = "/queue/tester/app"
+
+
+def client_of(gateway: Gateway) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(GatewayApp(gateway))
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9")
+
+
+async def finish(client: httpx.AsyncClient, request: str) -> httpx.Response:
+    while (await client.get(f"{URL}/requests/{request}/status")).status_code == 202:
+        await asyncio.sleep(0.01)
+    return await client.get(f"{URL}/requests/{request}")
+
+
+ANSWERS_504 = """
+from fastapi import Response
+def f(path: str):
+    open(path, "a").write("x")
+    return Response("", 504)
+"""
+ENDS = """
+import os
+def f(path: str):
+    open(path, "a").write("x")
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(("source", "status"), [(ANSWERS_504, 504), (ENDS, 503)])
+async def test_ten_attempts_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, status: int
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(retry, "LONGEST_DELAY", 0.01)
+    gateway = open_gateway(tmp_path)
+    await deployed(gateway, source, serve=True, auth="public", max_concurrency=2)
+    async with client_of(gateway) as client:
+        body = {"path": str(tmp_path / "runs")}
+        request = (await client.post(URL, json=body)).json()["request_id"]
+        assert (await finish(client, request)).status_code == status
+    assert (tmp_path / "runs").read_text() == "x" * 10
+    found = gateway.queue.find(request)
+    assert found is not None
+    assert found.attempts == 10
+    await close_gateway(gateway)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB, on which the gateway's state lies."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.xfail("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> None:
+    free = os.statvfs(folder)
+    size = free.f_bavail * free.f_bsize - leave
+    with (folder / "filler").open("ab") as file:
+        file.write(bytes(size))
+
+
+async def test_a_full_disk_is_507_and_nothing_is_half_written(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "DISK_PERIOD", 0.05)
+    gateway = open_gateway(small_disk)
+    source = "import os, time\ndef f(go: str = '', text: str = ''):\n    " + (
+        "while go and not os.path.exists(go): time.sleep(0.01)\n    return len(text)"
+    )
+    options: dict[str, Any] = {"serve": True, "auth": "public", "max_concurrency": 1}
+    await deployed(gateway, source, **options)
+    go = small_disk.parent / "go"
+    async with client_of(gateway) as client:
+        begun = (await client.post(URL, json={"go": str(go)})).json()["request_id"]
+        fill(small_disk, leave=400_000)
+        answer = await client.post(URL, json={"text": "x" * 1_000_000})
+        assert answer.status_code == 507
+        assert answer.json()["error_type"] == "internal_error"
+        assert list((small_disk / "queue").glob("*")) == []
+        accepted = []
+        while (answer := await client.post(URL, json={"text": "y" * 20_000})).status_code == 200:
+            accepted.append(answer.json()["request_id"])
+        assert answer.status_code == 507
+        fill(small_disk, leave=0)
+        go.touch()  # the answer has no room now
+        await asyncio.sleep(0.3)
+        (small_disk / "filler").unlink()
+        assert (await finish(client, begun)).json() == 0
+        assert [(await finish(client, r)).json() for r in accepted] == [20_000] * len(accepted)
+        count = gateway.queue.journal.read("SELECT count(*) FROM requests")[0][0]
+        assert count == 1 + len(accepted)
+    await close_gateway(gateway)
