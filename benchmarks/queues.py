@@ -205,16 +205,17 @@ def _inserts(count: int) -> list[float]:
 
 def _finish_many(path: Path, count: int) -> None:
     """Put finished requests into the queue's file, as if they had been done before."""
-    now, step = int(time.time() * 1e6), 10_000
+    step, now = 10_000, time.time()
+    yesterday = int((now - 24 * 3600) * 1e6)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as database:
         for start in range(0, count, step):
-            numbers = range(now - start - min(step, count - start), now - start)
+            numbers = range(yesterday + start, yesterday + min(start + step, count))
             database.execute("BEGIN IMMEDIATE")
             database.executemany(
                 "INSERT INTO requests (number, id, owner, app, state, method, target, headers, "
                 "low, no_retry, webhook, completed_at) "
                 "VALUES (?, ?, 'bench', 'past', 'COMPLETED', 'POST', '/', '[]', 0, 0, '', ?)",
-                zip(numbers, (f"{n:016x}" for n in numbers), itertools.repeat(now / 1e6)),
+                zip(numbers, (f"{n:016x}" for n in numbers), itertools.repeat(now)),
             )
             rows = [(number, BODY) for number in numbers]
             database.executemany("INSERT INTO bodies VALUES (?, ?)", rows)
