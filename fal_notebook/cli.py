@@ -75,6 +75,17 @@ def logs(
     return (display.log_line(line) for line in lines)
 
 
+@commands.command()
+@click.argument("name")
+@click.option("--request", default="", help="Input and traceback of this request.")
+def errors(name: str, request: str) -> display.Table | display.ErrorView:
+    """Show the errors of an app's requests by type and place."""
+    handle = _handle(name)
+    if request:
+        return display.ErrorView(handle.error(request))
+    return display.errors_table(handle.errors())
+
+
 @commands.command("deploy", context_settings={"ignore_unknown_options": True})
 @click.argument("target", metavar="FILE[::FUNCTION]")
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -137,6 +138,14 @@ class Client:
 
         async for line in following.follow(connect):
             yield line
+
+    async def errors(self, owner: str, name: str) -> list[dict[str, Any]]:
+        """Return the errors of an app's requests by type and place, the last seen first."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/errors")
+
+    async def error(self, owner: str, name: str, request_id: str) -> dict[str, Any]:
+        """Return the errors whose sample is this request, with its `input` and `traceback`."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/errors/{quote(request_id, '')}")
 
     async def events(self, owner: str, name: str, since: int) -> AsyncIterator[dict[str, Any]]:
         """Yield the events of an app after `since`, then live ones."""

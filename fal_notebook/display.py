@@ -151,8 +151,42 @@ def keys_table(keys: Sequence[dict[str, Any]]) -> Table:
 
 def secrets_table(secrets: Sequence[dict[str, Any]]) -> Table:
     """Return one row per secret, without values."""
-    rows = [(s["name"], time.strftime("%F %T", time.localtime(s["set_at"]))) for s in secrets]
+    rows = [(s["name"], _when(s["set_at"])) for s in secrets]
     return Table(("secret", "set"), rows, "no secrets: store one with secrets set NAME")
+
+
+def errors_table(errors: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per type and place of errors."""
+    seen = ("first_seen", "last_seen")
+    rows = [
+        (e["type"], e["place"], e["count"], *(_when(e[at]) for at in seen), e["request"])
+        for e in errors
+    ]
+    columns = ("type", "place", "count", "first seen", "last seen", "request")
+    return Table(columns, rows, "no request of the app has failed")
+
+
+class ErrorView:
+    """Errors of one type and place, with the newest one's input and traceback."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        self._error = error
+
+    def __repr__(self) -> str:
+        e = self._error
+        seen = f"first {_when(e['first_seen'])}, last {_when(e['last_seen'])}"
+        return (
+            f"{e['type']} at {e['place']}, counted {e['count']}: {seen}\n"
+            f"request {e['request']}, revision {e['revision']}: {e['message']}\n"
+            f"\ninput:\n{e['input']}\n\n{e['traceback']}".rstrip()
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{_text(self)}</pre>"
+
+
+def _when(at: float) -> str:
+    return time.strftime("%F %T", time.localtime(at))
 
 
 def log_line(line: dict[str, Any]) -> str:

@@ -199,6 +199,14 @@ class Handle:
         self.status()  # says at once when there is no such app
         return sync.iterate(shared_client().follow_logs(self.owner, self.name, **filters))
 
+    def errors(self) -> list[dict[str, Any]]:
+        """Return the errors of requests by type and place, with counts, the last seen first."""
+        return self._ask(shared_client().errors)
+
+    def error(self, request_id: str) -> dict[str, Any]:
+        """Return the errors whose sample is this request, with its `input` and `traceback`."""
+        return self._ask(functools.partial(shared_client().error, request_id=request_id))
+
     def delete(self) -> None:
         """Delete the app and cancel a deploy of it that is under way; its runners drain."""
         sync.wait(shared_client().delete(self.owner, self.name))

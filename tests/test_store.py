@@ -23,7 +23,6 @@ from fal_notebook.gateway.store import (
     Store,
 )
 
-
 # What the first version of the gateway wrote.
 VERSION_1 = """
 CREATE TABLE apps (

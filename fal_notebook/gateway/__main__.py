@@ -20,7 +20,7 @@ from fal_notebook.exceptions import FalNotebookError, GatewayError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
-from fal_notebook.gateway.operations import apps, blobs
+from fal_notebook.gateway.operations import apps, blobs, errors
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.runner.program import new_loop
 from fal_notebook.runner.server import Server
@@ -64,8 +64,8 @@ async def _serve(state: Path) -> None:
     await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     webhooks = asyncio.ensure_future(gateway.webhooks.run())
-    warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids))
+    warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     server = Server(GatewayApp(gateway), BoundedProtocol)
     serving = asyncio.ensure_future(server.serve([listener]))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,11 +87,12 @@ async def _serve(state: Path) -> None:
 async def _keep_house(gateway: Gateway) -> None:
     """Remove what is no longer shown or used, now and every hour."""
     results_kept = settings.setting("results_kept", RESULTS_KEPT)
-    while True:
     logs_max_bytes = settings.setting("logs_max_bytes", bounds.MOST_OF_ALL)
+    while True:
         try:
             apps.prune(gateway)
             blobs.prune(gateway)
+            errors.prune(gateway)
             await asyncio.to_thread(
                 bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
             )

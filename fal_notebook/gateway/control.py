@@ -16,7 +16,7 @@ from fal_notebook import __version__, exceptions
 from fal_notebook.discovery import PROTOCOL
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.lines import Wanted
-from fal_notebook.gateway.operations import apps, blobs, deploy, keys, logs, secrets
+from fal_notebook.gateway.operations import apps, blobs, deploy, errors, keys, logs, secrets
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
@@ -149,6 +149,7 @@ _BY_NAME = (
     _ByName("GET", "/runners", apps.runners),
     _ByName("GET", "/timeline", apps.timeline),
     _ByName("GET", "/openapi", apps.openapi),
+    _ByName("GET", "/errors", errors.errors),
 )
 
 
@@ -175,26 +176,31 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         """Change scaling options."""
         return apps.scale(gateway, owner, name, values)
 
+    @router.get("/{owner}/{name}/errors/{request_id}")
+    async def error(owner: str, name: str, request_id: str) -> dict[str, Any]:
+        """The errors whose sample is this request, with its input and traceback."""
+        return errors.error(gateway, owner, name, request_id)
+
     @router.get("/{owner}/{name}/logs")
     async def read_logs(
         owner: str,
         name: str,
         runner: str = "",
         request: str = "",
+        level: str = "",
         tail: Annotated[int, Query(ge=0)] = 200,
+        cursor: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
         follow: bool = False,
+        last_event_id: Annotated[str | None, Header()] = None,
     ) -> Any:
         """Log lines: a page of them, or followed as SSE; the cursor wins over `tail`."""
         place = cursor if last_event_id is None else last_event_id
         query = logs.Query(Wanted.of(runner, request, level), tail, place, limit)
         if follow:
             lines = logs.follow(gateway, owner, name, query)
-        level: str = "",
             return StreamingResponse(lines, media_type="text/event-stream")
-        cursor: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
         return await logs.read(gateway, owner, name, query)
-        last_event_id: Annotated[str | None, Header()] = None,
 
     return router
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from starlette.types import Receive, Send
 
+from fal_notebook.gateway import errors
 from fal_notebook.gateway.exchange import (
     ClientGoneError,
     Exchange,
@@ -70,6 +71,8 @@ class DirectRequest:
     ) -> None:
         """Answer in the platform's own shape; a response that has begun is cut instead."""
         begun, self._exchange.status = self._exchange.status, status
+        given, kept = self._request.headers.get(b"content-type", b""), self._exchange.beginning
+        errors.of_platform(self._app, kind, detail, self._request.id, kept, given)
         reply = error_reply(status, detail, self._request.id, kind)
         if not begun and not self._exchange.received_all:
             await refuse(reply, receive, send)

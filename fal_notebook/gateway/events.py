@@ -38,6 +38,10 @@ class Events:
         if self._queues:
             self.publish(Event(0, sample["at"], "sample", owner, app, sample))
 
+    def errors(self, owner: str, app: str, data: dict[str, Any]) -> None:
+        """Tell every follower that requests failed; they are stored as groups, not as events."""
+        self.publish(Event(0, data["at"], "error", owner, app, data))
+
     def close(self) -> None:
         """End every follower."""
         for queue in self._queues:

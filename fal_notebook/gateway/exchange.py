@@ -79,6 +79,11 @@ class Exchange:
         self._background: set[asyncio.Task[object]] = set()
 
     @property
+    def beginning(self) -> bytes:
+        """The body as far as it was read ahead; nothing of one that was streamed."""
+        return self._body
+
+    @property
     def received_all(self) -> bool:
         """Whether the body has been read to its end."""
         return not self._more

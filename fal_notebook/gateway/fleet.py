@@ -12,7 +12,7 @@ from typing import Any
 from fal_notebook.gateway import autoscaler, plan
 from fal_notebook.gateway.metrics import AppMetrics
 from fal_notebook.gateway.queue.backlog import Backlog
-from fal_notebook.gateway.store import Revision, RunnerRow
+from fal_notebook.gateway.store import ErrorGroup, Revision, RunnerRow
 from fal_notebook.gateway.upstream import Pool
 
 SAMPLES_KEPT = 6_000  # ten minutes at 10 Hz
@@ -106,6 +106,7 @@ class Fleet:
         self.last_error = ""
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
+        self.on_error: Callable[[ErrorGroup], None] = lambda failure: None
         self.backlog = Backlog()
         self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from fal_notebook.gateway import plan
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.controller import Controller
+from fal_notebook.gateway.errors import Errors
 from fal_notebook.gateway.events import Events
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.gauges import Gauges
@@ -85,6 +86,7 @@ class Gateway:
         self._ending: list[asyncio.Future[Any]] = []
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
+        self.errors = Errors(self.store, self.events.errors)
         self.backend = LocalBackend(state, sockets_folder(self.store))
         self.vault = Vault(state)
         launcher = Launcher(state, self.store, self.backend, info.url, self.declared)
@@ -137,15 +139,16 @@ class Gateway:
                 owner, name, metrics, poke, nudge, self.queue.run
             )
             fleet.on_sample = lambda sample: self.events.sample(owner, name, sample)
+            fleet.on_error = self.errors.record
         return fleet
 
-    def activate(self, app: App, revision: Revision) -> None:
-        """Let the fleet of an app serve a revision, or serve it with changed options."""
-        options = plan.effective(app, revision)
     def runner_ids(self) -> list[str]:
         """Return the ids of all runners that live."""
         return [runner for fleet in self.fleets.values() for runner in fleet.runners]
 
+    def activate(self, app: App, revision: Revision) -> None:
+        """Let the fleet of an app serve a revision, or serve it with changed options."""
+        options = plan.effective(app, revision)
         scaling = plan.scaling(options, MachineType(**revision.machine), self.host)
         self.fleet(app.owner, app.name).configure(revision, options, scaling)
 
@@ -207,6 +210,7 @@ class Gateway:
         self.events.close()
         await self.queue.close()
         await self.lifecycle.close()
+        self.errors.close()
         await self.backend.close()
         with contextlib.suppress(OSError):  # not empty: runners live on
             self.backend.address_folder.rmdir()

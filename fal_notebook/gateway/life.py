@@ -98,7 +98,7 @@ class Life:
             if not adopted:
                 await self._start(revision)
             if row.process and row.state != "TERMINATING":
-                await self._follow(timer)
+                await self._follow(timer, revision.number)
         except FalNotebookError as refusal:
             return str(refusal)
         except Exception as bug:
@@ -122,7 +122,7 @@ class Life:
         self._states.failed(error)
         self.kill(error)
 
-    async def _follow(self, timer: asyncio.TimerHandle) -> None:
+    async def _follow(self, timer: asyncio.TimerHandle, revision: int) -> None:
         """Follow the runner's link until it closes, or until the runner is to be killed."""
         row = self._runner.row
         lines = link.states(self._runner, lambda: self._backend.alive(row.process))
@@ -130,6 +130,9 @@ class Life:
         with contextlib.suppress(UpstreamError, OSError):
             async with contextlib.aclosing(lines):
                 async for line in lines:
+                    if "error" in line and "state" not in line:
+                        self._states.request_failed(line["error"], revision)
+                        continue
                     self._heard(line)
                     if line["state"] != "SETUP":
                         timer.cancel()

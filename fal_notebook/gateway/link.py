@@ -18,7 +18,7 @@ CONNECT_PERIOD = 0.003
 
 
 async def states(runner: Runner, alive: Callable[[], bool]) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield a runner's states, from its first, until its link closes.
+    """Yield a runner's states, from its first, and what failed, until its link closes.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import DeployError, StoreError
+from fal_notebook.gateway import errors
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.store import Store
 
@@ -64,6 +65,15 @@ class States:
         if not runner.ready.done():
             runner.ready.set_result(None)
         self._fleet.grant()
+
+    def request_failed(self, report: dict[str, Any], revision: int) -> None:
+        """Record what the runner reports of requests that failed."""
+        try:
+            failure = errors.reported(report, self._runner.row, revision)
+        except (KeyError, TypeError, ValueError):  # a runner of another version
+            _LOG.warning("runner %s reported %r", self._runner.row.id, report)
+            return
+        self._fleet.on_error(failure)
 
     def failed(self, error: str) -> None:
         """Note that the runner did not come up; nothing if it did, or was told to end."""

@@ -299,7 +299,7 @@ class Store:
         return int(self._execute(query, (owner, app)).fetchone()[0])
 
     def delete_app(self, owner: str, name: str) -> list[str]:
-        """Remove an app with what belongs to it; return payload digests that nothing uses any more."""
+        """Remove an app with what belongs to it; return payloads that nothing uses any more."""
         used = {r.payload for r in self.select(Revision, "owner = ? AND app = ?", owner, name)}
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
         for table in ("revisions", "errors"):
@@ -332,8 +332,8 @@ class Store:
         self._execute("DELETE FROM runners WHERE ended_at < ?", (before,))
         return [row.id for row in rows]
 
-    def add_errors(self, group: ErrorGroup, limit: int) -> None:
-        """Add newer failures to their group; the oldest above `limit` groups of the app go."""
+    def add_errors(self, group: ErrorGroup) -> None:
+        """Add newer failures to their group."""
         names = [f.name for f in fields(ErrorGroup)]
         kept = ("owner", "app", "type", "place", "count", "first_seen")
         newest = "".join(f", {name} = excluded.{name}" for name in names if name not in kept)
@@ -343,10 +343,13 @@ class Store:
             f"DO UPDATE SET count = count + excluded.count{newest}",
             asdict(group),
         )
+
+    def limit_errors(self, owner: str, app: str, limit: int) -> None:
+        """Remove the oldest of an app's groups above `limit`."""
         self._execute(
             "DELETE FROM errors WHERE rowid IN (SELECT rowid FROM errors "
             "WHERE owner = ? AND app = ? ORDER BY last_seen DESC LIMIT -1 OFFSET ?)",
-            (group.owner, group.app, limit),
+            (owner, app, limit),
         )
 
     def forget_errors(self, before: float) -> None:

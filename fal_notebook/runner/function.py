@@ -20,6 +20,9 @@ from fal_notebook.runner.openapi import openapi
 from fal_notebook.runner.schema import Signature, read_signature, streams
 from fal_notebook.runner.tracebacks import Tracebacks
 
+# Told of an error of a request: with its traceback, and what shows the request's input.
+OnFailure = Callable[[BaseException, str, Callable[[], str]], None]
+
 _END = object()
 
 
@@ -44,6 +47,7 @@ class Function:
         self._slots = asyncio.Semaphore(max_multiplexing)
         self._first: tuple[Any, ...] = ()
         self.is_async = _on_the_loop(self._function)
+        self.on_failure: OnFailure = lambda error, text, given: None
         self.signature: Signature
         _fill_main(self._function)
 
@@ -64,6 +68,12 @@ class Function:
         """Write an error's traceback to the log and return it."""
         text = self.tracebacks.format(error)
         sys.stderr.write(text)
+        return text
+
+    def failed(self, error: BaseException, given: Callable[[], str], log: bool = True) -> str:
+        """Report an error of a request; return its traceback."""
+        text = self.report(error) if log else self.tracebacks.format(error)
+        self.on_failure(error, text, given)
         return text
 
     def openapi(self) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class _Program:
             await self._fail(error, function)
             return
         logs.finish(None)
+        function.on_failure = self._link.failures.add
         self._app.function = function
         self._link.publish("IDLE", openapi=openapi)
 

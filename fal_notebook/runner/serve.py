@@ -8,7 +8,7 @@ import functools
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,19 +17,24 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from fal_notebook.runner import frames, logs
+from fal_notebook.runner import frames, logs, shown
+from fal_notebook.runner.failures import Failures
 from fal_notebook.runner.function import Function, is_stream
 from fal_notebook.runner.spec import LINK
 
 
 class Link:
-    """The runner's states, replayed to every gateway that connects, then followed live."""
+    """The runner's states, replayed to every gateway that connects, then followed live.
+
+    Failures of requests are told to one gateway, once.
+    """
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
         self.gateways = 0
         self.last_seen = time.monotonic()
         self._changed = asyncio.Event()
+        self.failures = Failures(self._changed.set)
 
     def publish(self, state: str, **details: Any) -> None:
         """Enter a state and tell every connected gateway."""
@@ -37,7 +42,7 @@ class Link:
         self._changed.set()
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        """Send each state as one JSON line until the gateway goes away."""
+        """Send each state and failure as one JSON line until the gateway goes away."""
         self.gateways += 1
         gone = asyncio.ensure_future(disconnected(receive))
         try:
@@ -45,10 +50,11 @@ class Link:
             sent = 0
             while not gone.done():
                 self._changed.clear()
-                for state in self.states[sent:]:
-                    line = json.dumps(state).encode() + b"\n"
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                lines = self.states[sent:] + [{"error": x} for x in self.failures.take()]
                 sent = len(self.states)
+                for line in lines:
+                    data = json.dumps(line).encode() + b"\n"
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
                 changed = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait((gone, changed), return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
@@ -210,15 +216,18 @@ async def _json(function: Function, body: bytes) -> Response:
         args, kwargs = function.signature.arguments(body)
     except ValidationError as error:
         return _invalid(error)
+    given = functools.partial(shown.body, body)
     try:
         result = await function.call(args, kwargs, functools.partial(_finished, function))
     except HTTPException as error:
+        if error.status_code >= 500:
+            function.failed(error, given, log=False)
         return _error(error.status_code, error.detail, dict(error.headers or {}))
     except Exception as error:
-        function.report(error)
+        function.failed(error, given)
         return _error(500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"})
     if is_stream(result):
-        return StreamingResponse(_events(function, result), media_type="text/event-stream")
+        return StreamingResponse(_events(function, result, given), media_type="text/event-stream")
     if isinstance(result, Response):
         return result
     return Response(result, media_type="application/json")
@@ -228,30 +237,36 @@ def _finished(function: Function, result: Any) -> Any:
     return result if isinstance(result, Response) else function.signature.output.to_json(result)
 
 
-async def _events(function: Function, generator: Any) -> AsyncIterator[bytes]:
+async def _events(
+    function: Function, generator: Any, given: Callable[[], str]
+) -> AsyncIterator[bytes]:
     """Yield server-sent events; an error after the first byte can only be an event of its own."""
     try:
         async with contextlib.aclosing(function.values_of(generator)) as values:
             async for value in values:
                 yield b"data: " + function.signature.output.to_json(value) + b"\n\n"
     except Exception as error:
-        function.report(error)
+        function.failed(error, given)
         yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
 
 
 async def _pickled(function: Function, body: bytes) -> Response:
+    given: Callable[[], str] = str
     try:
         args, kwargs = frames.load_call(body)
+        given = functools.partial(shown.call, args, kwargs)
         finish = functools.partial(function.signature.output.to_frame, frames.returned)
         result = await function.call(args, kwargs, finish)
     except Exception as error:
-        result = frames.raised(error, function.report(error))
+        result = _raised(function, error, given)
     if is_stream(result):
-        return StreamingResponse(_frames(function, result), media_type=frames.CONTENT_TYPE)
+        return StreamingResponse(_frames(function, result, given), media_type=frames.CONTENT_TYPE)
     return Response(result, media_type=frames.CONTENT_TYPE)
 
 
-async def _frames(function: Function, generator: Any) -> AsyncIterator[bytes]:
+async def _frames(
+    function: Function, generator: Any, given: Callable[[], str]
+) -> AsyncIterator[bytes]:
     try:
         yield frames.opened()
         async with contextlib.aclosing(function.values_of(generator)) as values:
@@ -259,7 +274,14 @@ async def _frames(function: Function, generator: Any) -> AsyncIterator[bytes]:
                 yield function.signature.output.to_frame(frames.item, value)
         yield frames.returned(None)
     except Exception as error:
-        yield frames.raised(error, function.report(error))
+        yield _raised(function, error, given)
+
+
+def _raised(function: Function, error: Exception, given: Callable[[], str]) -> bytes:
+    """Return an error's frame; the app's own refusal of a request is no failure."""
+    refusal = isinstance(error, HTTPException) and error.status_code < 500
+    text = function.report(error) if refusal else function.failed(error, given)
+    return frames.raised(error, text)
 
 
 def _invalid(error: ValidationError) -> Response:

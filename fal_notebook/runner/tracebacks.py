@@ -7,11 +7,12 @@ import concurrent.futures
 import linecache
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 # Frames between the server and the user's code, which tell the user nothing.
-_OURS = tuple(
+OURS = tuple(
     str(Path(file).parent) + os.sep
     for file in (__file__, asyncio.__file__, concurrent.futures.__file__)
 )
@@ -31,13 +32,9 @@ class Tracebacks:
 
     def format(self, error: BaseException) -> str:
         """Return the traceback as text, from the first frame that is not ours."""
-        shown: BaseException | None = error
-        seen: list[BaseException] = []  # causes may form a ring
-        while shown is not None and shown not in seen:
-            seen.append(shown)
+        for shown in chained(error):
             shown.__traceback__ = _without_ours(shown.__traceback__)
             self._add_lines(shown.__traceback__)
-            shown = shown.__cause__ or shown.__context__
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
     def _add_lines(self, trace: TracebackType | None) -> None:
@@ -47,6 +44,16 @@ class Tracebacks:
             source = self._sources.get(code.co_name)
             if source is not None and not os.path.exists(code.co_filename):
                 _add(code.co_filename, code.co_firstlineno - 1, source.splitlines(keepends=True))
+
+
+def chained(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what caused it."""
+    shown: BaseException | None = error
+    seen: list[BaseException] = []  # causes may form a ring
+    while shown is not None and shown not in seen:
+        seen.append(shown)
+        yield shown
+        shown = shown.__cause__ or shown.__context__
 
 
 def _add(filename: str, start: int, source: list[str]) -> None:
@@ -60,6 +67,6 @@ def _add(filename: str, start: int, source: list[str]) -> None:
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
     """Skip leading frames of ours; of an error that is all ours, a wrong call say, none is left."""
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(OURS):
         trace = trace.tb_next
     return trace

@@ -1,0 +1,50 @@
+"""Ask which requests of an app failed, grouped, and forget what is old."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from fal_notebook.exceptions import NotFoundError
+from fal_notebook.gateway.errors import KEPT
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.operations.apps import find
+from fal_notebook.gateway.store import ErrorGroup
+
+_ONLY_ASKED_FOR = ("traceback", "input")
+
+
+def errors(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
+    """Return the groups of an app's failures, the last seen first, without their samples."""
+    find(gateway, owner, name)
+    where = "owner = ? AND app = ? ORDER BY last_seen DESC"
+    groups = gateway.store.select(ErrorGroup, where, owner, name)
+    return [
+        {key: value for key, value in asdict(group).items() if key not in _ONLY_ASKED_FOR}
+        for group in groups
+    ]
+
+
+def error(gateway: Gateway, owner: str, name: str, request_id: str) -> dict[str, Any]:
+    """Return the group whose sample is this request, with its input and traceback.
+
+    Raises
+    ------
+    NotFoundError
+        When there is none.
+    """
+    find(gateway, owner, name)
+    where = "owner = ? AND app = ? AND request = ? ORDER BY last_seen DESC"
+    for group in gateway.store.select(ErrorGroup, where, owner, name, request_id):
+        return asdict(group)
+    raise NotFoundError(
+        f"request {request_id} is not the sample of an error of {owner}/{name}; "
+        f"'%fal errors {name}' lists those that are, '%fal logs {name} --request {request_id}' "
+        "shows what it wrote"
+    )
+
+
+def prune(gateway: Gateway) -> None:
+    """Remove groups that have not grown for a long time."""
+    gateway.store.forget_errors(time.time() - KEPT)

@@ -1,0 +1,163 @@
+"""Errors of requests on their way to the gateway: grouped by type and place.
+
+The first of a group is told at once, for its runner may be ended for it; more once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sysconfig
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from fal_notebook.runner import log_context
+from fal_notebook.runner.shown import cut
+from fal_notebook.runner.tracebacks import OURS, chained
+
+# However often requests fail, groups are sent this many seconds apart, with their newest sample.
+PERIOD = 1.0
+# So many groups wait for a gateway; of more, the oldest are lost.
+KEPT = 100
+LONGEST_NAME, LONGEST_MESSAGE, LONGEST_TRACEBACK = 200, 500, 16 * 1024
+
+_LIBRARIES = tuple({path + os.sep for path in sysconfig.get_paths().values()})
+_PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
+_CELL = re.compile(r"<ipython-input-.*>|.*[/\\]ipykernel_\d+[/\\]\d+\.py")
+
+_Key = tuple[str, str]
+
+
+@dataclass
+class _Group:
+    """Failures that were not sent yet; all but count and first is the newest one's."""
+
+    first: float
+    count: int = 0
+    last: float = 0.0
+    request: str = ""
+    message: str = ""
+    traceback: str = ""
+    given: Callable[[], str] = str
+
+    def report(self, key: _Key) -> dict[str, Any]:
+        """Return what the gateway is told."""
+        parts = {name: value for name, value in vars(self).items() if name != "given"}
+        return {"type": key[0], "place": key[1], **parts, "input": self.given()}
+
+
+class Failures:
+    """Collects failures on the runner's loop; the link takes reports.
+
+    Parameters
+    ----------
+    on_due : callable
+        Called when there is something to take.
+    """
+
+    def __init__(self, on_due: Callable[[], None]) -> None:
+        self._on_due = on_due
+        self._pending: dict[_Key, _Group] = {}
+        self._reports: dict[_Key, dict[str, Any]] = {}
+        self._told: set[_Key] = set()  # of the present second
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, error: BaseException, text: str, given: Callable[[], str]) -> None:
+        """Count a failure; `text` is its traceback, `given` shows the request's input."""
+        key = type_name(error), place_of(error)
+        now = time.time()
+        group = self._pending.get(key) or _placed(self._pending, key, _Group(now))
+        group.count += 1
+        group.last = now
+        group.request = log_context.current() or ""
+        group.message = _message(error)
+        group.traceback = cut(text, LONGEST_TRACEBACK, from_end=True)
+        group.given = given
+        if key not in self._told and len(self._told) < KEPT:
+            self._told.add(key)
+            self._report({key: self._pending.pop(key)})
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PERIOD, self._tick)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return the reports that no gateway has heard yet."""
+        reports, self._reports = self._reports, {}
+        return list(reports.values())
+
+    def _tick(self) -> None:
+        pending, self._pending = self._pending, {}
+        self._told, self._timer = set(pending), None
+        if pending:
+            self._report(pending)
+            self._timer = asyncio.get_running_loop().call_later(PERIOD, self._tick)
+
+    def _report(self, groups: dict[_Key, _Group]) -> None:
+        for key, group in groups.items():
+            report, unheard = group.report(key), self._reports.pop(key, None)
+            if unheard is not None:
+                report["count"] += unheard["count"]
+                report["first"] = unheard["first"]
+            _placed(self._reports, key, report)
+        self._on_due()
+
+
+def _placed(groups: dict[_Key, Any], key: _Key, group: Any) -> Any:
+    """Add a group, in the place of the oldest where there are too many."""
+    if len(groups) >= KEPT:
+        del groups[next(iter(groups))]
+    groups[key] = group
+    return group
+
+
+def type_name(error: BaseException) -> str:
+    """Return the name of an error's type, with its module if that says anything."""
+    kind = type(error)
+    known = kind.__module__ in ("builtins", "__main__")
+    name = kind.__qualname__ if known else f"{kind.__module__}.{kind.__qualname__}"
+    return cut(name, LONGEST_NAME)
+
+
+def place_of(error: BaseException) -> str:
+    """Return where the user's code failed: the innermost line that is no library's.
+
+    An error that says nothing of that may have a cause which does. One that was raised by a
+    library before any line of the user has the library's line, one of ours "the call".
+    """
+    every: list[tuple[FrameType, int]] = []
+    for shown in chained(error):
+        found = [f for f in traceback.walk_tb(shown.__traceback__) if not _is(OURS, f[0])]
+        users = [f for f in found if not _of_library(f[0].f_code.co_filename)]
+        if users:
+            return _described(*users[-1])
+        every = every or found
+    return _described(*every[-1]) if every else "the call"
+
+
+def _is(folders: tuple[str, ...], frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(folders)
+
+
+def _of_library(filename: str) -> bool:
+    return filename.startswith(("<frozen ", *_LIBRARIES)) or bool(_PACKAGES.search(filename))
+
+
+def _described(frame: FrameType, line: int) -> str:
+    """Name a frame; cells have other file names in each kernel, so those are left out."""
+    filename = frame.f_code.co_filename
+    if _CELL.fullmatch(filename):
+        filename = "<cell>"
+    elif not filename.startswith("<"):
+        filename = "/".join(filename.split(os.sep)[-2:])
+    return cut(f"{filename}:{line} in {frame.f_code.co_name}", LONGEST_NAME)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return cut(str(error), LONGEST_MESSAGE)
+    except Exception as unprintable:
+        return f"(its text cannot be made: {type(unprintable).__name__})"

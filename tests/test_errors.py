@@ -1,0 +1,429 @@
+"""Requests that fail are grouped by type and place, with a count and a sample, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import Wire, control, deployed, post, run_url
+
+from fal_notebook import cli, discovery
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import NotFoundError, StoreError
+from fal_notebook.gateway.errors import GROUPS, Errors
+from fal_notebook.gateway.store import App, ErrorGroup, Store
+from fal_notebook.handle import Handle
+from fal_notebook.runner import shown
+from fal_notebook.runner.failures import KEPT, Failures, place_of, type_name
+
+SOURCE = """
+import json, os, time
+from fastapi import HTTPException
+
+class Odd(Exception): pass
+
+def deep(text):
+    return json.loads(text)
+
+def fails(how: str, n: int = 0) -> int:
+    if how == "value": raise ValueError(f"bad {n}")
+    if how == "odd": raise Odd(n)
+    if how == "library": deep("{")
+    if how == "refuse": raise HTTPException(n, "not now")
+    if how == "exit": raise SystemExit(3)
+    if how == "die": os.kill(os.getpid(), 9)
+    if how == "wait": time.sleep(60)
+    return "no number" if how == "result" else n
+"""
+STREAM = """
+import os
+class Late(Exception): pass
+async def streams(n: int):
+    for i in range(n): yield i
+    raise Late("after %d" % n)
+"""
+ASYNC = """
+import asyncio
+async def awaits(n: int) -> int:
+    await asyncio.sleep(0)
+    return 1 // n
+"""
+
+
+@pytest.fixture(scope="module")
+def fails(gateway: GatewayInfo) -> Iterator[Handle]:
+    with deployed(SOURCE, serve=True, auth="public", max_concurrency=2, keep_alive=60) as handle:
+        yield handle
+
+
+def counts(handle: Handle) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for group in handle.errors():
+        found[group["type"]] = found.get(group["type"], 0) + group["count"]
+    return found
+
+
+def grown(handle: Handle, before: dict[str, int]) -> dict[str, int]:
+    now = counts(handle)
+    return {name: now[name] - before.get(name, 0) for name in now if now[name] != before.get(name)}
+
+
+# --- what the runner says -----------------------------------------------------------------------
+
+
+def raised(source: str, filename: str = "<cell 7>", **names: Any) -> BaseException:
+    try:
+        exec(compile(source, filename, "exec"), {"__name__": "__main__", **names})
+    except BaseException as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("def f():\n  raise ValueError\nf()", "<cell 7>:2 in f"),
+        ("import json\ndef f():\n\n  json.loads('{')\nf()", "<cell 7>:4 in f"),
+        ("def g(): 1 / 0\ndef f(): g()\nf()", "<cell 7>:1 in g"),
+    ],
+)
+def test_the_place_is_the_innermost_line_that_is_the_users(source: str, place: str) -> None:
+    assert place_of(raised(source)) == place
+
+
+@pytest.mark.parametrize(
+    ("filename", "place"),
+    [
+        ("/tmp/ipykernel_123/4567.py", "<cell>:1 in f"),
+        ("<ipython-input-3-0a1b2c>", "<cell>:1 in f"),
+        ("/home/me/project/tools/text.py", "tools/text.py:1 in f"),
+    ],
+)
+def test_a_cell_has_one_name_in_every_kernel(filename: str, place: str) -> None:
+    assert place_of(raised("def f(): 1 / 0\nf()", filename)) == place
+
+
+def test_an_error_without_a_line_of_the_user_has_a_place_all_the_same() -> None:
+    outer = RuntimeError("the function raised SystemExit(3)")
+    outer.__cause__ = raised("def f(): raise SystemExit(3)\nf()")
+    assert place_of(outer) == "<cell 7>:1 in f"
+    assert place_of(TypeError("missing an argument")) == "the call"
+    ring = RuntimeError("a")
+    ring.__context__ = ring
+    assert place_of(ring) == "the call"
+
+
+def test_types_have_their_module_unless_it_says_nothing() -> None:
+    assert type_name(ValueError()) == "ValueError"
+    assert type_name(StoreError()) == "fal_notebook.exceptions.StoreError"
+    assert type_name(raised("class Odd(Exception): pass\nraise Odd")) == "Odd"
+
+
+class Slow:
+    def __repr__(self) -> str:
+        raise RuntimeError("my own repr")
+
+
+def test_inputs_are_shown_as_far_as_they_are_short() -> None:
+    assert shown.call((1, "a"), {"k": [{"x": 2.5}]}) == "1, 'a', k=[{'x': 2.5}]"
+    assert "Slow" in shown.call((Slow(),), {})
+    assert shown.body(b'{"x": 1}') == '{"x": 1}'
+    assert shown.body(b"x" * 20_000).endswith("… (20000 bytes in all)")
+    assert shown.cut("a\ud800b", 10) == "a?b"
+    begin = time.monotonic()
+    nested: Any = 1.5
+    for _ in range(4):
+        nested = [nested] * 2000
+    for value in (nested, "x" * 10_000_000, b"x" * 10_000_000, dict.fromkeys(range(5000), nested)):
+        assert len(shown.call((value,), {})) < 20_000
+    assert time.monotonic() - begin < 10
+
+
+async def test_a_flood_is_counted_in_reports_of_one_a_second() -> None:
+    due: list[int] = []
+    failures = Failures(lambda: due.append(1))
+    error = raised("def f(): raise ValueError('x' * 1000)\nf()")
+    for number in range(5000):
+        failures.add(error, "t" * 50_000, lambda number=number: f"input {number}")
+    (first,) = failures.take()
+    assert (first["count"], first["type"], first["input"]) == (1, "ValueError", "input 0")
+    assert len(first["message"]) < 600
+    assert len(first["traceback"]) < 17_000
+    await asyncio.sleep(1.2)
+    (second,) = failures.take()
+    assert (second["count"], second["input"], len(due)) == (4999, "input 4999", 2)
+
+
+async def test_what_no_gateway_hears_is_kept_up_to_a_limit(monkeypatch: Any) -> None:
+    monkeypatch.setattr("fal_notebook.runner.failures.PERIOD", 0.01)
+    failures = Failures(lambda: None)
+    for number in range(300):
+        error = raised("\n" * number + "raise ValueError")
+        failures.add(error, "", str)
+    await asyncio.sleep(0.05)
+    failures.add(error, "", str)
+    await asyncio.sleep(0.05)
+    reports = failures.take()
+    assert len(reports) == KEPT
+    assert reports[-1]["count"] == 2
+    assert failures.take() == []
+
+
+# --- what the gateway keeps ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "store.db")
+    with store.transaction():
+        store.put(App("me", "app", None, "", {}))
+    yield store
+    store.close()
+
+
+def failure(place: str = "here", count: int = 1, at: float = 1.0, **values: Any) -> ErrorGroup:
+    kept = {"request": f"r{at}", "message": "", "traceback": "", "input": "", **values}
+    return ErrorGroup("me", "app", "ValueError", place, count, at, at, revision=1, **kept)
+
+
+async def test_groups_add_up_and_show_the_newest(store: Store) -> None:
+    told: list[dict[str, Any]] = []
+    errors = Errors(store, lambda owner, app, data: told.append(data))
+    errors.record(failure(at=1.0))
+    (group,) = store.select(ErrorGroup)
+    assert group == failure(at=1.0)
+    errors.record(failure(at=2.0, count=5))
+    errors.record(failure(at=3.0, input="newest"))
+    assert store.select(ErrorGroup) == [group]  # nothing more within the second
+    errors.close()
+    (group,) = store.select(ErrorGroup)
+    assert (group.count, group.first_seen, group.last_seen) == (7, 1.0, 3.0)
+    assert (group.request, group.input) == ("r3.0", "newest")
+    assert [data["count"] for data in told] == [1, 6]
+
+
+async def test_an_app_has_a_limited_number_of_groups(store: Store) -> None:
+    errors = Errors(store, lambda *told: None)
+    for number in range(GROUPS + 50):
+        errors.record(failure(f"line {number}", at=float(number)))
+    errors.close()
+    groups = store.select(ErrorGroup)
+    assert len(groups) == GROUPS
+    assert min(group.last_seen for group in groups) == 50.0
+    store.forget_errors(1000.0)
+    assert len(store.select(ErrorGroup)) == 50
+
+
+async def test_groups_go_with_their_app(store: Store) -> None:
+    errors = Errors(store, lambda *told: None)
+    errors.record(failure())
+    with store.transaction():
+        store.delete_app("me", "app")
+    errors.record(failure())  # a runner that still drains
+    errors.close()
+    assert store.select(ErrorGroup) == []
+
+
+async def test_what_could_not_be_written_is_written_later(store: Store) -> None:
+    errors = Errors(store, lambda *told: None)
+    store._db.execute("PRAGMA query_only = ON")
+    errors.record(failure(at=1.0))
+    errors.record(failure(at=2.0))
+    store._db.execute("PRAGMA query_only = OFF")
+    errors.close()
+    assert [group.count for group in store.select(ErrorGroup)] == [2]
+
+
+# --- real apps ----------------------------------------------------------------------------------
+
+
+def test_each_way_to_fail_is_counted_once(
+    gateway: GatewayInfo, fails: Handle, eventually: Any
+) -> None:
+    before, url = counts(fails), run_url(gateway, fails)
+    statuses = [
+        httpx.post(url, json={"how": how, "n": n}, timeout=30).status_code
+        for how, n in [
+            *[("value", 1), ("odd", 2), ("library", 0), ("refuse", 503), ("exit", 0)],
+            *[("result", 0), ("refuse", 404), ("fine", 1)],
+        ]
+    ]
+    assert statuses == [500, 500, 500, 503, 500, 500, 404, 200]
+    assert httpx.post(url, json={"n": 1}).status_code == 422
+    for how in ("value", "odd"):
+        with pytest.raises(Exception, match="7"):
+            fails(how, n=7)
+    with pytest.raises(TypeError):
+        fails(1, 2, 3, 4)
+    wanted = {
+        "ValueError": 2,
+        "Odd": 2,
+        "json.decoder.JSONDecodeError": 1,
+        "fastapi.exceptions.HTTPException": 1,
+        "RuntimeError": 1,
+        "TypeError": 2,
+    }
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: grown(fails, before) == wanted)
+    time.sleep(1.5)
+    assert grown(fails, before) == wanted
+
+
+def sample(handle: Handle, **wanted: Any) -> dict[str, Any]:
+    for group in handle.errors():
+        if all(group[name] == value for name, value in wanted.items()):
+            return handle.error(group["request"])
+    return {}
+
+
+def test_a_sample_has_input_traceback_and_place(
+    gateway: GatewayInfo, fails: Handle, eventually: Any
+) -> None:
+    answer = httpx.post(run_url(gateway, fails), json={"how": "library", "n": 42})
+    request = answer.headers["x-fal-request-id"]
+    found = eventually(lambda: sample(fails, request=request))
+    assert found["type"] == "json.decoder.JSONDecodeError"
+    assert found["place"].startswith("<cell ")
+    assert found["place"].endswith(">:8 in deep")
+    assert "return json.loads(text)" in found["traceback"]
+    assert found["input"].replace(" ", "") == '{"how":"library","n":42}'
+    assert (found["revision"], found["message"][:9]) == (1, "Expecting")
+    with pytest.raises(ValueError, match="1234"):
+        fails("value", n=1234)
+    found = eventually(lambda: sample(fails, message="bad 1234"))
+    assert found["input"] == "'value', n=1234"
+    with pytest.raises(NotFoundError, match="is not the sample"):
+        fails.error("nothing")
+    with pytest.raises(NotFoundError, match="there is no app"):
+        Handle("tester", "nowhere").errors()
+
+
+def test_generators_and_async_functions_are_counted(gateway: GatewayInfo, eventually: Any) -> None:
+    public = {"serve": True, "auth": "public", "max_multiplexing": 5}
+    with deployed(STREAM, **public) as streams:
+        assert "event: error" in httpx.post(run_url(gateway, streams), json={"n": 2}).text
+        with pytest.raises(Exception, match="after 3"):
+            list(streams(3))
+        eventually(lambda: counts(streams) == {"Late": 2})
+        assert {g["place"].rpartition(":")[2] for g in streams.errors()} == {"5 in streams"}
+    with deployed(ASYNC, **public) as awaits:
+        url = run_url(gateway, awaits)
+
+        def ask(n: int) -> int:
+            return httpx.post(url, json={"n": n % 2}, timeout=30).status_code
+
+        with ThreadPoolExecutor(8) as threads:
+            assert sorted(threads.map(ask, range(100))) == [200] * 50 + [500] * 50
+        with pytest.raises(ZeroDivisionError):
+            awaits(0)
+        eventually(lambda: counts(awaits) == {"ZeroDivisionError": 51})
+        asked = awaits.submit(0)
+        with pytest.raises(ZeroDivisionError):
+            asked.result()
+        eventually(lambda: counts(awaits) == {"ZeroDivisionError": 52})
+        assert sample(awaits, request=asked.request_id)["input"] == "0"
+
+
+def test_failures_of_the_platform_are_counted(
+    gateway: GatewayInfo, fails: Handle, eventually: Any
+) -> None:
+    before, url = counts(fails), run_url(gateway, fails)
+    answer = httpx.post(url, json={"how": "die"}, timeout=30)
+    assert answer.status_code == 503
+    found = eventually(lambda: sample(fails, request=answer.headers["x-fal-request-id"]))
+    assert (found["type"], found["input"]) == ("runner_disconnected", '{"how":"die"}')
+    assert found["place"].startswith("runner ")
+    with pytest.raises(Exception, match="503"):
+        fails("die")
+    asked = fails.with_options(no_retry=True).submit("die")
+    with pytest.raises(Exception, match="503"):
+        asked.result()
+    found = eventually(lambda: sample(fails, request=asked.request_id))
+    assert found["input"].startswith("(a call from Python")
+    time.sleep(1.2)
+    assert grown(fails, before) == {"runner_disconnected": 3}
+
+
+def test_a_request_that_takes_too_long_is_counted(gateway: GatewayInfo, eventually: Any) -> None:
+    with deployed(SOURCE, serve=True, auth="public", request_timeout=1) as slow:
+        httpx.post(run_url(gateway, slow), json={"how": "wait"}, timeout=30)
+        eventually(lambda: counts(slow) == {"request_timeout": 1})
+
+
+def test_a_follower_of_events_hears_of_failures(gateway: GatewayInfo, fails: Handle) -> None:
+    with control(gateway) as client:
+        query = {"owner": "tester", "app": fails.name, "since": 10**9}
+        with client.stream("GET", "/api/events", params=query) as events:
+            httpx.post(run_url(gateway, fails), json={"how": "value"})
+            lines = events.iter_lines()
+            assert next(line for line in lines if line == "event: error")
+            assert '"count": 1' in next(lines)
+
+
+def test_the_command_shows_groups_and_a_sample(
+    gateway: GatewayInfo, fails: Handle, eventually: Any
+) -> None:
+    answer = httpx.post(run_url(gateway, fails), json={"how": "value", "n": 99})
+    request = answer.headers["x-fal-request-id"]
+    eventually(lambda: sample(fails, request=request))
+
+    def run(*arguments: str) -> str:
+        return "\n".join(cli.as_lines(cli.run(["errors", *arguments], "fal-notebook")))
+
+    table = run("fails").splitlines()
+    assert table[0].split()[-3:] == ["last", "seen", "request"]
+    assert any(line.startswith("ValueError ") and line.endswith(request) for line in table)
+    text = run("fails", "--request", request)
+    assert "bad 99" in text
+    assert '"n":99' in text
+    assert "Traceback (most recent call last):" in text
+    with deployed(ASYNC) as quiet:
+        assert run(quiet.name) == "no request of the app has failed"
+    html = cli.run(["errors", "fails", "--request", request], "fal-notebook")._repr_html_()
+    assert "&lt;cell" in html
+
+
+# --- a gateway of its own -----------------------------------------------------------------------
+
+
+def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
+    tmp_path: Path, monkeypatch: Any, eventually: Any
+) -> None:
+    from test_gateway_process import deploy, end, stop
+
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
+    source = "import threading, time\ndef who(x: float = 0):\n    time.sleep(x)\n    1 / 0\n"
+    first = discovery.ensure(tmp_path)
+    deploy(first, source, min_concurrency=1)
+
+    def groups(info: GatewayInfo) -> list[tuple[str, int]]:
+        with control(info) as client:
+            found = client.get("/api/apps/tester/who/errors").json()
+        return [(group["type"], group["count"]) for group in found]
+
+    assert httpx.post(f"{first.url}/run/tester/who", json={}).status_code == 500
+    eventually(lambda: groups(first) == [("ZeroDivisionError", 1)])
+    with Wire(first) as wire:
+        wire.send(post("/run/tester/who", {"x": 1}))
+        with control(first) as client:
+            eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
+        end(first, tmp_path, signal.SIGKILL)
+        with contextlib.suppress(ConnectionError):
+            wire.rest()
+    time.sleep(1.5)  # the error happens while nobody listens
+    second = discovery.ensure(tmp_path)
+    eventually(lambda: groups(second) == [("ZeroDivisionError", 2)])
+    stop(second, tmp_path)
+    third = discovery.ensure(tmp_path)
+    assert groups(third) == [("ZeroDivisionError", 2)]
+    assert os.stat(tmp_path / "store.db").st_mode & 0o777 == 0o600
+    stop(third, tmp_path)
