@@ -299,7 +299,7 @@ class Queue:
     async def recover(self, find: Callable[[str, str], Fleet | None]) -> None:
         """Take up what the last gateway left: what waited waits, what was at work is retried."""
         self._sweep()
-        for row in self._journal.read(table.SELECT + "state != ? ORDER BY number", COMPLETED):
+        for row in self._journal.read(table.UNFINISHED):
             request = table.load(row)
             fleet = find(request.owner, request.app)
             if fleet is None or request.cancelled:

@@ -81,6 +81,8 @@ _COLUMNS = (
     "state, attempts, runner, started_at, completed_at, cancelled, error, error_type"
 )
 SELECT = f"SELECT {_COLUMNS} FROM requests WHERE "
+# The state stands in the text, for a partial index serves no parameter in every SQLite.
+UNFINISHED = f"{SELECT}state != 'COMPLETED' ORDER BY number"
 
 
 def insert(database: sqlite3.Connection, request: QueuedRequest, body: bytes | None) -> None:
