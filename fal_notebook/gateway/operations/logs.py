@@ -20,7 +20,7 @@ from fal_notebook.gateway.store import RunnerRow
 # A follower looks for new lines this often.
 FOLLOW_PERIOD = 0.2
 # It is sent so many lines at a time.
-BATCH = 1000
+BATCH = 5000
 
 
 @dataclass(frozen=True)
