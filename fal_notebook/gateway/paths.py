@@ -19,5 +19,16 @@ def runner_folder(state: Path, runner_id: str) -> Path:
 
 def runner_log(state: Path, runner_id: str) -> Path:
     """Return the file of a runner's output; its folder is made when it is missing."""
-    (state / "logs").mkdir(exist_ok=True, mode=0o700)
-    return state / "logs" / f"{runner_id}.log"
+    return log_in(logs_folder(state), runner_id)
+
+
+def logs_folder(state: Path) -> Path:
+    """Return the folder of all logs, made when it is missing."""
+    folder = state / "logs"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder
+
+
+def log_in(folder: Path, runner_id: str) -> Path:
+    """Return the file of a runner's output in the folder of all logs."""
+    return folder / f"{runner_id}.log"

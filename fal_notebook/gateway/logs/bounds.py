@@ -31,10 +31,11 @@ async def watch(state: Path, live: Callable[[], Iterable[str]]) -> None:
     live : callable
         Gives the ids of the runners.
     """
+    folder = paths.logs_folder(state)
     while True:
         for runner in list(live()):
             try:
-                bound_path(paths.runner_log(state, runner))
+                bound_path(paths.log_in(folder, runner))
             except OSError:
                 _LOG.exception("the log of runner %s was not bounded", runner)
         await asyncio.sleep(PERIOD)
@@ -49,9 +50,10 @@ def ended(store: Store) -> list[tuple[str, bool]]:
 
 def trim(state: Path, runners: Iterable[tuple[str, bool]], most: int) -> None:
     """Remove logs of runners that have ended: of deleted apps all, else the oldest above `most`."""
-    used = {path.stem: disk_space(path.stat()) for path in (state / "logs").glob("*.log")}
+    folder = paths.logs_folder(state)
+    used = {path.stem: disk_space(path.stat()) for path in folder.iterdir()}
     total = sum(used.values())
     for runner, shown in runners:
         if runner in used and (total > most or not shown):
-            paths.runner_log(state, runner).unlink(missing_ok=True)
+            paths.log_in(folder, runner).unlink(missing_ok=True)
             total -= used[runner]

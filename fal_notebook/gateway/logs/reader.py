@@ -53,7 +53,7 @@ class LogReader:
         between: tuple[float, float] | None = None,
     ) -> None:
         self.cursor = cursor or Cursor()
-        self._state = state
+        self._folder = paths.logs_folder(state)
         self._wanted = wanted
         self._between = between
         self._at: dict[str, float] = {}
@@ -146,7 +146,7 @@ class LogReader:
         return [row for row in rows if self._wanted.runner in ("", row.id)]
 
     def _path(self, row: RunnerRow) -> Path:
-        return paths.runner_log(self._state, row.id)
+        return paths.log_in(self._folder, row.id)
 
     def _raw_wanted(self, raw: bytes) -> bool:
         if not self._wanted.may_match(raw):
