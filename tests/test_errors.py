@@ -314,7 +314,7 @@ def test_generators_and_async_functions_are_counted(gateway: GatewayInfo, eventu
         with pytest.raises(Exception, match="after 3"):
             list(streams(3))
         eventually(lambda: counts(streams) == {"Late": 2})
-        assert {g["place"].rpartition(":")[2] for g in streams.errors()} == {"5 in streams"}
+        assert {g["place"].rpartition(":")[2] for g in streams.errors()} == {"6 in streams"}
     with deployed(ASYNC, **public) as awaits:
         url = run_url(gateway, awaits)
 
@@ -331,6 +331,15 @@ def test_generators_and_async_functions_are_counted(gateway: GatewayInfo, eventu
             asked.result()
         eventually(lambda: counts(awaits) == {"ZeroDivisionError": 52})
         assert sample(awaits, request=asked.request_id)["input"] == "0"
+
+
+def test_a_flood_of_errors_loses_none(gateway: GatewayInfo, fails: Handle, eventually: Any) -> None:
+    before = counts(fails)
+    with ThreadPoolExecutor(16) as threads, httpx.Client(timeout=30) as client:
+        body, url = {"how": "odd", "n": 5}, run_url(gateway, fails)
+        answers = [threads.submit(client.post, url, json=body) for _ in range(800)]
+        assert {answer.result().status_code for answer in answers} == {500}
+    eventually(lambda: grown(fails, before) == {"Odd": 800})
 
 
 def test_failures_of_the_platform_are_counted(
@@ -354,7 +363,8 @@ def test_failures_of_the_platform_are_counted(
 
 
 def test_a_request_that_takes_too_long_is_counted(gateway: GatewayInfo, eventually: Any) -> None:
-    with deployed(SOURCE, serve=True, auth="public", request_timeout=1) as slow:
+    source = SOURCE.replace("def fails", "def slow")
+    with deployed(source, serve=True, auth="public", request_timeout=1) as slow:
         httpx.post(run_url(gateway, slow), json={"how": "wait"}, timeout=30)
         eventually(lambda: counts(slow) == {"request_timeout": 1})
 
