@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -94,6 +95,12 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
+def wait_until_published(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    while json.loads(discovery.info_file(folder).read_text())["pid"] != process.pid:
+        assert process.poll() is None, (folder / "gateway.log").read_text()[-2000:]
+        time.sleep(0.005)
+
+
 @dataclass
 class Load:
     """Submits as fast as it is answered, until told to stop; gateways may come and go."""
@@ -135,9 +142,13 @@ def test_fifty_kills_lose_nothing(folder: Path) -> None:
         thread.start()
     chance = random.Random(50)
     try:
-        for _ in range(KILLS):
+        for number in range(KILLS):
             process = start(folder)
-            time.sleep(chance.uniform(0.05, 1.1))
+            if number % 5 < 3:
+                wait_until_published(folder, process)
+                time.sleep(chance.uniform(0.0, 0.3))
+            else:  # these die while they start
+                time.sleep(chance.uniform(0.2, 0.6))
             assert process.poll() is None, (folder / "gateway.log").read_text()[-2000:]
             process.kill()
             process.wait()
