@@ -89,6 +89,12 @@ class Failures:
         reports, self._reports = self._reports, {}
         return list(reports.values())
 
+    def flush(self) -> None:
+        """Report at once what waits for its second: the runner ends."""
+        pending, self._pending = self._pending, {}
+        if pending:
+            self._report(pending)
+
     def _tick(self) -> None:
         pending, self._pending = self._pending, {}
         self._told, self._timer = set(pending), None

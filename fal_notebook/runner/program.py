@@ -140,6 +140,8 @@ class _Program:
         deadline = time.monotonic() + RELEASE
         while self._app.in_flight or self._may_come(deadline):
             await asyncio.sleep(0.005)
+        self._link.failures.flush()
+        await asyncio.sleep(0.005)  # for the link to send it
         with contextlib.suppress(OSError):
             Path(self._spec.socket).unlink()
 
