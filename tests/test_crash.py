@@ -144,11 +144,11 @@ def test_fifty_kills_lose_nothing(folder: Path) -> None:
     try:
         for number in range(KILLS):
             process = start(folder)
-            if number % 5 < 3:
+            if number % 5 < 2:
                 wait_until_published(folder, process)
                 time.sleep(chance.uniform(0.0, 0.3))
             else:  # these die while they start
-                time.sleep(chance.uniform(0.2, 0.6))
+                time.sleep(chance.uniform(0.1, 0.4))
             assert process.poll() is None, (folder / "gateway.log").read_text()[-2000:]
             process.kill()
             process.wait()
