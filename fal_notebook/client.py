@@ -23,10 +23,6 @@ _ERRORS = {
 }
 
 
-class NotSentError(exceptions.GatewayUnavailableError):
-    """The gateway took nothing of the request: sending it again does no harm."""
-
-
 class Client:
     """Talks to the user's gateway, started on demand, or to the one that started this runner.
 
@@ -210,10 +206,7 @@ class Client:
     ) -> dict[str, Any]:
         """Put a request into the queue; it is on disk when this returns.
 
-        Raises
-        ------
-        NotSentError
-            When no gateway took it. Another GatewayUnavailableError leaves open whether one did.
+        With ``x-fal-submit-id`` among the headers a repetition does not submit it twice.
         """
         sent: dict[str, Any] = {"content": content, "headers": headers, "params": query}
         return (await self._queued("POST", f"/queue/{owner}/{name}", **sent)).json()
@@ -354,7 +347,7 @@ def _gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailab
     """Return what is said of a gateway that could not be reached, or that ended meanwhile."""
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
         reason = str(error) or type(error).__name__
-        return NotSentError(f"the gateway cannot be reached: {reason}")
+        return exceptions.GatewayUnavailableError(f"the gateway cannot be reached: {reason}")
     if answered:
         message = (
             "the gateway went away in the middle of its answer; ask again, it starts by itself"
@@ -371,6 +364,8 @@ def _raise_for_queue(response: httpx.Response, path: str) -> None:
     if not response.is_error or (path.endswith("/cancel") and response.status_code == 400):
         return
     _raise_if_stopping(response)
+    if response.status_code == 409:  # the submit that this one repeats is not through yet
+        raise exceptions.GatewayUnavailableError(_detail(_content(response)))
     if response.status_code == 499:
         request_id = response.headers.get("x-fal-request-id")
         raise exceptions.RequestCancelledError(f"the request {request_id} was cancelled")
@@ -383,7 +378,7 @@ def _raise_for_queue(response: httpx.Response, path: str) -> None:
 def _raise_if_stopping(response: httpx.Response) -> None:
     """Tell the refusal of a gateway that is about to end from the 503 of an app."""
     if response.status_code == 503 and "x-fal-request-id" not in response.headers:
-        raise NotSentError("the gateway is stopping")
+        raise exceptions.GatewayUnavailableError("the gateway is stopping")
 
 
 def _raise(response: httpx.Response) -> None:

@@ -36,14 +36,11 @@ class Patience:
         await asyncio.sleep(PAUSE)
 
 
-async def again(
-    ask: Callable[[], Awaitable[T]],
-    after: type[GatewayUnavailableError] = GatewayUnavailableError,
-) -> T:
-    """Ask until the gateway answers; `after` says which failures make a repetition harmless."""
+async def again(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until the gateway answers; what is asked must do no harm when it is done twice."""
     patience = Patience()
     while True:
         try:
             return await ask()
-        except after as error:
+        except GatewayUnavailableError as error:
             await patience.lost(error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fal_notebook import calls, sync
-from fal_notebook.client import Client, NotSentError
+from fal_notebook.client import Client
 from fal_notebook.exceptions import GatewayError, OptionError
 from fal_notebook.patience import again
 from fal_notebook.runner import frames
@@ -144,11 +146,15 @@ class Submitter:
             raise
 
     async def _accepted(self, body: bytes) -> Submitted:
-        headers = {"content-type": frames.CONTENT_TYPE, **self.options.headers()}
+        """Submit as often as it takes, under one id, so that it is accepted once."""
+        headers = {
+            "content-type": frames.CONTENT_TYPE,
+            "x-fal-submit-id": f"{time.time_ns() // 1000:016x}{os.urandom(8).hex()}",
+            **self.options.headers(),
+        }
         query = self.options.query()
         told = await again(
-            lambda: self.client().submit(self.owner, self.name, body, headers, query),
-            after=NotSentError,  # what may have been accepted must not be submitted twice
+            lambda: self.client().submit(self.owner, self.name, body, headers, query)
         )
         return Submitted(self.client, self.owner, self.name, told["request_id"])
 

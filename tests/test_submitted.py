@@ -28,6 +28,7 @@ from fal_notebook.exceptions import (
     UnpicklableError,
 )
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.patience import again
 from fal_notebook.submitted import _after
 
 SLOW = """
@@ -403,14 +404,33 @@ def test_map_outlasts_a_killed_gateway(own_gateway) -> None:
         assert found + list(values) == list(range(12))
 
 
-def test_a_submit_that_may_have_been_accepted_is_not_sent_again(own_gateway) -> None:
+def test_a_submit_whose_answer_is_lost_is_accepted_once(own_gateway, tmp_path) -> None:
     """Stopped, the gateway takes the connection and no more: the answer never comes."""
-    with deployed(DOUBLE) as handle:
+    with deployed(f"def note(x):\n    print(x, file=open({str(tmp_path / 'seen')!r}, 'a'))") as f:
         info = discovery.published(own_gateway)
         assert info is not None
-        handle.submit(1).result()
+        f.submit(1).result()
         os.kill(info.pid, signal.SIGSTOP)
         threading.Timer(0.5, os.kill, (info.pid, signal.SIGKILL)).start()
-        with pytest.raises(GatewayUnavailableError, match="may have been carried out"):
-            handle.submit(2)
-        assert handle.submit(3).result() == 6
+        f.submit(2).result()
+        assert (tmp_path / "seen").read_text() == "1\n2\n"
+
+
+def test_a_submit_id_names_one_request(gateway) -> None:
+    async def submit(handle: Handle, **more: str) -> str:
+        body, headers = b'{"x": 1}', {"content-type": "application/json", **more}
+        answer = await shared_client().submit(handle.owner, handle.name, body, headers, {})
+        return str(answer["request_id"])
+
+    async def many(handle: Handle) -> set[str]:
+        given = {"x-fal-submit-id": "0" * 31 + "1"}
+        asked = (again(lambda: submit(handle, **given)) for _ in range(20))
+        return set(await asyncio.gather(*asked))
+
+    with deployed(DOUBLE) as handle, deployed("def other(x): return x") as other:
+        assert sync.wait(many(handle)) == {"0" * 31 + "1"}
+        assert handle.request("0" * 31 + "1").result() == 2
+        with pytest.raises(GatewayUnavailableError, match="is there or comes"):
+            sync.wait(submit(other, **{"x-fal-submit-id": "0" * 31 + "1"}))
+        with pytest.raises(GatewayError, match="422: x-fal-submit-id is 32 hexadecimal digits"):
+            sync.wait(submit(handle, **{"x-fal-submit-id": "../x"}))

@@ -46,6 +46,7 @@ class QueueRoutes:
         self._admission = admission
         self._logs = logs
         self._max_body = max_body
+        self._arriving: set[str] = set()
         self._webhook_allow = settings.setting("webhook_allow", "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,21 +108,44 @@ class QueueRoutes:
     ) -> None:
         app, headers = admitted.app, dict(scope["headers"])
         request = submission.read(scope, headers, path, admitted, self._queue.number())
+        known = self._queue.find(request.id) if b"x-fal-submit-id" in headers else None
+        if known is not None or request.id in self._arriving:
+            await self._tell_again(scope, receive, send, admitted, known)
+            return
         if request.webhook:
             await targets.check(request.webhook, self._webhook_allow)
         limit = submission.max_queue_length(scope)
         if limit is not None and len(app.backlog) >= limit:
             raise RefusedRequestError(429, f"{len(app.backlog)} requests wait already")
         spool = self._queue.spool(request.id)
+        self._arriving.add(request.id)
         try:
             body = await self._read(receive, spool, int(headers.get(b"content-length", 0)))
             await self._queue.submit(app, request, body)
         except BaseException:
             spool.discard()
             raise
+        finally:
+            self._arriving.discard(request.id)
         position = app.backlog.position(request.number) or 0
         told = status.submitted(request, _base(scope), position)
         await json_reply(told, request.id)(send)
+
+    async def _tell_again(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        admitted: Admitted,
+        known: QueuedRequest | None,
+    ) -> None:
+        """Answer a submit that comes twice, because its caller got no answer, as the first."""
+        app = admitted.app
+        if known is None or (known.owner, known.app) != (app.owner, app.name):
+            raise RefusedRequestError(409, "a request of this x-fal-submit-id is there or comes")
+        position = app.backlog.position(known.number) or 0
+        told = status.submitted(known, _base(scope), position)
+        await refuse(json_reply(told, known.id), receive, send)  # its body is not needed
 
     async def _read(self, receive: Receive, spool: Any, announced: int) -> bytes | None:
         size, more = announced, True

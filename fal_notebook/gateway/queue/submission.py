@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from urllib.parse import parse_qsl
 
@@ -14,6 +15,7 @@ from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.queue.table import QueuedRequest
 
 YEAR = 365 * 24 * 3600
+_ID = re.compile(rb"[0-9a-f]{32}")
 _TRUE = (b"1", b"true", b"yes")
 _OURS = (b"fal_webhook", b"fal_max_queue_length")
 
@@ -34,7 +36,7 @@ def read(
         patience = app.start_timeout
     return QueuedRequest(
         number=number,
-        id=f"{number:016x}{os.urandom(8).hex()}",
+        id=_id(headers, number),
         owner=app.owner,
         app=app.name,
         method=scope["method"],
@@ -46,6 +48,16 @@ def read(
         deadline=None if patience is None else time.time() + patience,
         webhook=parameter(scope, "fal_webhook") or "",
     )
+
+
+def _id(headers: dict[bytes, bytes], number: int) -> str:
+    """Return the id: the caller's own, so that it can submit again what it got no answer to."""
+    chosen = headers.get(b"x-fal-submit-id")
+    if chosen is None:
+        return f"{number:016x}{os.urandom(8).hex()}"
+    if not _ID.fullmatch(chosen):
+        raise RefusedRequestError(422, "x-fal-submit-id is 32 hexadecimal digits")
+    return chosen.decode()
 
 
 def max_queue_length(scope: Scope) -> int | None:
