@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import Wire, control, deployed, post, run_url
+from test_gateway_process import deploy, end, stop
 
 from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
@@ -405,14 +405,18 @@ def test_the_command_shows_groups_and_a_sample(
 # --- a gateway of its own -----------------------------------------------------------------------
 
 
-def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
-    tmp_path: Path, monkeypatch: Any, eventually: Any
-) -> None:
-    from test_gateway_process import deploy, end, stop
-
+@pytest.fixture
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
+    yield tmp_path
+    stop(discovery.ensure(tmp_path), tmp_path)
+
+
+def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
+    own_state: Path, eventually: Any
+) -> None:
     source = "import threading, time\ndef who(x: float = 0):\n    time.sleep(x)\n    1 / 0\n"
-    first = discovery.ensure(tmp_path)
+    first = discovery.ensure(own_state)
     deploy(first, source, min_concurrency=1)
 
     def groups(info: GatewayInfo) -> list[tuple[str, int]]:
@@ -426,16 +430,14 @@ def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
         wire.send(post("/run/tester/who", {"x": 1}))
         with control(first) as client:
             eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
-        end(first, tmp_path, signal.SIGKILL)
+        end(first, own_state, signal.SIGKILL)
         with contextlib.suppress(ConnectionError):
             wire.rest()
     time.sleep(1.5)  # the error happens while nobody listens
-    second = discovery.ensure(tmp_path)
+    second = discovery.ensure(own_state)
     eventually(lambda: groups(second) == [("ZeroDivisionError", 2)])
     for _ in range(5):
         assert httpx.post(f"{second.url}/run/tester/who", json={}).status_code == 500
-    stop(second, tmp_path)  # at once: a runner that ends tells what it has not told yet
-    third = discovery.ensure(tmp_path)
+    stop(second, own_state)  # at once: a runner that ends tells what it has not told yet
+    third = discovery.ensure(own_state)
     assert groups(third) == [("ZeroDivisionError", 7)]
-    assert os.stat(tmp_path / "store.db").st_mode & 0o777 == 0o600
-    stop(third, tmp_path)
