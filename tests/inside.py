@@ -111,7 +111,8 @@ def rows(gateway: Gateway, where: str = "1") -> list[RunnerRow]:
 
 
 def revision(identity: str = "v1") -> Revision:
-    return Revision(identity, "o", "a", 1, "ACTIVE", "", "", {}, {}, {}, {})
+    machine = {"name": "XS"}
+    return Revision(identity, "o", "a", 1, "ACTIVE", "", "", {}, {}, {}, machine)
 
 
 def fleet_of(runners: int, multiplexing: int = 1, **calls: Any) -> Fleet:

@@ -59,7 +59,7 @@ async def test_ten_attempts_and_no_more(
         request = (await client.post(URL, json=body)).json()["request_id"]
         assert (await finish(client, request)).status_code == status
     assert (tmp_path / "runs").read_text() == "x" * 10
-    found = gateway.queue.find(request)
+    found = gateway.queue.records.find(request)
     assert found is not None
     assert found.attempts == 10
     await close_gateway(gateway)
@@ -112,6 +112,6 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         (small_disk / "filler").unlink()
         assert (await finish(client, begun)).json() == 0
         assert [(await finish(client, r)).json() for r in accepted] == [20_000] * len(accepted)
-        count = gateway.queue.journal.read("SELECT count(*) FROM requests")[0][0]
+        count = gateway.queue.records.journal.read("SELECT count(*) FROM requests")[0][0]
         assert count == 1 + len(accepted)
     await close_gateway(gateway)

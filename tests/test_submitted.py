@@ -88,6 +88,11 @@ def test_what_the_function_raised_is_raised_by_result(gateway) -> None:
         with pytest.raises(KeyError, match="missing") as caught:
             submitted.result()
         assert isinstance(caught.value.__cause__, RemoteError)
+        status = submitted.status()
+        assert (status.error, status.error_type) == (
+            "the function raised KeyError",
+            "runner_server_error",
+        )
         with pytest.raises(KeyError, match="missing"):
             asyncio.run(submitted.aio())
 

@@ -17,6 +17,7 @@ _SHIPPED = (
     "container.py",
     "discovery.py",
     "exceptions.py",
+    "following.py",
     "handle.py",
     "machines.py",
     "option*.py",

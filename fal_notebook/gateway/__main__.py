@@ -96,7 +96,7 @@ async def _keep_house(gateway: Gateway) -> None:
             await asyncio.to_thread(
                 bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
             )
-            await gateway.queue.prune(time.time() - results_kept)
+            await gateway.queue.records.forget(time.time() - results_kept)
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
         await asyncio.sleep(3600)

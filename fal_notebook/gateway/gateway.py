@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import stat
 import tempfile
@@ -31,6 +32,7 @@ from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.gateway.vault import Vault
+from fal_notebook.gateway.webhooks import message
 from fal_notebook.gateway.webhooks.delivery import Deliverer, Sender
 from fal_notebook.gateway.webhooks.signing import Signer
 from fal_notebook.gateway.webhooks.table import DeliveryTable
@@ -101,8 +103,10 @@ class Gateway:
         self.queue = Queue(state, self.lifecycle.kill)
         self.signer = Signer(self.store, self.vault)
         allow = settings.setting("webhook_allow", "")
-        sender = Sender(allow, self.signer, self.queue.webhook_body)
-        self.webhooks = Deliverer(DeliveryTable(self.queue.journal), sender)
+        sender = Sender(
+            allow, self.signer, functools.partial(message.of_request, self.queue.records)
+        )
+        self.webhooks = Deliverer(DeliveryTable(self.queue.records.journal), sender)
         self.queue.on_webhook = self.webhooks.notify
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
 

@@ -18,6 +18,8 @@ import cloudpickle
 
 from fal_notebook.exceptions import RemoteError
 
+# Names the type of what the function raised; the answer is well, the call was not.
+RAISED = "x-fal-raised"
 CONTENT_TYPE = "application/vnd.fal-notebook.pickle"
 _LENGTH = struct.Struct(">Q")
 

@@ -252,6 +252,7 @@ async def _events(
 
 async def _pickled(function: Function, body: bytes) -> Response:
     given: Callable[[], str] = str
+    headers = {}
     try:
         args, kwargs = frames.load_call(body)
         given = functools.partial(shown.call, args, kwargs)
@@ -259,9 +260,10 @@ async def _pickled(function: Function, body: bytes) -> Response:
         result = await function.call(args, kwargs, finish)
     except Exception as error:
         result = _raised(function, error, given)
+        headers = {frames.RAISED: type(error).__name__.encode("ascii", "replace").decode()}
     if is_stream(result):
         return StreamingResponse(_frames(function, result, given), media_type=frames.CONTENT_TYPE)
-    return Response(result, media_type=frames.CONTENT_TYPE)
+    return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
 
 
 async def _frames(

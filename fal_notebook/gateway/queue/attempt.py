@@ -20,6 +20,7 @@ from fal_notebook.gateway.queue.retry import Failure
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
 from fal_notebook.gateway.replies import error_content
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
+from fal_notebook.runner import frames
 
 # A runner that has only just got a request may not know it yet when it hears of its cancel.
 CANCEL_TRIES = 5
@@ -111,9 +112,7 @@ class Attempt:
     def _answered(self, content: bytes | None) -> tuple[Answer, Failure | None]:
         headers = without_hop_by_hop(self._headers)
         given = dict(headers)
-        kind = given.get(b"x-fal-error-type", b"").decode("latin-1")
-        error = _detail(self._status, content)
-        answer = Answer(self._status, headers, content, error, kind if error else "")
+        answer = Answer(self._status, headers, content, *_error(self._status, given, content))
         wish = given.get(b"x-fal-needs-retry")
         needs_retry = None if wish is None else wish.lower() in _TRUE
         failed = self._status >= 500 or self._status == 429
@@ -137,12 +136,16 @@ def failed(status: int, detail: str, kind: str, *more: Header) -> Answer:
     return Answer(status, headers, content, detail, kind)
 
 
-def _detail(status: int, content: bytes | None) -> str:
-    """Return what to show as the error of an answer, "" when it is none."""
+def _error(status: int, headers: dict[bytes, bytes], content: bytes | None) -> tuple[str, str]:
+    """Return what to show as the error of an answer and its type, empty when it is none."""
+    raised = headers.get(frames.RAISED.encode())
+    if raised is not None:
+        return f"the function raised {raised.decode('latin-1')}", "runner_server_error"
     if status < 400:
-        return ""
+        return "", ""
     shown = (content or b"")[:1000].decode(errors="replace")
-    return f"the app answered {status}: {shown}" if shown else f"the app answered {status}"
+    text = f"the app answered {status}: {shown}" if shown else f"the app answered {status}"
+    return text, headers.get(b"x-fal-error-type", b"").decode("latin-1")
 
 
 def _as_request(request: QueuedRequest) -> Request:

@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from fal_notebook.gateway.database import io_errors
@@ -84,7 +84,7 @@ class Spool:
             os.close(folder)
 
 
-async def pieces(content: bytes | None, path: Path) -> AsyncIterator[bytes]:
+async def pieces(content: bytes | None, path: Path) -> AsyncGenerator[bytes, None]:
     """Yield a body: `content`, or when that is None the file."""
     if content is not None:
         yield content

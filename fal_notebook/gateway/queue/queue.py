@@ -6,21 +6,20 @@ import asyncio
 import contextlib
 import functools
 import logging
-import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway import errors
 from fal_notebook.gateway.fleet import Fleet, Runner
-from fal_notebook.gateway.queue import content, retry, table
+from fal_notebook.gateway.queue import retry
 from fal_notebook.gateway.queue.attempt import Attempt, failed
-from fal_notebook.gateway.queue.journal import LARGEST_BATCH, Journal
+from fal_notebook.gateway.queue.followers import Followers
+from fal_notebook.gateway.queue.journal import LARGEST_BATCH
+from fal_notebook.gateway.queue.records import Records
 from fal_notebook.gateway.queue.table import COMPLETED, IN_PROGRESS, Answer, QueuedRequest
-from fal_notebook.gateway.webhooks import message
-from fal_notebook.gateway.webhooks import table as webhooks
 
 # When the disk is full, what must be written is tried again so often (seconds).
 DISK_PERIOD = 1.0
@@ -42,7 +41,7 @@ class Queue:
     """All queued requests of a gateway.
 
     A request is durable when `submit` returns. It is given out once at a time; what failed is put
-    back by the rules of `retry`. Each app's `Backlog` holds what waits; all else is in the journal.
+    back by the rules of `retry`. Each app's `Backlog` holds what waits; all else is in `records`.
 
     Parameters
     ----------
@@ -53,30 +52,18 @@ class Queue:
     """
 
     def __init__(self, state: Path, kill: Callable[[Runner, str], None]) -> None:
-        migrations = [table.SCHEMA + webhooks.SCHEMA]
-        self.journal = self._journal = Journal(state / "queue.db", migrations)
+        self.records = Records(state)
+        self.followers = Followers()
         self.on_webhook: Callable[[], None] = lambda: None
-        self._folder = state / "queue"
         self._kill = kill
         self._loop = asyncio.get_running_loop()
-        self._last: int = self._journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]
         self._attempts: dict[int, Attempt] = {}
         self._cancelled: set[int] = set()
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._deadlines: dict[int, asyncio.TimerHandle] = {}
-        self._followers: dict[int, set[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- accepting ---------------------------------------------------------------------------
-    def number(self) -> int:
-        """Return the number of a request that arrives now."""
-        self._last = max(self._last + 1, time.time_ns() // 1000)
-        return self._last
-
-    def spool(self, request_id: str) -> content.Spool:
-        """Return what takes in the body of a request."""
-        return content.Spool(self._body_path(request_id))
-
     async def submit(self, fleet: Fleet, request: QueuedRequest, body: bytes | None) -> None:
         """Accept a request: it is on disk when this returns.
 
@@ -85,7 +72,7 @@ class Queue:
         DiskFullError
             When there is no room; nothing of it stays.
         """
-        await self._journal.write(functools.partial(table.insert, request=request, body=body))
+        await self.records.accept(request, body)
         fleet.metrics.received.inc()
         self._enqueue(fleet, request)
 
@@ -121,7 +108,7 @@ class Queue:
 
     async def _work(self, fleet: Fleet, runner: Runner, number: int) -> None:
         try:
-            request = self._load(number)
+            request = self.records.load(number)
             request.attempts += 1
             if not await self._begin(request, runner):
                 request.attempts -= 1
@@ -145,23 +132,21 @@ class Queue:
 
     async def _begin(self, request: QueuedRequest, runner: Runner) -> bool:
         """Record that the request is at work now; False when that cannot be recorded."""
-        change = functools.partial(
-            table.begin,
-            number=request.number,
-            runner=runner.row.id,
-            attempt=request.attempts,
-            now=time.time(),
-        )
         try:
-            await self._journal.write(change)
+            await self.records.begin(request, runner.row.id)
         except StoreError:
             return False
-        self._tell(request.number)
+        self.followers.tell(request.number)
         return True
 
     def _attempt(self, fleet: Fleet, runner: Runner, request: QueuedRequest) -> Attempt:
         return Attempt(
-            fleet, runner, request, self.body(request), self._answer_path(request.id), self._kill
+            fleet,
+            runner,
+            request,
+            self.records.body(request),
+            self.records.answer_path(request.id),
+            self._kill,
         )
 
     async def _settle(
@@ -180,8 +165,7 @@ class Queue:
         if delay is None:
             await self._complete(fleet, request, answer)
             return
-        change = functools.partial(table.put_back, number=request.number, attempts=request.attempts)
-        await self._insist(change)
+        await _insist(functools.partial(self.records.put_back, request))
         self._put_back(fleet, request, 0.0 if answer is _LOST else delay)
 
     def _put_back(self, fleet: Fleet, request: QueuedRequest, delay: float) -> None:
@@ -193,12 +177,12 @@ class Queue:
             self._retries[request.number] = again
         else:
             self._enqueue(fleet, request)
-        self._tell(request.number)
+        self.followers.tell(request.number)
 
     async def _complete(self, fleet: Fleet | None, request: QueuedRequest, answer: Answer) -> None:
         """Record the answer and tell everyone who follows the request."""
         now = time.time()
-        await self._insist(functools.partial(_completion, request, answer, now))
+        await _insist(functools.partial(self.records.complete, request, answer, now))
         if request.webhook:
             self.on_webhook()
         self._cancelled.discard(request.number)
@@ -208,76 +192,17 @@ class Queue:
             fleet.metrics.complete(answer.status, now - request.number / 1e6)
         if fleet is not None and answer.error_type in errors.PLATFORM:
             await self._record(fleet, request, answer)
-        self._tell(request.number)
+        self.followers.tell(request.number)
 
     async def _record(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
         """Add a failure of ours to the app's errors, with the beginning of the body."""
         given, beginning = dict(request.headers).get(b"content-type", b""), b""
         with contextlib.suppress(StoreError):
-            async with contextlib.aclosing(self.body(request)) as pieces:
+            async with contextlib.aclosing(self.records.body(request)) as pieces:
                 beginning = await anext(pieces, b"")
         errors.of_platform(fleet, answer.error_type, answer.error, request.id, beginning, given)
 
-    async def _insist(self, change: Callable[[Any], None]) -> None:
-        """Write what must not be lost, as soon as there is room for it."""
-        while True:
-            try:
-                await self._journal.write(change)
-                return
-            except StoreError:
-                await asyncio.sleep(DISK_PERIOD)
-
-    # --- asking ------------------------------------------------------------------------------
-    def find(self, request_id: str) -> QueuedRequest | None:
-        """Return a request, None when there is none of this id."""
-        rows = self._journal.read(table.SELECT + "id = ?", request_id)
-        return table.load(rows[0]) if rows else None
-
-    def answer(self, request: QueuedRequest) -> Answer:
-        """Return what a completed request was answered."""
-        query = "SELECT status, headers, content FROM answers WHERE number = ?"
-        return table.load_answer(self._journal.read(query, request.number)[0])
-
-    def body(self, request: QueuedRequest) -> Any:
-        """Return an async iterator over the body of a request."""
-        rows = self._journal.read("SELECT content FROM bodies WHERE number = ?", request.number)
-        return content.pieces(rows[0]["content"], self._body_path(request.id))
-
-    def answer_content(self, request: QueuedRequest, answer: Answer) -> tuple[int, Any]:
-        """Return the length of an answer's body and an async iterator over it."""
-        path = self._answer_path(request.id)
-        return content.size(answer.content, path), content.pieces(answer.content, path)
-
-    async def webhook_body(self, request_id: str) -> bytes | None:
-        """Return what a webhook says of a completed request, None when that is forgotten."""
-        request = self.find(request_id)
-        if request is None:
-            return None
-        answer = self.answer(request)
-        _, pieces = self.answer_content(request, answer)
-        payload = b"".join([piece async for piece in pieces])
-        kind = dict(answer.headers).get(b"content-type", b"").decode("latin-1")
-        return await asyncio.to_thread(
-            message.body, request.id, request.id, answer.status, payload, kind, request.error
-        )
-
-    async def changed(self, request: QueuedRequest, timeout: float) -> None:
-        """Return when the request's state has changed, at the latest after `timeout` seconds."""
-        future = self._loop.create_future()
-        followers = self._followers.setdefault(request.number, set())
-        followers.add(future)
-        try:
-            await asyncio.wait((future,), timeout=timeout)
-        finally:
-            followers.discard(future)
-            if not followers:
-                self._followers.pop(request.number, None)
-
-    def _tell(self, number: int) -> None:
-        for future in self._followers.get(number, ()):
-            if not future.done():
-                future.set_result(None)
-
+    # --- cancelling --------------------------------------------------------------------------
     async def cancel(self, fleet: Fleet, request: QueuedRequest) -> bool:
         """Cancel a request; False when it is completed already.
 
@@ -292,15 +217,14 @@ class Queue:
         if request.number in self._attempts:
             self._attempts[request.number].cancel()
         with contextlib.suppress(StoreError):  # then the next gateway would not know it
-            await self._journal.write(functools.partial(table.cancel, number=request.number))
+            await self.records.cancel(request)
         return True
 
     # --- beginning and end -------------------------------------------------------------------
     async def recover(self, find: Callable[[str, str], Fleet | None]) -> None:
         """Take up what the last gateway left: what waited waits, what was at work is retried."""
-        self._sweep()
-        for row in self._journal.read(table.UNFINISHED):
-            request = table.load(row)
+        self.records.sweep()
+        for request in self.records.unfinished():
             fleet = find(request.owner, request.app)
             if fleet is None or request.cancelled:
                 await self._complete(fleet, request, _CANCELLED if fleet else _NO_APP)
@@ -318,23 +242,8 @@ class Queue:
 
     async def _drop(self, fleet: Fleet, waiting: list[int]) -> None:
         for start in range(0, len(waiting), LARGEST_BATCH):
-            requests = map(self._load, waiting[start : start + LARGEST_BATCH])
+            requests = map(self.records.load, waiting[start : start + LARGEST_BATCH])
             await asyncio.gather(*(self._complete(fleet, r, _NO_APP) for r in requests))
-
-    def _sweep(self) -> None:
-        """Remove files of requests that were being accepted, or forgotten, as the gateway died."""
-        for path in self._folder.glob("*.*"):
-            if self.find(path.stem) is None:
-                path.unlink(missing_ok=True)
-
-    async def prune(self, before: float) -> None:
-        """Forget requests that were completed before `before` (unix seconds)."""
-        while ids := await self._journal.write(
-            functools.partial(table.forget, before=before, limit=500)
-        ):
-            for request_id in ids:
-                self._body_path(request_id).unlink(missing_ok=True)
-                self._answer_path(request_id).unlink(missing_ok=True)
 
     async def close(self) -> None:
         """Stop working; what is not completed is taken up by the next gateway."""
@@ -343,7 +252,7 @@ class Queue:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._journal.close()
+        self.records.close()
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -355,23 +264,16 @@ class Queue:
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("work on a queued request failed", exc_info=error)
 
-    def _load(self, number: int) -> QueuedRequest:
-        return table.load(self._journal.read(table.SELECT + "number = ?", number)[0])
-
-    def _body_path(self, request_id: str) -> Path:
-        return self._folder / f"{request_id}.body"
-
-    def _answer_path(self, request_id: str) -> Path:
-        return self._folder / f"{request_id}.answer"
-
-
-def _completion(
-    request: QueuedRequest, answer: Answer, now: float, database: sqlite3.Connection
-) -> None:
-    table.complete(database, request.number, answer, now)
-    if request.webhook:
-        webhooks.add(database, request.id, request.user or "", request.webhook, now)
-
 
 def _policy(fleet: Fleet, request: QueuedRequest) -> retry.Policy:
     return retry.Policy(request.no_retry, fleet.skip_retry_conditions, fleet.retries)
+
+
+async def _insist(write: Callable[[], Awaitable[None]]) -> None:
+    """Write what must not be lost, as soon as there is room for it."""
+    while True:
+        try:
+            await write()
+            return
+        except StoreError:
+            await asyncio.sleep(DISK_PERIOD)

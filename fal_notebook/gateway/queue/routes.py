@@ -43,6 +43,7 @@ class QueueRoutes:
 
     def __init__(self, queue: Queue, admission: Admission, logs: Logs, max_body: int) -> None:
         self._queue = queue
+        self._records = queue.records
         self._admission = admission
         self._logs = logs
         self._max_body = max_body
@@ -94,7 +95,7 @@ class QueueRoutes:
         await act(scope, receive, send, admitted, request)
 
     def _find(self, admitted: Admitted, request_id: str) -> QueuedRequest:
-        request = self._queue.find(request_id)
+        request = self._records.find(request_id)
         if request is None or (request.owner, request.app) != (
             admitted.app.owner,
             admitted.app.name,
@@ -107,8 +108,8 @@ class QueueRoutes:
         self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, path: bytes
     ) -> None:
         app, headers = admitted.app, dict(scope["headers"])
-        request = submission.read(scope, headers, path, admitted, self._queue.number())
-        known = self._queue.find(request.id) if b"x-fal-submit-id" in headers else None
+        request = submission.read(scope, headers, path, admitted, self._records.number())
+        known = self._records.find(request.id) if b"x-fal-submit-id" in headers else None
         if known is not None or request.id in self._arriving:
             await self._tell_again(scope, receive, send, admitted, known)
             return
@@ -117,7 +118,7 @@ class QueueRoutes:
         limit = submission.max_queue_length(scope)
         if limit is not None and len(app.backlog) >= limit:
             raise RefusedRequestError(429, f"{len(app.backlog)} requests wait already")
-        spool = self._queue.spool(request.id)
+        spool = self._records.spool(request.id)
         self._arriving.add(request.id)
         try:
             body = await self._read(receive, spool, int(headers.get(b"content-length", 0)))
@@ -201,7 +202,7 @@ class QueueRoutes:
                     await _event(send, b": keep-alive")
                     silent = 0.0
                 silent += STREAM_PERIOD
-                await self._queue.changed(request, STREAM_PERIOD)
+                await self._queue.followers.changed(request.number, STREAM_PERIOD)
                 request = self._find(admitted, request.id)
         finally:
             gone.cancel()
@@ -216,8 +217,8 @@ class QueueRoutes:
             content = {"detail": detail, "status": request.state}
             await json_reply(content, request.id, 400)(send)
             return
-        answer = self._queue.answer(request)
-        size, pieces = self._queue.answer_content(request, answer)
+        answer = self._records.answer(request)
+        size, pieces = self._records.answer_content(request, answer)
         hidden = (b"content-length", b"x-fal-request-id")
         length = [] if answer.status in (204, 304) else [(b"content-length", b"%d" % size)]
         headers = [

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
+
+from fal_notebook.gateway.queue.records import Records
+
+
+async def of_request(records: Records, request_id: str) -> bytes | None:
+    """Return the webhook of a completed request, None when that is forgotten."""
+    request = records.find(request_id)
+    if request is None:
+        return None
+    answer = records.answer(request)
+    _, pieces = records.answer_content(request, answer)
+    payload = b"".join([piece async for piece in pieces])
+    kind = dict(answer.headers).get(b"content-type", b"").decode("latin-1")
+    return await asyncio.to_thread(
+        body, request.id, request.id, answer.status, payload, kind, request.error
+    )
 
 
 def body(
