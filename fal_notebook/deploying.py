@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import sys
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -136,6 +138,7 @@ def deploy(
     DeployError
         With ``wait=True``, when the revision did not come up.
     """
+    _refuse_no_function(function)
     if setup_function is not None:
         values["setup_function"] = setup_function
     options, cell = split_options(values)
@@ -146,6 +149,14 @@ def deploy(
     for notice in (*deployment.progress.notices, *deployment.progress.payload.warnings):
         warnings.warn(notice, stacklevel=2)
     return deployment.handle.wait() if cell.wait else deployment.handle
+
+
+def _refuse_no_function(value: Any) -> None:
+    if not callable(value) or isinstance(value, (type, types.BuiltinFunctionType)):
+        raise OptionError(
+            f"deploy takes a function of this program or notebook, not {reprlib.repr(value)}; "
+            "write one that calls what is to be served"
+        )
 
 
 def start(

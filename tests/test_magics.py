@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,6 +175,14 @@ def test_setup_function_is_a_variable_of_the_notebook(shell) -> None:
     shell.run("def load(): return {'a': 1}")
     shell.run(cell("setup_function=load wait=true", "def look(table, key): return table[key]"))
     assert shell["look"]("a") == 1
+    assert shell["look"].status()["options"]["setup_function"] == "load"
+    shown = repr(cli.run(["status", "look"], "%fal"))
+    assert re.search(r"^setup_function +load +cell$", shown, re.MULTILINE)
+
+
+def test_without_a_setup_function_none_is_shown(shell) -> None:
+    shell.run(cell("wait=true", ONE))
+    assert shell["one"].status()["options"]["setup_function"] is None
 
 
 def test_help_prints_every_option_with_its_default(shell, capsys) -> None:
@@ -242,6 +251,19 @@ def test_a_first_deploy_is_shown_as_deploying(shell) -> None:
     assert "starting" in shown
     assert repr(shell["one"]) == "<fal app tester/one (deploying)>"
     assert len(shell["one"].runners()) == 1
+
+
+def test_a_first_deploy_shows_the_most_runners_that_will_be_in_force(shell) -> None:
+    gate = "import time, os\ndef load():\n    while not os.path.exists({!r}): time.sleep(0.02)"
+    path = os.path.join(os.environ["FAL_NOTEBOOK_STATE"], "gate")
+    shell.run(gate.format(path))
+    shell.run(cell("setup_function=load", ONE))
+    before = shell["one"].status()
+    Path(path).touch()
+    shell["one"].wait()
+    os.unlink(path)
+    assert before["deploying"] == 1
+    assert before["options"] == shell["one"].status()["options"]
 
 
 def test_the_runners_of_all_apps_are_listed(shell) -> None:

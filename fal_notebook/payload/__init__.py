@@ -131,7 +131,7 @@ def capture(
         warnings = (*_size_warning(len(pickled), items), *_code_warnings(items, modules))
         captured = _captured(items)
     used = {module for item in items for module in item.modules}
-    manifest = manifest_of(function, sources, digest, map(asdict, captured), used)
+    manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
     return Payload(pack(manifest, pickled), digest, manifest, captured, warnings)
 
 
