@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -80,7 +81,9 @@ class LineWriter(io.TextIOBase):
                 "request": request,
                 "message": message[start : start + LONGEST],
             }
-            os.write(self._descriptor, (RECORD + json.dumps(record) + "\n").encode())
+            # A line that is lost, to a full disk say, must not fail what the user's code does.
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, (RECORD + json.dumps(record) + "\n").encode())
 
 
 def redirect(path: str) -> None:
