@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Coroutine
@@ -27,6 +28,7 @@ FORK_TIMEOUT = 10.0
 CLOSE_GRACE = 1.0
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 def clean_environment() -> dict[str, str]:
@@ -81,9 +83,9 @@ class Zygote:
             return await asyncio.wait_for(answer, timeout)
         except asyncio.TimeoutError:
             self.kill()
-            raise BuildError(
-                f"the environment's warm process gave no answer in {timeout:g} s"
-            ) from None
+            error = f"the environment's warm process gave no answer in {timeout:g} s"
+            _LOG.warning("%s; it was killed (pid %d)", error, self._process.pid)
+            raise BuildError(error) from None
         except asyncio.CancelledError:
             self.kill()
             raise
