@@ -83,7 +83,11 @@ class Exchange:
             self._status = 499
         except RefusedRequestError as error:
             await self._refuse(receive, send, error.status, str(error), "bad_request")
-        except (SchedulingError, UpstreamError) as error:
+        except SchedulingError as error:
+            principal = self._request.principal
+            detail = error.for_owner if principal and principal.controls else str(error)
+            await self._refuse(receive, send, error.status, detail, error.kind)
+        except UpstreamError as error:
             await self._refuse(receive, send, error.status, str(error), error.kind)
         except Exception:
             log.exception("request %s", self._request.id)
