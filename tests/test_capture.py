@@ -438,3 +438,22 @@ def test_what_changes_no_captured_data_is_not_warned_of(body: str) -> None:
 def test_a_captured_relative_path_that_is_read_is_warned_of(call: str) -> None:
     (sentence,) = warnings_of(f"def f():\n    return {call}\n", FN="a/b.npy", Path=Path, np=np)
     assert "`f` reads the relative file 'a/b.npy' (line 2)" in sentence
+
+
+class Counted:
+    """Says how often its ``__reduce__`` is asked."""
+
+    def __init__(self, number: int, asked: list[int]) -> None:
+        self.number, self.asked = number, asked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.asked.append(self.number)
+        return list, (), None, iter([self.number])
+
+
+def test_each_value_is_reduced_once() -> None:
+    asked: list[int] = []
+    names = {"slow": Counted(1, asked), "held": {"a": [Counted(2, asked)]}}
+    content = capture(notebook("def uses(): return slow, held", **names)["uses"]).content
+    assert sorted(asked) == [1, 2]
+    assert loaded(content)["function"]() == ([1], {"a": [[2]]})

@@ -14,6 +14,7 @@ from typing import Any
 
 from fal_notebook.exceptions import UnpicklableError
 from fal_notebook.payload.pickling import CountingSink, can_pickle, parts, pickled_alone
+from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     Reference,
     imported_names,
@@ -78,7 +79,7 @@ class Item:
         return f"`{path[0].name}` {steps}".rstrip()
 
 
-def collect(roots: Iterable[Item]) -> list[Item]:
+def collect(roots: Iterable[Item], reductions: Reductions) -> list[Item]:
     """Return all items that the roots lead to, the roots first, each with its size.
 
     Raises
@@ -98,12 +99,12 @@ def collect(roots: Iterable[Item]) -> list[Item]:
             continue
         seen |= {key, (None, id(item.value))}
         items.append(item)
-        queue.extend(_references(item))
+        queue.extend(_references(item, reductions))
     return items
 
 
-def _references(item: Item) -> Iterator[Item]:
-    found = _measure(item)
+def _references(item: Item, reductions: Reductions) -> Iterator[Item]:
+    found = _measure(item, reductions)
     function = item.value
     if isinstance(function, types.FunctionType) and is_by_value(function):
         item.modules |= imported_names(function.__code__)
@@ -114,7 +115,7 @@ def _references(item: Item) -> Iterator[Item]:
         yield Item(name, value, how, item)
 
 
-def _measure(item: Item) -> list[Reference]:
+def _measure(item: Item, reductions: Reductions) -> list[Reference]:
     """Set the item's size and modules, and return what its pickle leaves out."""
     named = is_function(item.value) or is_class(item.value)
     if (named or isinstance(item.value, types.ModuleType)) and not is_by_value(item.value):
@@ -122,7 +123,7 @@ def _measure(item: Item) -> list[Reference]:
         return []
     sink = CountingSink()
     try:
-        pickler = pickled_alone(item.value, sink)
+        pickler = pickled_alone(item.value, sink, reductions)
     except Exception as error:  # any class may raise anything from its __reduce__
         raise UnpicklableError(_unpicklable(item)) from error
     item.size = sink.size
