@@ -23,6 +23,7 @@ from fal_notebook import discovery, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     DeployError,
+    FalNotebookError,
     GatewayError,
     GatewayUnavailableError,
     OptionError,
@@ -290,7 +291,11 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
     DeployError
         With the reason and the last lines that the runner wrote.
     """
-    reply = await asyncio.wrap_future(accepted)
+    try:
+        reply = await asyncio.wrap_future(accepted)
+    except FalNotebookError as error:
+        progress.failed(str(error))
+        raise
     if reply["up_to_date"]:
         return
     try:

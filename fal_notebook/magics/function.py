@@ -9,7 +9,7 @@ from typing import Any
 from IPython.core.magic import no_var_expand
 from IPython.display import display
 
-from fal_notebook import deploying
+from fal_notebook import deploying, discovery, settings
 from fal_notebook.display import DeployView, captured_table, inherited_lines
 from fal_notebook.exceptions import CellError, DeployError
 from fal_notebook.handle import Handle
@@ -68,9 +68,12 @@ class FunctionMagic:
             _show_captured(*deploying.dry_run(function, options, cell, entry))
             return
         output = Output(self._shell)
+        # A gateway takes seconds to start; without it there is only the output to tell more.
+        at_once = output.in_place and not cell.wait and not discovery.is_up(settings.state_folder())
         deployment = deploying.start(function, options, cell, entry, output.update, source)
         with self._detached_by_interrupt(entry, deployment):
-            deployment.accepted.result()
+            if not at_once:
+                deployment.accepted.result()
             self._shell.user_ns[entry] = deployment.handle
             output.show(DeployView(deployment.progress))
             if cell.wait:
