@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -14,12 +15,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from fal_notebook import state_lock
 from fal_notebook.exceptions import GatewayUnavailableError
 
 PROTOCOL = 1
 START_TIMEOUT = 20.0
+# A disk without room for so many bytes is why a gateway does not start.
+PROBE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -54,29 +58,26 @@ def withdraw(state: Path, info: GatewayInfo) -> None:
             info_file(state).unlink()
 
 
+def is_published(state: Path) -> bool:
+    """Say whether the file is there; a folder that cannot be read now may hold it."""
+    try:
+        info_file(state).stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
-    info = _published(state)
-    return info if info is not None and answers(info) else None
-
-
-def is_up(state: Path) -> bool:
-    """Say whether the gateway's process is there, without asking it anything."""
-    info = _published(state)
-    try:
-        os.kill(info.pid if info is not None else 0, 0)
-    except OSError:
-        return False
-    return info is not None
-
-
-def _published(state: Path) -> GatewayInfo | None:
     try:
         content = json.loads(info_file(state).read_text())
         # A newer gateway may say more than we know.
-        return GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
+        info = GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    return info if answers(info) else None
 
 
 def left_runners(state: Path) -> bool:
@@ -124,21 +125,12 @@ def _ensure_alone(state: Path) -> GatewayInfo:
             return found
         if found is not None:
             _make_room(found)
-        if _is_free(state):
+        if state_lock.wait_until_free(state):
             return _start(state, deadline)
         time.sleep(0.02)
     raise GatewayUnavailableError(
         f"a gateway holds {state} and does not answer; see {state / 'gateway.log'}"
     )
-
-
-def _is_free(state: Path) -> bool:
-    """Say whether no gateway holds the state folder."""
-    try:
-        with FileLock(state / "gateway.lock", mode=0o600, timeout=0):
-            return True
-    except Timeout:
-        return False
 
 
 def _start(state: Path, deadline: float) -> GatewayInfo:
@@ -166,7 +158,18 @@ def _start(state: Path, deadline: float) -> GatewayInfo:
     process.wait()
     said = log.read_bytes()[begin:].decode(errors="replace").split("\n")
     reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    reason = _unwritable(state) or reason
     raise GatewayUnavailableError(f"the gateway did not start: {reason.strip()} (log: {log})")
+
+
+def _unwritable(state: Path) -> str:
+    """Say why nothing can be written to the state folder, "" when it can: the log shows neither."""
+    try:
+        with tempfile.TemporaryFile(dir=state) as probe:
+            probe.write(bytes(PROBE))
+    except OSError as error:
+        return f"{state} cannot be written: {error.strerror}"
+    return ""
 
 
 def _make_room(old: GatewayInfo) -> None:
@@ -186,15 +189,12 @@ def _direct() -> urllib.request.OpenerDirector:
 
 
 def wait_until_gone(state: Path, timeout: float = 30.0) -> None:
-    """Wait until the gateway has released its lock; a next one can start then.
+    """Wait until the gateway's process has ended, and its lock with it; a next one can start then.
 
     Raises
     ------
     GatewayUnavailableError
         When it is still there after `timeout` seconds.
     """
-    try:
-        with FileLock(state / "gateway.lock", mode=0o600, timeout=timeout):
-            pass
-    except Timeout:
-        raise GatewayUnavailableError(f"the gateway did not stop in {timeout:g} s") from None
+    if not state_lock.wait_until_free(state, timeout):
+        raise GatewayUnavailableError(f"the gateway did not stop in {timeout:g} s")
