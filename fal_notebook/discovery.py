@@ -71,13 +71,27 @@ def is_published(state: Path) -> bool:
 
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
+    info = _published(state)
+    return info if info is not None and answers(info) else None
+
+
+def is_up(state: Path) -> bool:
+    """Say whether the gateway's process is there, without asking it anything."""
+    info = _published(state)
+    try:
+        os.kill(info.pid if info is not None else 0, 0)
+    except OSError:
+        return False
+    return info is not None
+
+
+def _published(state: Path) -> GatewayInfo | None:
     try:
         content = json.loads(info_file(state).read_text())
         # A newer gateway may say more than we know.
-        info = GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
+        return GatewayInfo(**{field.name: content[field.name] for field in fields(GatewayInfo)})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return info if answers(info) else None
 
 
 def left_runners(state: Path) -> bool:
