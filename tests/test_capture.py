@@ -342,6 +342,31 @@ def test_a_lock_in_a_big_object_is_found() -> None:
         capture(cell["f"])
 
 
+def test_the_path_into_a_deep_value_is_cut() -> None:
+    deep: Any = threading.Lock()
+    for _ in range(150):
+        deep = [deep]
+    with pytest.raises(UnpicklableError, match=r"whose \[0\].*….*\[0\] is a _thread") as caught:
+        capture(notebook("def f(): return data", data=deep)["f"])
+    assert len(str(caught.value)) < 300
+
+
+def test_a_value_nested_too_deeply_is_said_to_be() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(UnpicklableError, match="^`f` uses global `data`, a list nested too deeply"):
+        capture(notebook("def f(): return data", data=deep)["f"])
+
+
+def test_what_python_generates_for_a_class_is_not_listed() -> None:
+    cell = notebook(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass D:\n    a: int = 2\n"
+        "def f(): return D()"
+    )
+    assert [value.name for value in capture(cell["f"]).captured] == ["f", "D"]
+
+
 # Size
 
 

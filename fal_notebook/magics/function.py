@@ -11,13 +11,13 @@ from IPython.display import display
 
 from fal_notebook import deploying, discovery, settings
 from fal_notebook.display import DeployView, captured_table, inherited_lines
-from fal_notebook.exceptions import CellError, DeployError
+from fal_notebook.exceptions import CellError, DeployError, OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.magics.cell_code import CellCode
 from fal_notebook.magics.output import Output
 from fal_notebook.magics.parse import parse_line
 from fal_notebook.magics.usage import one_line
-from fal_notebook.options import CellOptions, Options, help_text, split_options
+from fal_notebook.options import CellOptions, Options, help_text, option_help, split_options
 from fal_notebook.payload import Payload
 
 _MAGIC = "%%fal_function"
@@ -146,7 +146,20 @@ def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
 
 
 def _split(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:
+    if name is not None:
+        _refuse_option(name)
     return split_options({**values, **({"name": name} if name is not None else {})})
+
+
+def _refuse_option(word: str) -> None:
+    key = word.replace("-", "_")
+    kind = next((item.type for item in option_help() if item.name == key), None)
+    if kind is not None:
+        value = "true" if kind.startswith("bool") else "…"
+        raise OptionError(
+            f"{word!r} is an option and not the app's name; write {key}={value}, or name={word} "
+            "if the app is called so"
+        )
 
 
 def _documented(method: Any, help: str) -> Any:

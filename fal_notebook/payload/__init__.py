@@ -143,7 +143,9 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
     for item in items:
         if item.is_method:
             methods[id(item.owner)] += item.size
-    shown = [item for item in items if item.how != "signature" and not item.is_method]
+    made = {id(item) for item in items if item.is_generated}
+    hidden = {id(i) for i in items if i.how == "signature" or i.is_method or id(i.owner) in made}
+    shown = [item for item in items if id(item) not in hidden]
     return tuple(Captured(i.name, i.kind, i.size + methods[id(i)]) for i in shown)
 
 

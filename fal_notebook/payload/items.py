@@ -25,6 +25,8 @@ from fal_notebook.payload.references import (
     named_references,
 )
 
+_HISTORY = ("_ih", "_oh", "_dh")
+_LONGEST_PATH = 100
 _LARGEST_SEARCHED = 20_000  # parts of one value that are tried to find the culprit among them
 
 
@@ -67,6 +69,25 @@ class Item:
         """Whether this is a function of a class that is captured."""
         owner = self.owner.value if self.owner is not None else None
         return self.how == "part" and is_class(owner) and is_function(self.value)
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether this is a method that a decorator made, such as those of a dataclass."""
+        if not self.is_method or not isinstance(self.value, types.FunctionType):
+            return False
+        cls: Any = self.owner.value if self.owner is not None else None
+        home = self.value.__globals__.get("__name__")
+        return self.value.__code__.co_filename == "<string>" or home != cls.__module__
+
+    @property
+    def is_of_the_notebook(self) -> bool:
+        """Whether this is the shell, or its history of cells and results."""
+        scope = getattr(self.owner.value, "__globals__", {}) if self.owner is not None else {}
+        history = (scope.get(name) for name in _HISTORY) if "get_ipython" in scope else ()
+        return self.how == "global" and (
+            (self.name == "get_ipython" and isinstance(self.value, types.MethodType))
+            or any(self.value is known for known in history)
+        )
 
     def sentence(self) -> str:
         """Return the path to the value, such as "`predict` calls `helper`, which uses `db`"."""
@@ -121,20 +142,25 @@ def _measure(item: Item, reductions: Reductions) -> list[Reference]:
     if (named or isinstance(item.value, types.ModuleType)) and not is_by_value(item.value):
         item.modules.add(str(item.value.__module__ if named else item.value.__name__))
         return []
+    if item.is_of_the_notebook:
+        raise UnpicklableError(
+            f"{item.sentence()}, which belongs to the notebook; a runner has none, leave it out"
+        )
     sink = CountingSink()
     try:
         pickler = pickled_alone(item.value, sink, reductions)
     except Exception as error:  # any class may raise anything from its __reduce__
-        raise UnpicklableError(_unpicklable(item)) from error
+        raise UnpicklableError(_unpicklable(item, error)) from error
     item.size = sink.size
     item.modules |= pickler.referred
     return [Reference("part", value.__name__, value) for value in pickler.found]
 
 
-def _unpicklable(item: Item) -> str:
-    if item.name == "get_ipython":
-        return f"{item.sentence()}, which belongs to the notebook; a runner has none, leave it out"
+def _unpicklable(item: Item, error: Exception) -> str:
+    if isinstance(error.__cause__ or error, RecursionError):
+        return f"{item.sentence()}, {_a_type(item.value)} nested too deeply to travel; flatten it"
     path, culprit = _culprit(item.value)
+    path = path if len(path) <= _LONGEST_PATH else f"{path[:40]}…{path[-40:]}"
     what = _a_type(culprit)
     if item.owner is None:
         end = f" holds at {path} {what}" if path else f" is {what}"
