@@ -355,7 +355,9 @@ def test_a_value_nested_too_deeply_is_said_to_be() -> None:
     deep: list[Any] = []
     for _ in range(3000):
         deep = [deep]
-    with pytest.raises(UnpicklableError, match="^`f` uses global `data`, a list nested too deeply"):
+    with pytest.raises(
+        UnpicklableError, match=r"^`f` uses global `data`, a list nested too deeply"
+    ):
         capture(notebook("def f(): return data", data=deep)["f"])
 
 
