@@ -56,6 +56,7 @@ async def _serve(state: Path, held: int) -> None:
     token = secrets.token_urlsafe(32)
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
+    gateway.backend.adopt_orphans()
     gateway.restore()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
