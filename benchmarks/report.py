@@ -35,6 +35,8 @@ class Result:
         What ours should not exceed, or of a rate not fall below.
     more_is_better : bool
         True for a rate.
+    difference : bool
+        Whether a figure is what two measurements differ by; 0 is below their noise then.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Result:
     peer: list[float] = field(default_factory=list)
     budget: float | None = None
     more_is_better: bool = False
+    difference: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -60,12 +63,16 @@ class Result:
         ratio = self.ratio
         return [
             self.name,
-            f"{_figure(median(self.ours))} {self.unit}",
+            self._median(self.ours),
             f"{_figure(min(self.ours))}–{_figure(max(self.ours))}",
             "" if self.budget is None else f"{self._sign} {_figure(self.budget)} {self.unit}",
-            f"{self.peer_name}: {_figure(median(self.peer))} {self.unit}" if self.peer else "",
+            f"{self.peer_name}: {self._median(self.peer)}" if self.peer else "",
             "" if ratio is None else f"{ratio:.2f}" + (" ↑" if self.more_is_better else ""),
         ]
+
+    def _median(self, figures: list[float]) -> str:
+        middle = median(figures)
+        return "below noise" if self.difference and not middle else f"{_figure(middle)} {self.unit}"
 
 
 COLUMNS = ["measured", "median", "min–max", "budget", "peer in the same run", "ratio"]

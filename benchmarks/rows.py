@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
@@ -80,14 +80,15 @@ def imports(session: Session, effort: Effort) -> list[Result]:
 
     def added(name: str, base: str = "nothing") -> list[float]:
         pairs = list(zip(times[name], times[base], strict=True))[1:]
-        return [a - b for a, b in pairs]
+        return [max(0.0, a - b) for a, b in pairs]
 
     httpx = added("httpx")
-    return [
+    rows = [
         Result("import fal_notebook", "ms", added("ours"), "import json", added("json"), 150),
         Result("import fal_notebook.deploying", "ms", added("deploy"), "import httpx", httpx),
         Result("%load_ext fal_notebook", "ms", added("load_ext", "shell"), "import httpx", httpx),
     ]
+    return [replace(row, difference=True) for row in rows]
 
 
 def idle(session: Session, effort: Effort) -> list[Result]:

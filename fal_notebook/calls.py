@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     GatewayUnavailableError,
     NotFoundError,
+    PythonMismatchError,
     RemoteError,
     UnpicklableError,
 )
@@ -120,7 +120,9 @@ async def _values(
 
 def _load(name: str, pickled: bytes) -> Any:
     try:
-        return pickle.loads(pickled)
+        return frames.load(pickled)
+    except PythonMismatchError:
+        raise
     except Exception as error:  # any class may raise anything from its __setstate__
         raise RemoteError(
             f"what {name} returned cannot be read here ({type(error).__name__}: {error}); "

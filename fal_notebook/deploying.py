@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import sys
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -21,6 +23,7 @@ from fal_notebook import discovery, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     DeployError,
+    FalNotebookError,
     GatewayError,
     GatewayUnavailableError,
     OptionError,
@@ -136,6 +139,7 @@ def deploy(
     DeployError
         With ``wait=True``, when the revision did not come up.
     """
+    _refuse_no_function(function)
     if setup_function is not None:
         values["setup_function"] = setup_function
     options, cell = split_options(values)
@@ -146,6 +150,14 @@ def deploy(
     for notice in (*deployment.progress.notices, *deployment.progress.payload.warnings):
         warnings.warn(notice, stacklevel=2)
     return deployment.handle.wait() if cell.wait else deployment.handle
+
+
+def _refuse_no_function(value: Any) -> None:
+    if not callable(value) or isinstance(value, (type, types.BuiltinFunctionType)):
+        raise OptionError(
+            f"deploy takes a function of this program or notebook, not {reprlib.repr(value)}; "
+            "write one that calls what is to be served"
+        )
 
 
 def start(
@@ -279,7 +291,11 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
     DeployError
         With the reason and the last lines that the runner wrote.
     """
-    reply = await asyncio.wrap_future(accepted)
+    try:
+        reply = await asyncio.wrap_future(accepted)
+    except FalNotebookError as error:
+        progress.failed(str(error))
+        raise
     if reply["up_to_date"]:
         return
     try:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -15,13 +16,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from fal_notebook import state_lock
 from fal_notebook.exceptions import GatewayUnavailableError
 
 PROTOCOL = 1
 START_TIMEOUT = 20.0
 UNANSWERED = (OSError, ValueError, http.client.HTTPException)
+# A disk without room for so many bytes is why a gateway does not start.
+PROBE = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,31 @@ def withdraw(state: Path, info: GatewayInfo) -> None:
             info_file(state).unlink()
 
 
+def is_published(state: Path) -> bool:
+    """Say whether the file is there; a folder that cannot be read now may hold it."""
+    try:
+        info_file(state).stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
     info = published(state)
     return info if info is not None and answers(info) else None
+
+
+def is_up(state: Path) -> bool:
+    """Say whether the gateway's process is there, without asking it anything."""
+    info = published(state)
+    try:
+        os.kill(info.pid if info is not None else 0, 0)
+    except OSError:
+        return False
+    return info is not None
 
 
 def published(state: Path) -> GatewayInfo | None:
@@ -123,21 +148,12 @@ def _ensure_alone(state: Path) -> GatewayInfo:
             return found
         if found is not None:
             _make_room(found)
-        if _is_free(state):
+        if state_lock.wait_until_free(state):
             return _start(state, deadline)
         time.sleep(0.02)
     raise GatewayUnavailableError(
         f"a gateway holds {state} and does not answer; see {state / 'gateway.log'}"
     )
-
-
-def _is_free(state: Path) -> bool:
-    """Say whether no gateway holds the state folder."""
-    try:
-        with FileLock(state / "gateway.lock", mode=0o600, timeout=0):
-            return True
-    except Timeout:
-        return False
 
 
 def _start(state: Path, deadline: float) -> GatewayInfo:
@@ -165,7 +181,18 @@ def _start(state: Path, deadline: float) -> GatewayInfo:
     process.wait()
     said = log.read_bytes()[begin:].decode(errors="replace").split("\n")
     reason = next((line for line in reversed(said) if line.strip()), "it said nothing")
+    reason = _unwritable(state) or reason
     raise GatewayUnavailableError(f"the gateway did not start: {reason.strip()} (log: {log})")
+
+
+def _unwritable(state: Path) -> str:
+    """Say why nothing can be written to the state folder, "" when it can: the log shows neither."""
+    try:
+        with tempfile.TemporaryFile(dir=state) as probe:
+            probe.write(bytes(PROBE))
+    except OSError as error:
+        return f"{state} cannot be written: {error.strerror}"
+    return ""
 
 
 def _make_room(old: GatewayInfo) -> None:
@@ -185,15 +212,12 @@ def _direct() -> urllib.request.OpenerDirector:
 
 
 def wait_until_gone(state: Path, timeout: float = 30.0) -> None:
-    """Wait until the gateway has released its lock; a next one can start then.
+    """Wait until the gateway's process has ended, and its lock with it; a next one can start then.
 
     Raises
     ------
     GatewayUnavailableError
         When it is still there after `timeout` seconds.
     """
-    try:
-        with FileLock(state / "gateway.lock", mode=0o600, timeout=timeout):
-            pass
-    except Timeout:
-        raise GatewayUnavailableError(f"the gateway did not stop in {timeout:g} s") from None
+    if not state_lock.wait_until_free(state, timeout):
+        raise GatewayUnavailableError(f"the gateway did not stop in {timeout:g} s")

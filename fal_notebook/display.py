@@ -22,7 +22,8 @@ class DeployView:
 
     def __repr__(self) -> str:
         p = self._progress
-        lines = [f"{p.name}: {p.state} (revision {p.number})  {p.url}"]
+        revision = f" (revision {p.number})  {p.url}" if p.number else ""
+        lines = [f"{p.name}: {_deploy_state(p)}{revision}"]
         lines += [f"  {line}" for line in inherited_lines(p.inherited)]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
         lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
@@ -33,10 +34,9 @@ class DeployView:
     def _repr_html_(self) -> str:
         p = self._progress
         colour = _COLOURS.get(p.state, "#1565c0")
-        head = (
-            f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_text(p.state)}</span> "
-            f"· revision {p.number} · <code>{_text(p.url)}</code>"
-        )
+        head = f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_deploy_state(p)}</span>"
+        if p.number:
+            head += f" · revision {p.number} · <code>{_text(p.url)}</code>"
         notes = [*inherited_lines(p.inherited), *p.notices, *p.payload.warnings]
         rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
         if p.state == "deploying":
@@ -194,6 +194,11 @@ def log_line(line: dict[str, Any]) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(line["at"])) if line["at"] else " " * 8
     request = f" {line['request'][:8]}" if line["request"] else ""
     return f"{at} {line['runner'][:6]}{request} {line['level']:5} {line['message']}"
+
+
+def _deploy_state(progress: Progress) -> str:
+    accepted = progress.number or progress.state != "deploying"
+    return progress.state if accepted else "starts the gateway"
 
 
 def _state(app: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@
     ├── WebhookUrlError         a webhook's URL is malformed or points to where it may not
     ├── WebhookDeliveryError    a webhook's target did not take it; it is tried again
     └── RemoteError             the deployed function raised; carries the remote traceback as text
+        └── PythonMismatchError the app runs on another Python minor than its caller
 """
 
 from __future__ import annotations
@@ -160,3 +161,7 @@ class RemoteError(FalNotebookError):
     def _render_traceback_(self) -> list[str]:
         shown = super()._render_traceback_()
         return [*shown, self.remote_traceback] if self.remote_traceback else shown
+
+
+class PythonMismatchError(RemoteError):
+    """Python objects that another minor version of Python made; none of them was unpickled."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,15 +31,56 @@ def refusals(
     """Return one sentence per refused option.
 
     A union reports each of its members and a list each of its items; the first reason that one of
-    our own validators gave is the one that helps, else what is allowed for the option as a whole.
+    our own validators gave is the one that helps, then an unknown field of a nested value, then a
+    wrong one, else what is allowed for the option as a whole.
     """
-    reasons: dict[str, str | None] = {}
-    for problem in error.errors(include_url=False, include_input=False):
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        own = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else None
-        reasons[name] = reasons.get(name) or own
     given = {ALIASES.get(name, name): value for name, value in values.items()}
+    reasons: dict[str, str | None] = {}
+    for problem in sorted(error.errors(include_url=False), key=_rank):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        reasons[name] = reasons.get(name) or _reason(model, problem)
     return [_refusal(model, name, given, reason) for name, reason in reasons.items()]
+
+
+def _rank(problem: Any) -> int:
+    kinds = ("value_error", "extra_forbidden")
+    return kinds.index(problem["type"]) if problem["type"] in kinds else len(kinds)
+
+
+def _reason(model: type[BaseModel], problem: Any) -> str | None:
+    """Return our own validator's reason, or what is wrong inside a nested value."""
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    loc = problem["loc"]
+    holder = _nested_model(model, loc[:-1]) if len(loc) > 1 else None
+    if holder is None or loc[0] in _NEVER_SHOWN:
+        return None
+    return f"{_inside(holder, problem)}; give {_allowed(model, loc[0])}"
+
+
+def _inside(holder: type[BaseModel], problem: Any) -> str:
+    """Say which field of a nested value is unknown, missing or wrong."""
+    field, place = str(problem["loc"][-1]), ".".join(map(str, problem["loc"][1:]))
+    if problem["type"] == "extra_forbidden":
+        nearest = get_close_matches(field, holder.model_fields, n=1)
+        meant = f"did you mean '{nearest[0]}'?" if nearest else "there is no such field"
+        return f"no '{place}', {meant}"
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    message = problem["msg"]
+    return f"{place}={_short(problem['input'])}, {message[:1].lower()}{message[1:]}"
+
+
+def _nested_model(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel] | None:
+    """Return the model that lies at `path`, if models lead there."""
+    for name in path:
+        field = model.model_fields.get(str(name))
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        found = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not found:
+            return None
+        model = found[0]
+    return model
 
 
 def _refusal(
@@ -61,6 +102,12 @@ def _allowed(model: type[BaseModel], name: str) -> str:
 
 
 def _shown(name: str, value: Any) -> str:
+    if name == "image" and not isinstance(value, (str, Mapping)):
+        return f", {'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__},"
     if name in _NEVER_SHOWN or isinstance(value, Mapping):
         return ""
-    return "=" + " ".join(_repr.repr(value).split())
+    return f"={_short(value)}"
+
+
+def _short(value: Any) -> str:
+    return " ".join(_repr.repr(value).split())

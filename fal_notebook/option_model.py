@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -231,6 +232,9 @@ class Options(BaseModel):
             json.dumps(metadata, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"it must be JSON ({error})") from None
+        openapi = (metadata or {}).get("openapi", {})
+        if not isinstance(openapi, dict):
+            raise ValueError(f"its openapi must be a dict, not {reprlib.repr(openapi)}")
         return metadata
 
     @model_validator(mode="after")

@@ -34,6 +34,15 @@ def test_a_quick_run_measures_every_row_and_leaves_nothing_running(tmp_path: Pat
     assert [p for p in psutil.process_iter() if _belongs(p, str(tmp_path))] == []
 
 
+def test_a_difference_of_nothing_is_said_to_be_below_noise() -> None:
+    sys.path.insert(0, str(RUN.parent))
+    from report import Result
+
+    row = Result("import x", "ms", [0.0, 0.0, 1.0], "json", [0.0], difference=True).cells()
+    assert (row[1], row[4], row[5]) == ("below noise", "json: below noise", "")
+    assert Result("idle", "%", [0.0]).cells()[1] == "0 %"
+
+
 def _belongs(process: psutil.Process, folder: str) -> bool:
     try:
         return any(folder in value for value in process.environ().values())

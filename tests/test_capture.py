@@ -342,6 +342,33 @@ def test_a_lock_in_a_big_object_is_found() -> None:
         capture(cell["f"])
 
 
+def test_the_path_into_a_deep_value_is_cut() -> None:
+    deep: Any = threading.Lock()
+    for _ in range(150):
+        deep = [deep]
+    with pytest.raises(UnpicklableError, match=r"whose \[0\].*….*\[0\] is a _thread") as caught:
+        capture(notebook("def f(): return data", data=deep)["f"])
+    assert len(str(caught.value)) < 300
+
+
+def test_a_value_nested_too_deeply_is_said_to_be() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(
+        UnpicklableError, match=r"^`f` uses global `data`, a list nested too deeply"
+    ):
+        capture(notebook("def f(): return data", data=deep)["f"])
+
+
+def test_what_python_generates_for_a_class_is_not_listed() -> None:
+    cell = notebook(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass D:\n    a: int = 2\n"
+        "def f(): return D()"
+    )
+    assert [value.name for value in capture(cell["f"]).captured] == ["f", "D"]
+
+
 # Size
 
 
@@ -438,3 +465,22 @@ def test_what_changes_no_captured_data_is_not_warned_of(body: str) -> None:
 def test_a_captured_relative_path_that_is_read_is_warned_of(call: str) -> None:
     (sentence,) = warnings_of(f"def f():\n    return {call}\n", FN="a/b.npy", Path=Path, np=np)
     assert "`f` reads the relative file 'a/b.npy' (line 2)" in sentence
+
+
+class Counted:
+    """Says how often its ``__reduce__`` is asked."""
+
+    def __init__(self, number: int, asked: list[int]) -> None:
+        self.number, self.asked = number, asked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.asked.append(self.number)
+        return list, (), None, iter([self.number])
+
+
+def test_each_value_is_reduced_once() -> None:
+    asked: list[int] = []
+    names = {"slow": Counted(1, asked), "held": {"a": [Counted(2, asked)]}}
+    content = capture(notebook("def uses(): return slow, held", **names)["uses"]).content
+    assert sorted(asked) == [1, 2]
+    assert loaded(content)["function"]() == ([1], {"a": [[2]]})

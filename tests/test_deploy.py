@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,13 @@ def test_what_a_cell_would_note_is_a_warning() -> None:
 def test_wrong_options_are_refused_before_anything_is_sent(options, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         fal_notebook.deploy(double, **options)
+
+
+@pytest.mark.parametrize("value", [3, "abc", None, Exception, len, print])
+def test_what_is_no_function_of_the_program_is_refused_in_one_sentence(value: Any) -> None:
+    with pytest.raises(OptionError, match=r"^deploy takes a function .*, not .*; .*") as caught:
+        fal_notebook.deploy(value, name="double")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_lambda_needs_a_name() -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -13,16 +14,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from filelock import FileLock
 
 import fal_notebook
-from fal_notebook import cli, discovery, handle, sync
+from fal_notebook import cli, discovery, handle, state_lock, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import DeployError, GatewayUnavailableError
 
@@ -168,9 +169,9 @@ def test_an_older_gateway_is_replaced_and_its_runners_adopted(state) -> None:
 
 
 def test_one_that_is_still_ending_is_waited_for(state) -> None:
-    held = FileLock(state / "gateway.lock", thread_local=False)
-    held.acquire()
-    timer = threading.Timer(0.3, held.release)
+    held = state_lock.take(state)
+    assert held is not None
+    timer = threading.Timer(0.3, os.close, (held,))
     timer.start()
     assert discovery.answers(discovery.ensure(state))
     timer.join()
@@ -179,8 +180,11 @@ def test_one_that_is_still_ending_is_waited_for(state) -> None:
 def test_one_that_does_not_answer_is_named(state, monkeypatch) -> None:
     monkeypatch.setattr(discovery, "START_TIMEOUT", 0.3)
     refused = pytest.raises(GatewayUnavailableError, match=r"holds .* and does not answer")
-    with FileLock(state / "gateway.lock"), refused:
+    held = state_lock.take(state)
+    assert held is not None
+    with refused:
         discovery.ensure(state)
+    os.close(held)
 
 
 def test_a_taken_port_is_said_in_one_sentence(state, monkeypatch) -> None:
@@ -214,6 +218,35 @@ def test_a_configured_port_survives_a_restart_with_a_new_token(state, monkeypatc
     cli.run(["gateway", "stop"], "fal-notebook")
     discovery.ensure(state)
     assert seven() == 7
+
+
+def test_a_full_disk_is_the_reason_when_the_gateway_could_say_none(state, monkeypatch) -> None:
+    silent = state / "python"
+    silent.write_text("#!/bin/sh\nexit 1\n")
+    silent.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(silent))
+    with pytest.raises(GatewayUnavailableError, match="did not start: it said nothing"):
+        discovery.ensure(state)
+    with pytest.raises(GatewayUnavailableError, match="cannot be written: File too large") as told:
+        _with_no_room(lambda: discovery.ensure(state))
+    assert "\n" not in str(told.value)
+
+
+def _with_no_room(action: Callable[[], Any]) -> None:
+    """Let files have no byte more than they have, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        action()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_gateway_that_is_said_to_have_stopped_has_ended(state) -> None:
+    for _ in range(3):
+        process = psutil.Process(discovery.ensure(state).pid)
+        assert cli.run(["gateway", "stop"], "fal-notebook") == "the gateway has stopped"
+        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_start_stop_and_status_work_in_every_order(state) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -120,6 +121,32 @@ def test_there_is_one_gateway_on_a_state_folder(state: Path) -> None:
     assert second.stderr.startswith("a gateway already runs on ")
     assert second.stderr.count("\n") == 1
     assert discovery.ensure(state) == gateway
+
+
+def test_a_second_gateway_is_refused_whatever_files_were_removed(state: Path) -> None:
+    gateway = discovery.ensure(state)
+    for lock in state.glob("*.lock"):
+        lock.unlink()
+    second = other_gateway(state)
+    assert (second.returncode, "already runs" in second.stderr) == (1, True)
+    assert discovery.ensure(state) == gateway
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_gateway_whose_state_folder_was_removed_ends_with_its_runners(
+    state: Path, eventually: Any, made_anew: bool
+) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=1)
+    who(gateway)
+    ghosts = processes_of(state)
+    assert len(ghosts) >= 3
+    shutil.rmtree(state)
+    if made_anew:
+        state.mkdir(mode=0o700)
+        assert discovery.ensure(state).pid != gateway.pid
+    eventually(lambda: not any(ghost in processes_of(state) for ghost in ghosts), timeout=40)
+    assert not made_anew or discovery.find(state)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

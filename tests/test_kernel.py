@@ -8,10 +8,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from filelock import FileLock
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -178,3 +180,30 @@ def test_the_notebook_is_named_by_the_session_of_the_server(notebook: Notebook) 
     notebook.run(f"%%fal_function wait=true\n{ONE}")
     assert text(notebook.run("one.status()['notebook']")) == "'notebook /work/a.ipynb'"
     notebook.run("del os.environ['JPY_SESSION_NAME']")
+
+
+@pytest.fixture
+def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
+    """A notebook whose gateway does not run; it cannot start while start.lock is held."""
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
+    with Notebook().started() as notebook:
+        yield notebook
+        notebook.run("%fal gateway stop")
+
+
+def test_a_cell_does_not_wait_for_a_gateway_that_starts(cold: Notebook, tmp_path: Path) -> None:
+    with FileLock(tmp_path / "start.lock", mode=0o600):
+        cell = cold.run(f"%%fal_function\n{ONE}")
+        assert text(cell) == "one: starts the gateway"
+        assert text(cold.run("one")) == "<fal app tester/one (deploying)>"
+    assert text(cold.run("one()")) == "1"
+    assert text(cell).startswith("one: active (revision 1)  http://127.0.0.1")
+
+
+def test_what_a_gateway_that_starts_refuses_is_shown(cold: Notebook, tmp_path: Path) -> None:
+    with FileLock(tmp_path / "start.lock", mode=0o600):
+        cell = cold.run(f"%%fal_function secrets=ABSENT\n{ONE}")
+    with pytest.raises(CellExecutionError, match="ABSENT"):
+        cold.run("one()")
+    assert text(cell).startswith("one: failed\n")
+    assert "ABSENT" in text(cell)

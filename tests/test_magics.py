@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +177,14 @@ def test_setup_function_is_a_variable_of_the_notebook(shell) -> None:
     shell.run("def load(): return {'a': 1}")
     shell.run(cell("setup_function=load wait=true", "def look(table, key): return table[key]"))
     assert shell["look"]("a") == 1
+    assert shell["look"].status()["options"]["setup_function"] == "load"
+    shown = repr(cli.run(["status", "look"], "%fal"))
+    assert re.search(r"^setup_function +load +cell$", shown, re.MULTILINE)
+
+
+def test_without_a_setup_function_none_is_shown(shell) -> None:
+    shell.run(cell("wait=true", ONE))
+    assert shell["one"].status()["options"]["setup_function"] is None
 
 
 def test_help_prints_every_option_with_its_default(shell, capsys) -> None:
@@ -246,6 +255,19 @@ def test_a_first_deploy_is_shown_as_deploying(shell) -> None:
     assert len(shell["one"].runners()) == 1
 
 
+def test_a_first_deploy_shows_the_most_runners_that_will_be_in_force(shell) -> None:
+    gate = "import time, os\ndef load():\n    while not os.path.exists({!r}): time.sleep(0.02)"
+    path = os.path.join(os.environ["FAL_NOTEBOOK_STATE"], "gate")
+    shell.run(gate.format(path))
+    shell.run(cell("setup_function=load", ONE))
+    before = shell["one"].status()
+    Path(path).touch()
+    shell["one"].wait()
+    os.unlink(path)
+    assert before["deploying"] == 1
+    assert before["options"] == shell["one"].status()["options"]
+
+
 def test_the_runners_of_all_apps_are_listed(shell) -> None:
     shell.run(cell("wait=true min_concurrency=1", ONE))
     shell.run(cell("wait=true min_concurrency=1", "def other(): return 1"))
@@ -290,6 +312,13 @@ def test_a_captured_get_ipython_is_said_to_belong_to_the_notebook(shell) -> None
     assert "setup_function" not in said
 
 
+@pytest.mark.parametrize("name", ["In", "Out", "_ih", "_oh"])
+def test_the_notebooks_history_is_refused_also_through_a_helper(shell, name: str) -> None:
+    shell.run(f"def helper(): return len({name})")
+    said = refusal(shell, cell("", "def one(): return helper()"))
+    assert f"`one` calls `helper`, which uses global `{name}`, which belongs to the" in said
+
+
 def test_a_module_of_python_itself_is_refused_as_a_local_one(shell) -> None:
     said = refusal(shell, cell("local_python_modules=json", ONE))
     assert "`json`, which is part of Python; leave it out" in said
@@ -308,6 +337,8 @@ def test_an_unknown_command_names_the_nearest(shell) -> None:
         ("max_concurrency=0", "max_concurrency=0 is not allowed: a whole number, 1 or more"),
         ("min_concurrency=3 max_concurrency=2", "min_concurrency=3 is above max_concurrency=2"),
         ("a b", "'b' is not of the form key=value"),
+        ("wait", "'wait' is an option and not the app's name; write wait=true"),
+        ("keep-alive", "'keep-alive' is an option and not the app's name; write keep_alive=…"),
         ("name=a name=b", "name is given twice"),
         ("a name=b", "the name is given twice"),
         ("message='open", "is missing in"),
@@ -406,13 +437,16 @@ def test_the_same_name_from_another_notebook_names_the_owner_and_takeover(
     assert (shell["one"](), shell["one"].status()["notebook"]) == (2, "notebook /work/second.ipynb")
 
 
-def test_takeover_of_an_unchanged_cell_changes_its_notebook_only(shell, monkeypatch) -> None:
+def test_takeover_of_an_unchanged_cell_changes_its_notebook_only(
+    shell, monkeypatch, capsys
+) -> None:
     monkeypatch.setenv("JPY_SESSION_NAME", "/work/first.ipynb")
     shell.run(cell("wait=true", ONE))
     monkeypatch.setenv("JPY_SESSION_NAME", "/work/second.ipynb")
     shell.run(cell("takeover=true wait=true", ONE))
     status = shell["one"].status()
     assert (status["number"], status["notebook"]) == (1, "notebook /work/second.ipynb")
+    assert "note: taken over from notebook /work/first.ipynb" in capsys.readouterr().out
 
 
 def test_another_notebooks_first_deploy_is_not_superseded(shell, monkeypatch) -> None:

@@ -93,11 +93,31 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": "a b"}, "image is not allowed: a ContainerImage, or a reference such as"),
     ({"image": {"dockerfile_str": "x"}}, "image is not allowed: ContainerImage: dockerfile_str"),
     ({"image": {1: 2}}, "image is not allowed: ContainerImage: unknown option '1'"),
-    ({"health_check": {}}, "health_check is not allowed: HealthCheck(path="),
-    ({"health_check": {"path": "x"}}, "health_check is not allowed: HealthCheck(path="),
+    ({"health_check": {}}, "health_check is not allowed: path is missing; give HealthCheck(path="),
+    ({"health_check": {"path": "x"}}, "health_check is not allowed: path='x', string should match"),
+    (
+        {"health_check": {"path": "/x", "timeout_seconds": -1}},
+        "health_check is not allowed: timeout_seconds=-1, input should be greater than or equal",
+    ),
+    ({"health_check": {"pth": "/x"}}, "health_check is not allowed: no 'pth', did you mean 'path'"),
+    ({"health_check": {1: 2}}, "health_check is not allowed: "),
     ({"skip_retry_conditions": ["x"]}, "a list of server_error, timeout, connection_error"),
     ({"retry_config": {}}, "at least one of server_error, timeout and connection_error"),
-    ({"retry_config": {"timeout": 2}}, "retry_config is not allowed: a dict such as"),
+    ({"retry_config": {"timeout": 2}}, "retry_config is not allowed: timeout=2, input should be"),
+    (
+        {"retry_config": {"timeout": {"retries": -2}}},
+        "retry_config is not allowed: timeout.retries=-2, input should be greater than",
+    ),
+    (
+        {"retry_config": {"timeouts": {"retries": 2}}},
+        "retry_config is not allowed: no 'timeouts', did you mean 'timeout'?; give a dict such as",
+    ),
+    (
+        {"retry_config": {"timeout": {"retrys": 2}}},
+        "retry_config is not allowed: no 'timeout.retrys', did you mean 'retries'?",
+    ),
+    ({"image": 3}, "image, an int, is not allowed: a ContainerImage, or a reference such as"),
+    ({"metadata": {"openapi": 3}}, "metadata is not allowed: its openapi must be a dict, not 3"),
     # contradictions
     (
         {"min_concurrency": 3, "max_concurrency": 2},

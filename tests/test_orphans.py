@@ -10,7 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from runner_bench import Bench, LiveRunner
+from runner_bench import Bench, LiveRunner, define, notebook
+
+from fal_notebook import deploy
+from fal_notebook.discovery import GatewayInfo
 
 if sys.platform != "linux":
     pytest.skip("only Linux has child subreapers", allow_module_level=True)
@@ -101,6 +104,49 @@ def test_a_zygote_without_a_gateway_stays_until_its_last_runner_has_ended(
     assert (second.value(), daemons(two)) == (1, 3)
     os.kill(second.process["keeper"], 9)
     eventually(lambda: daemons(two) == 0 and gone(warm))
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_nothing_stays_when_first_the_zygote_and_then_the_keeper_is_killed(
+    gateway: GatewayInfo, eventually: Any, wait: bool
+) -> None:
+    tag = str(uuid.uuid4().int)[:15]
+    source = SOURCE.replace("TAG", tag).replace("return 1", "return os.getppid()")
+    with notebook():
+        names = define(source)
+        app = deploy(names["f"], setup_function=names["setup"], wait=True, min_concurrency=1)
+    keeper = psutil.Process(app())
+    warm, runner = keeper.parent(), keeper.children()[0]
+    assert warm is not None
+    warm.kill()
+    if wait:
+        eventually(lambda: keeper.ppid() == gateway.pid)
+        assert (app(), daemons(tag)) == (keeper.pid, 3)
+    keeper.kill()
+    eventually(lambda: daemons(tag) == 0 and gone(runner))
+    eventually(lambda: app() != keeper.pid)
+    app.delete()
+    eventually(lambda: daemons(tag) == 0 and not zombies(gateway))
+
+
+def test_a_keeper_without_a_zygote_is_buried_by_the_gateway(
+    gateway: GatewayInfo, eventually: Any
+) -> None:
+    with notebook():
+        function = define("import os\ndef f(): return os.getppid()")["f"]
+        app = deploy(function, wait=True, min_concurrency=1)
+    keeper = psutil.Process(app())
+    warm = keeper.parent()
+    assert warm is not None
+    warm.kill()
+    eventually(lambda: keeper.ppid() == gateway.pid)
+    app.delete()
+    eventually(lambda: not keeper.is_running() and not zombies(gateway))
+
+
+def zombies(gateway: GatewayInfo) -> list[psutil.Process]:
+    children = psutil.Process(gateway.pid).children()
+    return [child for child in children if gone(child)]
 
 
 async def _forget_zygotes(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -114,6 +115,78 @@ def test_what_is_not_there_is_404_and_other_methods_are_405(gateway: GatewayInfo
     for method in ("GET", "HEAD", "PUT"):
         answer = httpx.request(method, act)
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST"), method
+
+
+@pytest.mark.parametrize("target", ["http://evil.test", "http://x@GATEWAY", "http://[::1", "http:"])
+def test_a_target_on_another_host_is_refused(gateway: GatewayInfo, act: str, target: str) -> None:
+    with Wire(gateway) as wire:
+        status, _, body = wire.send(post(f"{target}/run/tester/act", {"n": 1})).response()
+        assert (status, wire.rest()) == (400, b"")
+    assert target == "http:" or b"names another host" in body or b"Invalid" in body
+
+
+def test_a_target_in_absolute_form_is_served(gateway: GatewayInfo, act: str) -> None:
+    with Wire(gateway) as wire:
+        for _ in range(2):
+            wire.send(post("http://GATEWAY/run/tester/act?a=b", {"n": 2}))
+            assert wire.response()[::2] == (200, b"2.0")
+
+
+def test_a_websocket_is_refused_in_one_sentence_and_the_log_says_nothing(
+    gateway: GatewayInfo, act: str, private_state: Path
+) -> None:
+    log = private_state / "gateway.log"
+    before = log.read_text()
+    asked = "Host: GATEWAY\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n"
+    with Wire(gateway) as wire:
+        wire.send(f"GET /run/tester/act HTTP/1.1\n{asked}Sec-WebSocket-Key: eA==\n\n")
+        status, headers, body = wire.response()
+    assert (status, headers["connection"]) == (501, "close")
+    detail = "the gateway serves no WebSockets; send a POST, its answer may be a stream"
+    assert json.loads(body) == {"detail": detail, "error_type": "bad_request"}
+    assert log.read_text() == before
+
+
+def test_what_the_gateway_refuses_has_fals_error_type(gateway: GatewayInfo, act: str) -> None:
+    wrong = with_key("a:b")
+    for answer in (
+        httpx.post(f"{gateway.url}/run/tester/nobody", json={}),
+        httpx.post(f"{gateway.url}/run/tester"),
+        httpx.post(act, json={}, headers=wrong),
+        httpx.post(act, json={}, headers={"origin": "http://evil.test"}),
+        httpx.post(act, content=b"", headers={"content-type": PICKLE}),
+        httpx.get(f"{gateway.url}/api/apps"),
+    ):
+        assert answer.status_code in (401, 403, 404, 415)
+        assert answer.json()["error_type"] == answer.headers["x-fal-error-type"] == "bad_request"
+
+
+def test_why_runners_fail_to_start_is_told_to_the_owner_only(
+    gateway: GatewayInfo, tmp_path: Path, eventually: Any
+) -> None:
+    def setup() -> None:
+        if os.path.exists(broken):
+            raise RuntimeError("the password is hunter2")
+
+    broken = str(tmp_path / "broken")
+    source = "def failing() -> int:\n    return 1\n"
+    options = {"serve": True, "auth": "public", "keep_alive": 0, "setup_function": setup}
+    with control(gateway) as owner, deployed(source, **options) as handle:
+        key = owner.post("/api/keys").json()
+        admin = owner.post("/api/keys", params={"scope": "ADMIN"}).json()
+        assert handle() == 1
+        Path(broken).touch()
+        eventually(lambda: not handle.runners())
+        url = run_url(gateway, handle)
+        for _ in range(2):  # the failing start itself, and the time after
+            for headers in ({}, with_key(key["key"])):
+                answer = httpx.post(url, json={}, headers=headers, timeout=20)
+                detail = "the app's runners fail to start; its owner sees why in its logs"
+                assert (answer.status_code, answer.json()["detail"]) == (503, detail)
+        for headers in (dict(owner.headers), with_key(admin["key"])):
+            assert "hunter2" in httpx.post(url, json={}, headers=headers, timeout=20).text
+        for made in (key, admin):
+            owner.delete(f"/api/keys/{made['id']}")
 
 
 def test_a_head_request_leaves_a_usable_connection(gateway: GatewayInfo, act: str) -> None:

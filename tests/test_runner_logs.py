@@ -286,6 +286,15 @@ def written(tmp_path: Path) -> Iterator[Any]:
     os.close(descriptor)
 
 
+def test_a_line_that_cannot_be_written_is_lost_and_nothing_else() -> None:
+    reader, descriptor = os.pipe()
+    os.close(reader)
+    writer = LineWriter(descriptor, "INFO")
+    assert writer.write("one\ntwo") == 7
+    writer.finish(None)
+    os.close(descriptor)
+
+
 def test_a_line_without_an_end_is_written_in_pieces(written: Any) -> None:
     writer, messages = written
     for _ in range(40):

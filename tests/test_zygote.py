@@ -73,13 +73,20 @@ def test_a_killed_zygote_is_replaced_and_its_runners_live_on(bench: Bench) -> No
 
 
 def test_a_zygote_that_hangs_is_killed_and_replaced(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, eventually: Any
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     bench.start(STAY)
     monkeypatch.setattr(zygotes, "FORK_TIMEOUT", 0.2)
     stopped = zygote(bench)
     stopped.suspend()
     assert bench.start(STAY).value() == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"the environment's warm process gave no answer in 0.2 s; it was killed (pid {stopped.pid})"
+    )
     eventually(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE)
 
 

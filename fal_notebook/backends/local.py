@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from fal_notebook.backends import children
 from fal_notebook.backends.base import Progress, Started
 from fal_notebook.backends.bundle import write_bundle
 from fal_notebook.backends.environments import (
@@ -23,6 +24,7 @@ from fal_notebook.backends.environments import (
 )
 from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
+from fal_notebook.runner import keeper
 from fal_notebook.runner.spec import RunnerSpec
 
 # macOS has no child subreapers, and its libraries start threads, so that no fork is safe there.
@@ -50,7 +52,12 @@ class LocalBackend:
         self._keep = keep
         self._spawned: dict[tuple[int, float], asyncio.subprocess.Process] = {}
         self._bundle = write_bundle(state)
-        self._zygotes = Zygotes(self._bundle, state / "gateway.log", warm=fork)
+        log = state / "gateway.log"
+        self._zygotes = Zygotes(self._bundle, log, warm=fork, on_end=self._zygote_ended)
+        self._keepers: set[int] = set()
+        self._adopts = False
+        self._orphaned = False  # what zygotes guarded comes to this process by now
+        self._ending_strays: asyncio.Task[None] | None = None
 
     @property
     def address_folder(self) -> Path:
@@ -65,6 +72,23 @@ class LocalBackend:
         """Have a zygote ready for an interpreter before its first runner is wanted."""
         if self._keep:
             await self._zygotes.get({"python": interpreter, "libraries": ""})
+
+    def adopt_orphans(self) -> None:
+        """Take in, and end, what killed zygotes and keepers leave (Linux).
+
+        Only for a process all of whose children are started by this package's backends.
+        """
+        if self._keep:
+            keeper.adopt_orphans()
+            self._adopts = True
+
+    def _zygote_ended(self) -> None:
+        if self._adopts:
+            self._orphaned = True
+            self._ending_strays = asyncio.ensure_future(self._end_strays())
+
+    async def _end_strays(self) -> None:
+        await _until(lambda: children.end_strays(self._keepers))
 
     async def build(
         self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
@@ -89,8 +113,8 @@ class LocalBackend:
     async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
         """Have the environment's zygote start the runner; spawn it where there are no keepers."""
         if self._keep:
-            runner, keeper = await self._forked(spec, environment)
-            found = {"keeper": keeper, "keeper_created": _created(keeper), "ending": spec.ending}
+            runner, kept_by = await self._forked(spec, environment)
+            found = {"keeper": kept_by, "keeper_created": _created(kept_by), "ending": spec.ending}
         else:
             process = await spawn(self._bundle, environment, spec)
             runner, found = process.pid, {}
@@ -101,10 +125,12 @@ class LocalBackend:
         """Fork a runner; a zygote that somebody killed is replaced once."""
         zygote = await self._zygotes.get(environment)
         try:
-            return await zygote.fork(spec)
+            runner, kept_by = await zygote.fork(spec)
         except BuildError:
             zygote.drop()
-            return await (await self._zygotes.get(environment)).fork(spec)
+            runner, kept_by = await (await self._zygotes.get(environment)).fork(spec)
+        self._keepers.add(kept_by)
+        return runner, kept_by
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
         """Send SIGTERM to the runner itself; what it started is its own to end."""
@@ -121,7 +147,16 @@ class LocalBackend:
             await _until(lambda: not _lives(process["keeper"], process["keeper_created"]))
         else:
             await asyncio.to_thread(self._sweep, process, runner_id)
+        if process.get("keeper") in self._keepers:
+            await self._bury(process["keeper"])
         return await self._ending(process)
+
+    async def _bury(self, kept_by: int) -> None:
+        """Forget a keeper that has ended; what one without a zygote left came here."""
+        self._keepers.remove(kept_by)
+        if self._orphaned:
+            children.reap(kept_by)
+            await self._end_strays()
 
     def alive(self, process: dict[str, Any]) -> bool:
         """Compare the start time too: process ids are reused."""
@@ -136,11 +171,11 @@ class LocalBackend:
                 os.killpg(process["pid"], signal.SIGKILL)
 
     def _sweep(self, process: dict[str, Any], runner_id: str) -> None:
-        children = _children(process["pid"]) if self.alive(process) else []
+        below = _children(process["pid"]) if self.alive(process) else []
         self._kill_group(process)
-        for found in [*children, *psutil.process_iter()]:
+        for found in [*below, *psutil.process_iter()]:
             with contextlib.suppress(psutil.Error):
-                if found in children or found.environ().get("FAL_RUNNER_ID") == runner_id:
+                if found in below or found.environ().get("FAL_RUNNER_ID") == runner_id:
                     found.kill()
 
     async def _ending(self, process: dict[str, Any]) -> str:

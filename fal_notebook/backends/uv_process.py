@@ -14,6 +14,7 @@ from pathlib import Path
 
 import uv
 
+from fal_notebook.backends import children
 from fal_notebook.exceptions import BuildError
 
 Progress = Callable[[str], None]
@@ -82,7 +83,7 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
 
 
 async def _start(arguments: Sequence[str], cwd: Path) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+    return await children.start(
         _program(),
         *arguments,
         cwd=cwd,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from fal_notebook.backends import children
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner.spec import RunnerSpec
 
@@ -27,6 +29,7 @@ FORK_TIMEOUT = 10.0
 CLOSE_GRACE = 1.0
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
 def clean_environment() -> dict[str, str]:
@@ -81,9 +84,9 @@ class Zygote:
             return await asyncio.wait_for(answer, timeout)
         except asyncio.TimeoutError:
             self.kill()
-            raise BuildError(
-                f"the environment's warm process gave no answer in {timeout:g} s"
-            ) from None
+            error = f"the environment's warm process gave no answer in {timeout:g} s"
+            _LOG.warning("%s; it was killed (pid %d)", error, self._process.pid)
+            raise BuildError(error) from None
         except asyncio.CancelledError:
             self.kill()
             raise
@@ -145,13 +148,17 @@ class Zygotes:
         File that gets what goes wrong in zygotes.
     warm : bool
         Whether they import everything first, where a fork is safe after that.
+    on_end : callable
+        Called when one has ended that was not closed here.
     """
 
-    def __init__(self, bundle: Path, log: Path, warm: bool) -> None:
+    def __init__(self, bundle: Path, log: Path, warm: bool, on_end: Callable[[], None]) -> None:
         self._bundle = bundle
         self._log = log
         self._warm = warm
+        self._on_end = on_end
         self._all: dict[str, asyncio.Task[Zygote]] = {}
+        self._watching: set[asyncio.Task[None]] = set()
 
     async def get(self, environment: dict[str, str]) -> Zygote:
         """Return the environment's zygote, started now if there is none that lives."""
@@ -184,6 +191,7 @@ class Zygotes:
                 )
             zygote = Zygote(process, ours)
             if await zygote.ready():
+                self._watching.add(asyncio.ensure_future(self._watch(process)))
                 return zygote
             await zygote.close()
             return None
@@ -191,8 +199,14 @@ class Zygotes:
             ours.close()
             raise
 
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        await process.wait()
+        self._on_end()
+
     async def close(self) -> None:
         """End every zygote, also one that is just starting."""
+        for watch in self._watching:
+            watch.cancel()
         for task in self._all.values():
             task.cancel()
             await asyncio.wait([task])
@@ -224,7 +238,7 @@ async def _execute(
         When the interpreter cannot be executed.
     """
     try:
-        return await asyncio.create_subprocess_exec(
+        return await children.start(
             *arguments, stdout=log, stderr=log, env=variables, start_new_session=True, **more
         )
     except OSError as error:

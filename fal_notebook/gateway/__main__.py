@@ -1,4 +1,4 @@
-"""The gateway process: take the lock, listen, publish the address, serve, end."""
+"""The gateway process: lock the state folder, listen, publish the address, serve, end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from fal_notebook import __version__, discovery, settings
+from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError, GatewayError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
@@ -27,6 +25,10 @@ from fal_notebook.runner.server import Server
 
 # How long runners may drain when the gateway is asked to stop with them.
 STOP_GRACE = 15.0
+# How long to try for the state folder, which others lock for a moment to see if it is free.
+TAKE_TIMEOUT = 0.5
+# How often the state folder is looked for.
+LOOK_PERIOD = 5.0
 # How long requests may finish when it ends without its runners.
 FINISH_GRACE = 5.0
 # So long a completed request of the queue is kept (seconds).
@@ -40,26 +42,25 @@ def main() -> None:
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     state = settings.state_folder()
-    lock = FileLock(state / "gateway.lock", mode=0o600)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    held = state_lock.take(state, TAKE_TIMEOUT)
+    if held is None:
         sys.exit(f"a gateway already runs on {state}; stop it with: fal-notebook gateway stop")
-    with lock:
-        loop = new_loop()
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_until_complete(_serve(state))
-        except FalNotebookError as error:
-            sys.exit(str(error))
+    loop = new_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(_serve(state, held))
+    except FalNotebookError as error:
+        sys.exit(str(error))
+    # Nothing lets go of the folder before the process has ended.
 
 
-async def _serve(state: Path) -> None:
+async def _serve(state: Path, held: int) -> None:
     listener = _listen(state)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     token = secrets.token_urlsafe(32)
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
+    gateway.backend.adopt_orphans()
     gateway.restore()
     await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
@@ -71,7 +72,9 @@ async def _serve(state: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
     discovery.write(state, info)
+    haunting = asyncio.ensure_future(_end_without_state(gateway, held))
     await gateway.stop_requested.wait()
+    haunting.cancel()
     discovery.withdraw(state, info)
     if gateway.keep_runners:
         await gateway.finish_requests(FINISH_GRACE)
@@ -82,6 +85,14 @@ async def _serve(state: Path) -> None:
     await gateway.close()
     server.stop()
     await serving
+
+
+async def _end_without_state(gateway: Gateway, held: int) -> None:
+    """End with all runners when somebody has removed the state: nobody finds them any more."""
+    while state_lock.is_on(held, gateway.state) and discovery.is_published(gateway.state):
+        await asyncio.sleep(LOOK_PERIOD)
+    _LOG.warning("%s was removed: the gateway ends with its runners", gateway.state)
+    gateway.request_stop(keep_runners=False)
 
 
 async def _keep_house(gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +12,7 @@ from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
 from fal_notebook.gateway.logs.of_request import RequestLogs
+from fal_notebook.gateway.protocol import TARGET
 from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.replies import Reply, error_reply, json_reply
 
@@ -61,11 +63,25 @@ class GatewayApp:
         if b"upgrade" in headers and _has_body(headers):
             # The parser would take the body for what follows the upgrade: another request.
             return error_reply(400, "a request with a body cannot ask for an upgrade", close=True)
+        if headers.get(b"upgrade", b"").lower() == b"websocket":
+            detail = "the gateway serves no WebSockets; send a POST, its answer may be a stream"
+            return error_reply(501, detail, close=True)
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             detail = "a body may be sent chunked; no other transfer coding is understood"
             return error_reply(501, detail, close=True)
+        if TARGET in scope.get("extensions", {}) and not self._is_own(scope):
+            # It would outweigh the Host header (RFC 9112, 3.2.2).
+            return error_reply(400, "the request's target names another host", close=True)
         refusal = self._gateway.host_check.refusal(headers)
         return error_reply(403, refusal) if refusal is not None else None
+
+    def _is_own(self, scope: Scope) -> bool:
+        """Say whether a target in absolute form is on this gateway."""
+        target = scope["extensions"][TARGET]["url"].decode("latin-1")
+        try:
+            return self._gateway.host_check.is_own(urlsplit(target).netloc.encode("latin-1"))
+        except ValueError:  # brackets that do not match
+            return False
 
     def _unauthorised(self, path: str, headers: dict[bytes, bytes]) -> Reply | None:
         """Let the owner through; any key may read the metrics."""

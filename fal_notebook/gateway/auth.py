@@ -135,9 +135,13 @@ class HostCheck:
         self._hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost", "[::1]")}
         self._origins = {b"http://" + host for host in self._hosts}
 
+    def is_own(self, host: bytes) -> bool:
+        """Say whether this is a name of the gateway, with its port."""
+        return host.lower() in self._hosts
+
     def refusal(self, headers: dict[bytes, bytes]) -> str | None:
         """Return why a request is refused, None when it may pass."""
-        if headers.get(b"host", b"").lower() not in self._hosts:
+        if not self.is_own(headers.get(b"host", b"")):
             return "this gateway answers under its own host name only"
         origin = headers.get(b"origin")
         if origin is not None and origin.lower() not in self._origins:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from fal_notebook.gateway import autoscaler
-from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError, start_failure
 
 
 class Controller:
@@ -86,9 +86,7 @@ class Controller:
 
 
 def _backing_off(fleet: Fleet, seconds: float) -> SchedulingError:
-    return SchedulingError(
-        503,
-        "runner_scheduling_failure",
+    return start_failure(
         f"the app's runners fail to start (CRASH_BACKOFF, next try in {seconds:.0f} s): "
         f"{fleet.last_error}",
     )

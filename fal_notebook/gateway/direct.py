@@ -23,6 +23,8 @@ from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 # So many runners that do not accept are tried; nothing was sent to them, so that is safe.
 ATTEMPTS = 4
 
+_INTERNAL = "internal error of the gateway"
+
 log = logging.getLogger(__name__)
 
 
@@ -55,13 +57,18 @@ class DirectRequest:
             self._exchange.status = 499
         except RefusedRequestError as error:
             await self._refuse(receive, send, error.status, str(error), "bad_request")
-        except (SchedulingError, UpstreamError) as error:
+        except SchedulingError as error:
+            self._record(error.kind, error.for_owner)
+            principal = self._request.principal
+            detail = error.for_owner if principal and principal.controls else str(error)
+            await self._refuse(receive, send, error.status, detail, error.kind)
+        except UpstreamError as error:
+            self._record(error.kind, str(error))
             await self._refuse(receive, send, error.status, str(error), error.kind)
         except Exception:
             log.exception("request %s", self._request.id)
-            await self._refuse(
-                receive, send, 500, "internal error of the gateway", "internal_error"
-            )
+            self._record("internal_error", _INTERNAL)
+            await self._refuse(receive, send, 500, _INTERNAL, "internal_error")
         finally:
             seconds = time.perf_counter() - self._started
             self._app.metrics.complete(self._exchange.status, seconds)
@@ -71,13 +78,16 @@ class DirectRequest:
     ) -> None:
         """Answer in the platform's own shape; a response that has begun is cut instead."""
         begun, self._exchange.status = self._exchange.status, status
-        given, kept = self._request.headers.get(b"content-type", b""), self._exchange.beginning
-        errors.of_platform(self._app, kind, detail, self._request.id, kept, given)
         reply = error_reply(status, detail, self._request.id, kind)
         if not begun and not self._exchange.received_all:
             await refuse(reply, receive, send)
         elif not begun:
             await reply(send)
+
+    def _record(self, kind: str, detail: str) -> None:
+        """Add a failure of ours to the app's errors, with the beginning of the body."""
+        given, kept = self._request.headers.get(b"content-type", b""), self._exchange.beginning
+        errors.of_platform(self._app, kind, detail, self._request.id, kept, given)
 
     async def _attempt(self, receive: Receive, send: Send) -> None:
         """Give the request to a runner; when one does not accept it, another is taken."""

@@ -24,12 +24,22 @@ STARTUP_TIMEOUT = 600.0
 
 
 class SchedulingError(Exception):
-    """No runner could be given to a request. `status` and `kind` are what the caller is told."""
+    """No runner could be given to a request. `status` and `kind` are what the caller is told.
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    Its text is for everybody; `for_owner` may hold what the app's own code said.
+    """
+
+    def __init__(self, status: int, kind: str, message: str, for_owner: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
+        self.for_owner = for_owner or message
+
+
+def start_failure(for_owner: str) -> SchedulingError:
+    """Return the error for requests to an app whose runners do not come up."""
+    told = "the app's runners fail to start; its owner sees why in its logs"
+    return SchedulingError(503, "runner_scheduling_failure", told, for_owner)
 
 
 @dataclass(eq=False)
@@ -252,7 +262,7 @@ class Fleet:
         self.last_failure_at = time.time()
         self.last_error = error
         if not any(runner.state in ("IDLE", "RUNNING") for runner in self.active()):
-            self.refuse(SchedulingError(503, "runner_scheduling_failure", error))
+            self.refuse(start_failure(error))
 
     def proven(self, runner: Runner) -> None:
         """Forget failed starts: this runner has served a request, or for a while."""

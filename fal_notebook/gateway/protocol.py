@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# The extension of a request's scope that holds a target in absolute form.
+TARGET = "fal_notebook.target"
 # A head that is longer than this and has not ended is refused (RFC 6585, 431).
 MAX_HEAD = 64 * 1024
 
@@ -24,9 +26,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Stop counting."""
+        """Stop counting; let the app see a target that is more than a path."""
         self._head = None
+        if not self.url.startswith(b"/"):
+            extensions = self.scope.setdefault("extensions", {})
+            extensions[TARGET] = {"url": self.url}
         super().on_headers_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Stay silent: the app says to the caller that there is no such upgrade."""
 
     def data_received(self, data: bytes) -> None:
         """Refuse a head that does not end."""

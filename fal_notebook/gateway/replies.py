@@ -14,6 +14,8 @@ from fal_notebook.gateway.headers import Header
 
 Reply = Callable[[Send], Awaitable[None]]
 
+# fal's error type of what is the caller's to mend.
+BAD_REQUEST = "bad_request"
 # So long a refused caller may go on sending (seconds).
 LINGER = 2.0
 
@@ -24,10 +26,10 @@ def json_reply(content: Any, request_id: str, status: int = 200) -> Reply:
 
 
 def error_reply(
-    status: int, detail: str, request_id: str = "", kind: str = "", close: bool = False
+    status: int, detail: str, request_id: str = "", kind: str = BAD_REQUEST, close: bool = False
 ) -> Reply:
     """Return a callable that sends ``{"detail", "error_type"}`` with the matching headers."""
-    headers = [(b"x-fal-error-type", kind.encode())] if kind else []
+    headers = [(b"x-fal-error-type", kind.encode())]
     if close:
         headers.append((b"connection", b"close"))
     if status == 401:
@@ -37,7 +39,7 @@ def error_reply(
 
 def error_content(detail: str, kind: str) -> dict[str, str]:
     """Return the body of the platform's own errors."""
-    return {"detail": detail, **({"error_type": kind} if kind else {})}
+    return {"detail": detail, "error_type": kind}
 
 
 def _reply(status: int, content: Any, request_id: str, headers: list[Header]) -> Reply:

@@ -8,15 +8,15 @@ from typing import Any
 
 from IPython.display import display
 
-from fal_notebook import deploying
+from fal_notebook import deploying, discovery, settings
 from fal_notebook.display import DeployView, captured_table, inherited_lines
-from fal_notebook.exceptions import CellError, DeployError
+from fal_notebook.exceptions import CellError, DeployError, OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.magics.cell_code import CellCode
 from fal_notebook.magics.output import Output
 from fal_notebook.magics.parse import parse_line
 from fal_notebook.magics.usage import one_line
-from fal_notebook.options import CellOptions, Options, help_text, split_options
+from fal_notebook.options import CellOptions, Options, help_text, option_help, split_options
 from fal_notebook.payload import Payload
 
 _MAGIC = "%%fal_function"
@@ -72,9 +72,12 @@ class FunctionMagic:
             _show_captured(*deploying.dry_run(function, options, cell, entry))
             return
         output = Output(self._shell)
+        # A gateway takes seconds to start; without it there is only the output to tell more.
+        at_once = output.in_place and not cell.wait and not discovery.is_up(settings.state_folder())
         deployment = deploying.start(function, options, cell, entry, output.update, source)
         with self._detached_by_interrupt(entry, deployment):
-            deployment.accepted.result()
+            if not at_once:
+                deployment.accepted.result()
             self._shell.user_ns[entry] = deployment.handle
             output.show(DeployView(deployment.progress))
             if cell.wait:
@@ -147,4 +150,17 @@ def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
 
 
 def _split(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:
+    if name is not None:
+        _refuse_option(name)
     return split_options({**values, **({"name": name} if name is not None else {})})
+
+
+def _refuse_option(word: str) -> None:
+    key = word.replace("-", "_")
+    kind = next((item.type for item in option_help() if item.name == key), None)
+    if kind is not None:
+        value = "true" if kind.startswith("bool") else "…"
+        raise OptionError(
+            f"{word!r} is an option and not the app's name; write {key}={value}, or name={word} "
+            "if the app is called so"
+        )

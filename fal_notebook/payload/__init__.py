@@ -25,6 +25,7 @@ from fal_notebook.payload.digest import digest_of
 from fal_notebook.payload.items import Item, collect
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
 from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
+from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import is_by_value, named_references
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
@@ -115,23 +116,24 @@ def capture(
     """
     modules = local_modules.load(local_python_modules)
     with local_modules.shipped_by_value(modules):
-        hints = _hints(function)
-        items = collect(_roots(function, setup_function, hints, modules))
+        hints, reductions = _hints(function), Reductions()
+        items = collect(_roots(function, setup_function, hints, modules), reductions)
         content = {
             "modules": modules,  # first, so that their functions are met inside of them
             "function": function,
             "setup": setup_function,
             "hints": hints,
         }
-        pickled = _dump(content, items)
+        pickled = _dump(content, items, reductions)
         sources = sources_of(items)
         known = {**environment_secrets(), **known_secrets}
         refuse_secrets(pickled, sources, items, known, allow_secret)
-        digest = digest_of({**content, "identity": dict(identity), "python": python_minor()})
+        identified = {**content, "identity": dict(identity), "python": python_minor()}
+        digest = digest_of(identified, reductions)
         warnings = (*_size_warning(len(pickled), items), *_code_warnings(items, modules))
         captured = _captured(items)
     used = {module for item in items for module in item.modules}
-    manifest = manifest_of(function, sources, digest, map(asdict, captured), used)
+    manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
     return Payload(pack(manifest, pickled), digest, manifest, captured, warnings)
 
 
@@ -141,7 +143,9 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
     for item in items:
         if item.is_method:
             methods[id(item.owner)] += item.size
-    shown = [item for item in items if item.how != "signature" and not item.is_method]
+    made = {id(item) for item in items if item.is_generated}
+    hidden = {id(i) for i in items if i.how == "signature" or i.is_method or id(i.owner) in made}
+    shown = [item for item in items if id(item) not in hidden]
     return tuple(Captured(i.name, i.kind, i.size + methods[id(i)]) for i in shown)
 
 
@@ -163,9 +167,9 @@ def _roots(
     return [root, *setups, *shipped, Item("signature", hints, "signature", root)]
 
 
-def _dump(content: dict[str, Any], items: list[Item]) -> bytes:
+def _dump(content: dict[str, Any], items: list[Item], reductions: Reductions) -> bytes:
     buffer = LimitedBuffer(MAX_BYTES)
-    pickler = PayloadPickler(buffer)
+    pickler = PayloadPickler(buffer, reductions)
     for item in items:
         if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
             pickler.add_class_body_globals(item.value)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import marshal
 import os
+import pickle
 import struct
 import sys
 import types
@@ -17,9 +18,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import cloudpickle
-
 from fal_notebook.payload.class_parts import class_parts
+from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
     is_by_value,
@@ -34,24 +34,27 @@ _SORTABLE = ({str}, {int}, {bytes})
 _ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: Any, reductions: Reductions | None = None) -> str:
     """Return the SHA-256 hex digest of a value and all that it refers to.
 
     Parameters
     ----------
     value : Any
         Anything. Call it inside `local_modules.shipped_by_value`, or their code is left out.
+    reductions : Reductions, optional
+        What is known of values that were pickled before.
 
     Returns
     -------
     str
         64 hex digits. What cannot be hashed counts as changed: it gives another digest each time.
     """
-    return _Digester().digest(value).hex()
+    return _Digester(reductions or Reductions()).digest(value).hex()
 
 
 class _Digester:
-    def __init__(self) -> None:
+    def __init__(self, reductions: Reductions) -> None:
+        self._reductions = reductions
         self._done: dict[int, bytes] = {}
         self._depth: dict[int, int] = {}  # values being hashed, to end cycles
         self._alive: list[Any] = []  # an id is only good while its object lives
@@ -159,9 +162,11 @@ class _Digester:
         parts = [getattr(value, name, None) for name in (*names, "__value__")]
         return _hash(b"alias", self.digest(parts))
 
+    def _buffer(self, value: pickle.PickleBuffer) -> bytes:
+        return _hash(b"buffer", value.raw())
+
     def _by_reduction(self, value: Any) -> bytes:
-        reducer = cloudpickle.Pickler.dispatch_table.get(type(value))
-        reduced = reducer(value) if reducer is not None else value.__reduce_ex__(4)
+        reduced = self._reductions.of(value)
         if isinstance(reduced, str):
             return _hash(b"global", self.digest((type(value), value.__module__, reduced)))
         self._alive.append(reduced)
@@ -175,6 +180,7 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: type(v) in (dict, types.MappingProxyType), _Digester._mapping),
     (lambda v: type(v) in (set, frozenset), _Digester._set),
     (lambda v: type(v) is _numpy_array(), _Digester._array),
+    (lambda v: type(v) is pickle.PickleBuffer, _Digester._buffer),
     (lambda v: isinstance(v, types.ModuleType), _Digester._module),
     (lambda v: (is_function(v) or is_class(v)) and not is_by_value(v), _Digester._imported),
     (lambda v: isinstance(v, types.FunctionType), _Digester._function),

@@ -14,6 +14,7 @@ from typing import Any
 
 from fal_notebook.exceptions import UnpicklableError
 from fal_notebook.payload.pickling import CountingSink, can_pickle, parts, pickled_alone
+from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     Reference,
     imported_names,
@@ -24,6 +25,8 @@ from fal_notebook.payload.references import (
     named_references,
 )
 
+_HISTORY = ("_ih", "_oh", "_dh")
+_LONGEST_PATH = 100
 _LARGEST_SEARCHED = 20_000  # parts of one value that are tried to find the culprit among them
 
 
@@ -67,6 +70,25 @@ class Item:
         owner = self.owner.value if self.owner is not None else None
         return self.how == "part" and is_class(owner) and is_function(self.value)
 
+    @property
+    def is_generated(self) -> bool:
+        """Whether this is a method that a decorator made, such as those of a dataclass."""
+        if not self.is_method or not isinstance(self.value, types.FunctionType):
+            return False
+        cls: Any = self.owner.value if self.owner is not None else None
+        home = self.value.__globals__.get("__name__")
+        return self.value.__code__.co_filename == "<string>" or home != cls.__module__
+
+    @property
+    def is_of_the_notebook(self) -> bool:
+        """Whether this is the shell, or its history of cells and results."""
+        scope = getattr(self.owner.value, "__globals__", {}) if self.owner is not None else {}
+        history = (scope.get(name) for name in _HISTORY) if "get_ipython" in scope else ()
+        return self.how == "global" and (
+            (self.name == "get_ipython" and isinstance(self.value, types.MethodType))
+            or any(self.value is known for known in history)
+        )
+
     def sentence(self) -> str:
         """Return the path to the value, such as "`predict` calls `helper`, which uses `db`"."""
         path = [self]
@@ -78,7 +100,7 @@ class Item:
         return f"`{path[0].name}` {steps}".rstrip()
 
 
-def collect(roots: Iterable[Item]) -> list[Item]:
+def collect(roots: Iterable[Item], reductions: Reductions) -> list[Item]:
     """Return all items that the roots lead to, the roots first, each with its size.
 
     Raises
@@ -98,12 +120,12 @@ def collect(roots: Iterable[Item]) -> list[Item]:
             continue
         seen |= {key, (None, id(item.value))}
         items.append(item)
-        queue.extend(_references(item))
+        queue.extend(_references(item, reductions))
     return items
 
 
-def _references(item: Item) -> Iterator[Item]:
-    found = _measure(item)
+def _references(item: Item, reductions: Reductions) -> Iterator[Item]:
+    found = _measure(item, reductions)
     function = item.value
     if isinstance(function, types.FunctionType) and is_by_value(function):
         item.modules |= imported_names(function.__code__)
@@ -114,26 +136,31 @@ def _references(item: Item) -> Iterator[Item]:
         yield Item(name, value, how, item)
 
 
-def _measure(item: Item) -> list[Reference]:
+def _measure(item: Item, reductions: Reductions) -> list[Reference]:
     """Set the item's size and modules, and return what its pickle leaves out."""
     named = is_function(item.value) or is_class(item.value)
     if (named or isinstance(item.value, types.ModuleType)) and not is_by_value(item.value):
         item.modules.add(str(item.value.__module__ if named else item.value.__name__))
         return []
+    if item.is_of_the_notebook:
+        raise UnpicklableError(
+            f"{item.sentence()}, which belongs to the notebook; a runner has none, leave it out"
+        )
     sink = CountingSink()
     try:
-        pickler = pickled_alone(item.value, sink)
+        pickler = pickled_alone(item.value, sink, reductions)
     except Exception as error:  # any class may raise anything from its __reduce__
-        raise UnpicklableError(_unpicklable(item)) from error
+        raise UnpicklableError(_unpicklable(item, error)) from error
     item.size = sink.size
     item.modules |= pickler.referred
     return [Reference("part", value.__name__, value) for value in pickler.found]
 
 
-def _unpicklable(item: Item) -> str:
-    if item.name == "get_ipython":
-        return f"{item.sentence()}, which belongs to the notebook; a runner has none, leave it out"
+def _unpicklable(item: Item, error: Exception) -> str:
+    if isinstance(error.__cause__ or error, RecursionError):
+        return f"{item.sentence()}, {_a_type(item.value)} nested too deeply to travel; flatten it"
     path, culprit = _culprit(item.value)
+    path = path if len(path) <= _LONGEST_PATH else f"{path[:40]}…{path[-40:]}"
     what = _a_type(culprit)
     if item.owner is None:
         end = f" holds at {path} {what}" if path else f" is {what}"

@@ -18,6 +18,7 @@ from fal_notebook.payload.sources import source_of
 
 def manifest_of(
     function: Any,
+    setup: Any,
     sources: Mapping[str, str],
     digest: str,
     captured: Iterable[Mapping[str, Any]],
@@ -32,6 +33,7 @@ def manifest_of(
         "cloudpickle": cloudpickle.__version__,
         "packages": _versions(modules),
         "name": name_of(function),
+        "setup": name_of(setup) if setup is not None else None,
         "kind": _kind(function),
         "doc": inspect.getdoc(plain(function)),
         "sources": dict(sources),

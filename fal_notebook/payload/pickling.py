@@ -18,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 
+from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
     class_body_names,
@@ -54,8 +55,9 @@ class _ModuleGlobals:
 class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles a function with all that it needs; use inside `local_modules.shipped_by_value`."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, reductions: Reductions) -> None:
         super().__init__(file, protocol=5)
+        self._reductions = reductions
         for name in cloudpickle.list_registry_pickle_by_value():
             module = sys.modules[name]
             self.globals_ref[id(vars(module))] = _ModuleGlobals(module)
@@ -86,7 +88,9 @@ class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _reduce_alias(obj)
         if is_class(obj) and _PYDANTIC_NAMESPACE in vars(obj) and is_by_value(obj):
             return self._reduce_model(obj)
-        return super().reducer_override(obj)
+        if kind is types.FunctionType or is_class(obj):
+            return super().reducer_override(obj)
+        return self._reductions.of(obj)
 
     def _reduce_imported(self, function: types.FunctionType) -> Any:
         module, path = import_path(function) or ("", "")
@@ -154,8 +158,8 @@ class ValuePickler(PayloadPickler):
         Modules of the functions and classes that are shipped by import path.
     """
 
-    def __init__(self, file: Any, root: Any) -> None:
-        super().__init__(file)
+    def __init__(self, file: Any, root: Any, reductions: Reductions) -> None:
+        super().__init__(file, reductions)
         self.found: list[Any] = []
         self.referred: set[str] = set()
         self._root = root
@@ -207,12 +211,12 @@ class LimitedBuffer(io.BytesIO):
         return super().write(data)
 
 
-def pickled_alone(value: Any, sink: Any) -> ValuePickler:
+def pickled_alone(value: Any, sink: Any, reductions: Reductions | None = None) -> ValuePickler:
     """Pickle what is the value's own into `sink`: a function's code, a class's members, data.
 
     A function's globals, closure variables and defaults are not its own; they have names.
     """
-    pickler = ValuePickler(sink, value)
+    pickler = ValuePickler(sink, value, reductions or Reductions())
     pickler.dump(_own_parts(value) if isinstance(value, types.FunctionType) else value)
     return pickler
 

@@ -3,36 +3,68 @@
 The request body is one pickled ``(args, kwargs)``. The answer is a sequence of frames, each an
 8-byte big-endian length and a pickle of plain data: of a generator first ``("stream",)`` and
 ``("item", value)`` per yielded value; last ``("return", value)`` or ``("raise", type name,
-message, traceback, exception or None)``. Values lie inside as bytes of their own, so that one
-which cannot be loaded does not hide the rest.
+message, traceback, exception or None)``; without a traceback it is the runner's own refusal.
+Values lie inside as bytes of their own, so that one which cannot be loaded does not hide the rest.
+They begin with a line that names the Python of their maker, compared before anything is unpickled:
+code of another minor version can kill the interpreter.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import cloudpickle
 
-from fal_notebook.exceptions import RemoteError
+from fal_notebook.exceptions import PythonMismatchError, RemoteError
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"
 CONTENT_TYPE = "application/vnd.fal-notebook.pickle"
 _LENGTH = struct.Struct(">Q")
+_HERE = "{}.{}".format(*sys.version_info)
+_LONGEST_HEAD = 8
+
+
+def dump(value: Any) -> bytes:
+    """Return the bytes of a value: the line that names this Python, then the pickle."""
+    buffer = io.BytesIO()
+    buffer.write(f"{_HERE}\n".encode())
+    cloudpickle.dump(value, buffer)
+    return buffer.getvalue()
+
+
+def load(content: bytes) -> Any:
+    """Return the value of such bytes.
+
+    Raises
+    ------
+    PythonMismatchError
+        When another Python minor made them; nothing was unpickled then.
+    """
+    head, _, _ = content[:_LONGEST_HEAD].partition(b"\n")
+    if head != _HERE.encode():
+        made_by = head.decode("ascii", "replace") if head.startswith(b"3.") else "of another kind"
+        raise PythonMismatchError(
+            f"Python objects cannot travel between Python {made_by}, which sent them, and Python "
+            f"{_HERE}, which got them; call over JSON, httpx.post(handle.url, json={{…}}), or from "
+            "a kernel of the app's Python"
+        )
+    return pickle.loads(memoryview(content)[len(head) + 1 :])
 
 
 def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     """Return the request body of a call."""
-    data: bytes = cloudpickle.dumps((args, kwargs))
-    return data
+    return dump((args, kwargs))
 
 
 def load_call(body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call."""
-    args, kwargs = pickle.loads(body)
+    args, kwargs = load(body)
     return args, kwargs
 
 
@@ -48,16 +80,18 @@ def opened() -> bytes:
 
 def item(value: Any) -> bytes:
     """Return the frame of one value of a generator."""
-    return _frame(("item", cloudpickle.dumps(value)))
+    return _frame(("item", dump(value)))
 
 
 def returned(value: Any) -> bytes:
     """Return the frame of a result."""
-    return _frame(("return", cloudpickle.dumps(value)))
+    return _frame(("return", dump(value)))
 
 
 def raised(error: BaseException, text: str) -> bytes:
     """Return the frame of an error: its traceback as text, and itself if it can travel."""
+    if isinstance(error, PythonMismatchError):  # of a call that never began
+        return _frame(("raise", type(error).__qualname__, str(error), "", None))
     exception = _pickled(error)
     return _frame(("raise", type(error).__qualname__, str(error), text, exception))
 
@@ -67,8 +101,8 @@ def _pickled(error: BaseException) -> bytes | None:
     parts = _Rebuilt(type(error), error.args, vars(error))
     for form in (error, parts):
         try:
-            data: bytes = cloudpickle.dumps(form)
-            pickle.loads(data)  # fails where __init__ takes other arguments than `args`
+            data = dump(form)
+            load(data)  # fails where __init__ takes other arguments than `args`
         except Exception:
             continue
         return data
@@ -117,9 +151,11 @@ async def read(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Any, ...]]:
 
 def to_exception(type_name: str, message: str, text: str, pickled: bytes | None) -> BaseException:
     """Return the exception to raise here; its cause shows the remote traceback as text."""
+    if type_name == PythonMismatchError.__name__ and not text:
+        return PythonMismatchError(message)
     cause = RemoteError(f"\n{text}", type_name, text)
     try:
-        error = pickle.loads(pickled) if pickled is not None else None
+        error = load(pickled) if pickled is not None else None
     except Exception:
         error = None
     if not isinstance(error, Exception):

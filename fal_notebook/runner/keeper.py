@@ -92,9 +92,9 @@ def _end_children() -> None:
             return
 
 
-def kill_children(spared: Collection[int] = ()) -> None:
-    """Kill every child of this process but those that are spared."""
-    me = b"%d" % os.getpid()
+def kill_children(spared: Collection[int] = ()) -> list[int]:
+    """Kill every child of this process but those that are spared; return which."""
+    me, killed = b"%d" % os.getpid(), []
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError, IndexError):
             if name.isdigit() and int(name) not in spared:
@@ -102,3 +102,5 @@ def kill_children(spared: Collection[int] = ()) -> None:
                 fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
                 if fields[1] == me:
                     os.kill(int(name), signal.SIGKILL)
+                    killed.append(int(name))
+    return killed

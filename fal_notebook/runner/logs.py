@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -87,7 +88,9 @@ class LineWriter(io.TextIOBase):
             self._append((RECORD + json.dumps(record) + "\n").encode())
 
     def _append(self, data: bytes) -> None:
-        os.write(self._descriptor, data)
+        # A line that is lost, to a full disk say, must not fail what the user's code does.
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, data)
         self._unseen += len(data)
         if self._unseen > _LOOK:
             self._unseen = 0

@@ -13,6 +13,7 @@ from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.store import App, Revision, RunnerRow
+from fal_notebook.machines import MachineType
 from fal_notebook.options import parse_options, parse_scaling
 
 # Ended runners are shown, and their logs kept, for this long.
@@ -39,6 +40,8 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
     app, revision = _found_or_deploying(gateway, owner, name)
     fleet = gateway.fleet(owner, name)
     options = plan.effective(app, revision)
+    scaling = plan.scaling(options, MachineType(**revision.machine), gateway.host)
+    setup = revision.manifest.get("setup")  # its function is in the payload, its name here
     return {
         "owner": owner,
         "name": name,
@@ -51,8 +54,12 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "deploying": deployment.revision.number if deployment else None,
         "step": _last_step(gateway, deployment) if deployment else "",
         "machine": revision.machine,
-        "options": {**options, "max_concurrency": fleet.scaling.max_concurrency},
-        "explicit": revision.explicit,
+        "options": {
+            **options,
+            "max_concurrency": scaling.max_concurrency,
+            "setup_function": setup,
+        },
+        "explicit": revision.explicit | ({"setup_function": setup} if setup else {}),
         "scaled": app.scaling,
         "inheritable": plan.inherited({}, app, revision),
         "crash_backoff": fleet.failures > 0 and not fleet.active(),

@@ -122,11 +122,13 @@ def _unchanged(
         running.cancel(f"revision {active.number} was deployed again")
     if request.reset_scale and app.scaling:
         _reset_scale(gateway, app, active)
+    notices = []
     if app.notebook != request.notebook:
+        notices = [f"taken over from {app.notebook}"]
         app.notebook = request.notebook
         with gateway.store.transaction():
             gateway.store.put(app)
-    return _reply(gateway, active, since, up_to_date=True)
+    return _reply(gateway, active, since, up_to_date=True, notices=notices)
 
 
 def _revision(

@@ -1,0 +1,92 @@
+"""Frames: Python objects of another minor version are refused before they are unpickled."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fal_notebook import calls, sync
+from fal_notebook.exceptions import PythonMismatchError, RemoteError
+from fal_notebook.handle import Handle, shared_client
+from fal_notebook.payload.manifest import python_minor
+from fal_notebook.runner import frames
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def foreign(content: bytes) -> bytes:
+    """Return bytes as Python 3.99 makes them."""
+    return content.replace(python_minor().encode() + b"\n", b"3.99\n")
+
+
+def answer_of(content: bytes) -> list[tuple[Any, ...]]:
+    async def collect() -> list[tuple[Any, ...]]:
+        async def chunks() -> Any:
+            yield content
+
+        return [frame async for frame in frames.read(chunks())]
+
+    return asyncio.run(collect())
+
+
+def test_a_value_comes_back() -> None:
+    assert frames.load(frames.dump({"a": [1, None]})) == {"a": [1, None]}
+
+
+def test_a_call_of_another_python_is_refused_unread(tmp_path: Path) -> None:
+    body = foreign(frames.dump_call((Trap(tmp_path / "sprung"),), {}))
+    here = python_minor()
+    with pytest.raises(PythonMismatchError, match=rf"Python 3\.99.*Python {here}.*json="):
+        frames.load_call(body)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_bytes_without_a_head_are_refused_unread(tmp_path: Path) -> None:
+    with pytest.raises(PythonMismatchError):
+        frames.load(pickle.dumps(Trap(tmp_path / "sprung")))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_result_of_another_python_is_refused_unread(tmp_path: Path) -> None:
+    content = frames.dump(Trap(tmp_path / "sprung"))
+    frame = pickle.dumps(("return", foreign(content)))
+    [(kind, value)] = answer_of(struct.pack(">Q", len(frame)) + frame)
+    with pytest.raises(PythonMismatchError, match=r"Python 3\.99"):
+        calls._load("f", value)
+    assert kind == "return"
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_exception_of_another_python_comes_as_text() -> None:
+    [(_, *content)] = answer_of(frames.raised(ValueError("no"), "Traceback …"))
+    content[-1] = foreign(content[-1])
+    error = frames.to_exception(*content)
+    assert type(error) is RemoteError
+    assert str(error) == "ValueError: no"
+
+
+def test_an_app_refuses_a_call_of_another_python_in_one_sentence(shell) -> None:
+    shell.run("%%fal_function wait=true\ndef taken(f): return f(1)")
+    handle: Handle = shell["taken"]
+    body = foreign(frames.dump_call((lambda y: y,), {}))
+
+    async def call() -> Any:
+        return await calls.call(shared_client(), handle.owner, handle.name, body)
+
+    with pytest.raises(PythonMismatchError, match=r"Python 3\.99, which sent them") as caught:
+        sync.wait(call())
+    assert caught.value.__cause__ is None
+    assert handle(lambda y: y + 1) == 2, "its runner still serves"
