@@ -113,7 +113,8 @@ class DirectRequest:
                 (waiter.granted, gone), timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )
             if waiter.granted.done():
-                return waiter.granted.result()
+                runner: Runner = waiter.granted.result()
+                return runner
             if gone.done():
                 raise ClientGoneError
             raise SchedulingError(504, "startup_timeout", f"no runner was free in {patience:g} s")

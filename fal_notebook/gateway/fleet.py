@@ -11,9 +11,9 @@ from typing import Any
 
 from fal_notebook.gateway import autoscaler, plan
 from fal_notebook.gateway.metrics import AppMetrics
-from fal_notebook.gateway.queue.backlog import Backlog
 from fal_notebook.gateway.store import ErrorGroup, Revision, RunnerRow
 from fal_notebook.gateway.upstream import Pool
+from fal_notebook.gateway.waiting import Waiter, Waiting
 
 SAMPLES_KEPT = 6_000  # ten minutes at 10 Hz
 SAMPLE_PERIOD = 0.1
@@ -70,14 +70,6 @@ class Runner:
         return self.row.state in ("PENDING", "SETUP", "IDLE")
 
 
-@dataclass(eq=False)
-class Waiter:
-    """A request that waits for a runner."""
-
-    arrived: float
-    granted: asyncio.Future[Runner]
-
-
 class Fleet:
     """Runners and waiting requests of one app, and the options that each request needs.
 
@@ -117,13 +109,10 @@ class Fleet:
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
         self.on_error: Callable[[ErrorGroup], None] = lambda failure: None
-        self.backlog = Backlog()
+        self.waiting = Waiting()
         self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()
         self.retries: dict[str, int] | None = None
-        self._queue_held = False
-        self._queue_turn = True
-        self._waiting: deque[Waiter] = deque()
         self._on_need = on_need
         self._on_idle = on_idle
         self._run_queued = run_queued
@@ -163,7 +152,7 @@ class Fleet:
 
     def take(self) -> Runner | None:
         """Take a slot if one is free and nobody waits."""
-        runner = None if self._waiting or self.backlog else self.serving()
+        runner = None if self.waiting else self.serving()
         if runner is not None:
             runner.in_flight += 1
             self.changed()
@@ -173,8 +162,7 @@ class Fleet:
 
     def enqueue(self) -> Waiter:
         """Stand in line for a slot; `granted` resolves to a runner whose slot is taken."""
-        waiter = Waiter(time.time(), self._loop.create_future())
-        self._waiting.append(waiter)
+        waiter = self.waiting.add_caller()
         self.grant()
         self.changed()
         self._on_need(self)
@@ -182,9 +170,7 @@ class Fleet:
 
     def leave(self, waiter: Waiter) -> None:
         """Leave the line; a slot granted in the meantime is given back."""
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
-        elif _granted(waiter):
+        if not self.waiting.remove_caller(waiter) and _granted(waiter):
             self.release(waiter.granted.result())
         waiter.granted.cancel()
         self.changed()
@@ -192,21 +178,17 @@ class Fleet:
 
     def queue(self, number: int, low: bool) -> None:
         """Let a queued request stand in line."""
-        self.backlog.add(number, low)
+        self.waiting.backlog.add(number, low)
         self.grant()
         self.changed()
         self._on_need(self)
 
     def unqueue(self, number: int) -> bool:
         """Take a queued request out of the line; say whether it was there."""
-        found = self.backlog.remove(number)
+        found = self.waiting.backlog.remove(number)
         self.changed()
         self._on_need(self)
         return found
-
-    def hold_queue(self) -> None:
-        """Begin no queued request any more; those who call directly are still served."""
-        self._queue_held = True
 
     def release(self, runner: Runner) -> None:
         """Give a slot back; the next in line gets it."""
@@ -214,42 +196,25 @@ class Fleet:
         runner.last_request_at = time.time()
         if self.failures:
             self.proven(runner)
-        if self._waiting or self.backlog:
+        if self.waiting:
             self.grant()
         self.changed()
         if not runner.in_flight:
             self._on_idle(self)
 
     def grant(self) -> None:
-        """Give free slots to those who wait, first come first served, low priority last."""
-        while self._somebody_waits() and (runner := self.serving()) is not None:
+        """Give free slots to those who wait."""
+        while self.waiting and (runner := self.serving()) is not None:
             runner.in_flight += 1
-            if self._queue_is_next():
-                self._run_queued(self, runner, self.backlog.pop())
+            following = self.waiting.pop()
+            if isinstance(following, Waiter):
+                following.granted.set_result(runner)
             else:
-                self._waiting.popleft().granted.set_result(runner)
-
-    def _somebody_waits(self) -> bool:
-        while self._waiting and self._waiting[0].granted.done():
-            self._waiting.popleft()  # it has gone
-        return bool(self._waiting or (self.backlog and not self._queue_held))
-
-    def _queue_is_next(self) -> bool:
-        """Take turns when both kinds wait, so that neither holds the other up for long."""
-        if not self._waiting:
-            return True
-        if self._queue_held or not self.backlog.has_normal:
-            return False
-        self._queue_turn = not self._queue_turn
-        return self._queue_turn
+                self._run_queued(self, runner, following)
 
     def refuse(self, error: SchedulingError) -> None:
-        """Fail every request that waits."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.granted.done():
-                waiter.granted.set_exception(error)
-                waiter.granted.exception()  # retrieved: its request may have gone in this moment
+        """Fail every caller that waits; queued requests stay."""
+        self.waiting.refuse(error)
         self.changed()
 
     def failed(self, error: str, created_at: float) -> None:
@@ -278,23 +243,17 @@ class Fleet:
     # --- what the autoscaler sees ------------------------------------------------------------
     def observe(self, now: float) -> autoscaler.Observed:
         """Return the load of the active revision."""
-        delay = self.scaling.scaling_delay
-        due = [w.arrived + delay for w in self._waiting]
-        later = [at for at in due if at > now]
+        queued, next_due_at = self.waiting.due(now, self.scaling.scaling_delay)
         return autoscaler.Observed(
             runners=tuple(
                 autoscaler.Runner(r.row.id, r.state, r.in_flight, r.since, r.last_request_at)
                 for r in self.active()
             ),
-            queued=len(due) - len(later) + self.backlog.arrived(now - delay),
-            next_due_at=min(later[:1] + self._queue_due(now, delay), default=None),
+            queued=queued,
+            next_due_at=next_due_at,
             failures=self.failures,
             last_failure_at=self.last_failure_at,
         )
-
-    def _queue_due(self, now: float, delay: float) -> list[float]:
-        arrival = self.backlog.first_after(now - delay)
-        return [] if arrival is None else [arrival + delay]
 
     def active(self) -> list[Runner]:
         """Return the live runners of the active revision."""
@@ -314,7 +273,7 @@ class Fleet:
             "at": time.time(),
             "runners": len(live),
             "in_flight": sum(r.in_flight for r in live),
-            "queued": len(self._waiting) + len(self.backlog),
+            "queued": len(self.waiting),
         }
 
     def _sample(self) -> None:

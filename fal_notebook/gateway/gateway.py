@@ -188,14 +188,14 @@ class Gateway:
         await self._cancel_deployments()
         stop = SchedulingError(503, "runner_scheduling_failure", "the gateway is stopping")
         for fleet in self.fleets.values():
-            fleet.hold_queue()
+            fleet.waiting.hold_queue()
             fleet.refuse(stop)
         await self.lifecycle.stop_all("the gateway stops", grace)
 
     async def finish_requests(self, grace: float) -> None:
         """Wait until no request is in flight, at most `grace` seconds; new ones are refused."""
         for fleet in self.fleets.values():
-            fleet.hold_queue()
+            fleet.waiting.hold_queue()
         deadline = time.monotonic() + grace
         runners = [r for fleet in self.fleets.values() for r in fleet.runners.values()]
         while any(r.in_flight for r in runners) and time.monotonic() < deadline:

@@ -237,7 +237,7 @@ class Queue:
 
     def drop(self, fleet: Fleet) -> None:
         """Complete every request that waits for an app that was deleted."""
-        waiting = [fleet.backlog.pop() for _ in range(len(fleet.backlog))]
+        waiting = [fleet.waiting.backlog.pop() for _ in range(len(fleet.waiting.backlog))]
         self._spawn(self._drop(fleet, waiting))
 
     async def _drop(self, fleet: Fleet, waiting: list[int]) -> None:

@@ -116,8 +116,8 @@ class QueueRoutes:
         if request.webhook:
             await targets.check(request.webhook, self._webhook_allow)
         limit = submission.max_queue_length(scope)
-        if limit is not None and len(app.backlog) >= limit:
-            raise RefusedRequestError(429, f"{len(app.backlog)} requests wait already")
+        if limit is not None and len(app.waiting.backlog) >= limit:
+            raise RefusedRequestError(429, f"{len(app.waiting.backlog)} requests wait already")
         spool = self._records.spool(request.id)
         self._arriving.add(request.id)
         try:
@@ -128,7 +128,7 @@ class QueueRoutes:
             raise
         finally:
             self._arriving.discard(request.id)
-        position = app.backlog.position(request.number) or 0
+        position = app.waiting.backlog.position(request.number) or 0
         told = status.submitted(request, _base(scope), position)
         await json_reply(told, request.id)(send)
 
@@ -144,7 +144,7 @@ class QueueRoutes:
         app = admitted.app
         if known is None or (known.owner, known.app) != (app.owner, app.name):
             raise RefusedRequestError(409, "a request of this x-fal-submit-id is there or comes")
-        position = app.backlog.position(known.number) or 0
+        position = app.waiting.backlog.position(known.number) or 0
         told = status.submitted(known, _base(scope), position)
         await refuse(json_reply(told, known.id), receive, send)  # its body is not needed
 
@@ -179,7 +179,7 @@ class QueueRoutes:
     ) -> dict[str, Any]:
         wanted = submission.parameter(scope, "logs") in ("1", "true")
         logs = await self._logs(request) if wanted else None
-        position = admitted.app.backlog.position(request.number) or 0
+        position = admitted.app.waiting.backlog.position(request.number) or 0
         return status.status(request, _base(scope), position, logs)
 
     async def _stream(
