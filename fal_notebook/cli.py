@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from fal_notebook import __version__, discovery, display, settings, sync
+from fal_notebook import __version__, client_env, discovery, display, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Handle, shared_client
@@ -176,9 +176,10 @@ def keys() -> None:
 @keys.command("create")
 @click.option("--scope", type=click.Choice(["API", "ADMIN"]), default="API", show_default=True)
 @click.option("--alias", default="", help="A name to recognise it by.")
-def create_key(scope: str, alias: str) -> str:
+@click.option("--user", default="", help="Whose it is; without it yours.")
+def create_key(scope: str, alias: str, user: str) -> str:
     """Make a key and show it, for the only time."""
-    key = sync.wait(_client().create_key(scope, alias))
+    key = sync.wait(_client().create_key(scope, alias, user))
     return f"{key['key']}\n(shown once; send it as 'Authorization: Key {key['id']}:…')"
 
 
@@ -194,6 +195,17 @@ def revoke_key(identity: str) -> str:
     """Refuse a key from now on."""
     sync.wait(_client().revoke_key(identity))
     return f"{identity} is revoked"
+
+
+@commands.command("client-env")
+@click.option("--sh", "kind", flag_value="sh", help="For a shell: fal's Python client over TLS.")
+@click.option("--python", "kind", flag_value="python", help="The same inside Python, with uploads.")
+@click.option("--js", "kind", flag_value="js", help="For fal's JavaScript client.")
+@click.option("--key", "with_key", is_flag=True, help="Make a key and put it in.")
+def show_client_env(kind: str | None, with_key: bool) -> str:
+    """Show what turns fal's own clients to this gateway."""
+    key = sync.wait(_client().create_key(alias="client-env"))["key"] if with_key else ""
+    return client_env.text(_client(), kind, key)
 
 
 @commands.group(cls=_Commands)

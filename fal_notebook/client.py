@@ -49,6 +49,10 @@ class Client:
         """Ask the gateway to end, with its runners unless they are kept for the next one."""
         await self._json("POST", "/api/gateway/stop", params={"keep_runners": keep_runners})
 
+    async def open_tls(self) -> dict[str, Any]:
+        """Let the gateway answer over TLS too; return `port` and the paths `ca` and `bundle`."""
+        return await self._json("POST", "/api/gateway/tls")
+
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""
         if self._http is not None:
@@ -154,9 +158,12 @@ class Client:
         """Return every key without its secret."""
         return await self._json("GET", "/api/keys")
 
-    async def create_key(self, scope: str = "API", alias: str = "") -> dict[str, Any]:
+    async def create_key(
+        self, scope: str = "API", alias: str = "", user: str = ""
+    ) -> dict[str, Any]:
         """Make a key; its text is in ``key`` of this answer only."""
-        return await self._json("POST", "/api/keys", params={"scope": scope, "alias": alias})
+        query = {"scope": scope, "alias": alias, "user": user}
+        return await self._json("POST", "/api/keys", params=query)
 
     async def revoke_key(self, identity: str) -> None:
         """Revoke a key."""

@@ -145,8 +145,13 @@ def runners_table(runners: Sequence[dict[str, Any]]) -> Table:
 
 def keys_table(keys: Sequence[dict[str, Any]]) -> Table:
     """Return one row per key, without secrets."""
-    rows = [(k["id"], k["scope"], k["alias"], "revoked" if k["revoked_at"] else "") for k in keys]
-    return Table(("key id", "scope", "alias", ""), rows, "no keys: make one with keys create")
+    rows = [
+        (k["id"], k["user"], k["scope"], k["alias"], "revoked" if k["revoked_at"] else "")
+        for k in keys
+    ]
+    return Table(
+        ("key id", "user", "scope", "alias", ""), rows, "no keys: make one with keys create"
+    )
 
 
 def secrets_table(secrets: Sequence[dict[str, Any]]) -> Table:

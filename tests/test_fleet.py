@@ -25,6 +25,36 @@ async def test_the_least_loaded_runner_is_taken() -> None:
     assert [fleet.take().row.id for _ in range(4)] == ["r0", "r1", "r0", "r1"]  # type: ignore[union-attr]
 
 
+async def test_a_runner_with_the_hint_comes_first_and_the_least_loaded_of_several() -> None:
+    fleet = fleet_of(3, multiplexing=2)
+    for name in ("r1", "r2"):
+        fleet.runners[name].hints = frozenset({b"sdxl", b"flux"})
+    taken = [fleet.take(b"flux").row.id for _ in range(5)]  # type: ignore[union-attr]
+    assert taken == ["r1", "r2", "r1", "r2", "r0"]
+    assert fleet.take(b"flux").row.id == "r0"  # type: ignore[union-attr]
+
+
+async def test_a_hint_that_nobody_has_is_no_hint() -> None:
+    fleet = fleet_of(2)
+    assert [fleet.take(b"none").row.id for _ in range(2)] == ["r0", "r1"]  # type: ignore[union-attr]
+
+
+async def test_hints_hold_for_who_waits_and_are_forgotten_with_who_leaves() -> None:
+    given: list[tuple[str, int]] = []
+    fleet = fleet_of(0)
+    fleet._run_queued = lambda _, runner, number: given.append((runner.row.id, number))
+    waiter = fleet.enqueue(b"flux")
+    fleet.queue(1, False, b"sdxl")
+    fleet.queue(2, False, b"sdxl")
+    fleet.unqueue(2)
+    for name, hint in (("r0", b""), ("r1", b"sdxl"), ("r2", b"flux")):
+        add_runner(fleet, name).hints = frozenset({hint})
+    fleet.grant()
+    assert waiter.granted.result().row.id == "r2"
+    assert given == [("r1", 1)]
+    assert fleet.waiting._hints == {}
+
+
 @pytest.mark.parametrize(
     ("state", "of"), [("SETUP", "v1"), ("DRAINING", "v1"), ("TERMINATING", "v1"), ("IDLE", "v0")]
 )

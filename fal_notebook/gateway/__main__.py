@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
 from fal_notebook import __version__, discovery, settings, state_lock
-from fal_notebook.exceptions import FalNotebookError, GatewayError
+from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
 from fal_notebook.gateway.operations import apps, blobs, errors
+from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.runner.program import new_loop
 from fal_notebook.runner.server import Server
@@ -55,7 +54,7 @@ def main() -> None:
 
 
 async def _serve(state: Path, held: int) -> None:
-    listener = _listen(state)
+    listener = listen("port", settings.setting("port", 0), state / "port")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     token = secrets.token_urlsafe(32)
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
@@ -67,7 +66,9 @@ async def _serve(state: Path, held: int) -> None:
     webhooks = asyncio.ensure_future(gateway.webhooks.run())
     bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids))
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
-    server = Server(GatewayApp(gateway), BoundedProtocol)
+    gateway.tls.app = GatewayApp(gateway)
+    gateway.tls.reopen()
+    server = Server(gateway.tls.app, BoundedProtocol)
     serving = asyncio.ensure_future(server.serve([listener]))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
@@ -83,6 +84,7 @@ async def _serve(state: Path, held: int) -> None:
     for task in (warming, housekeeping, webhooks, bounding):
         task.cancel()
     await gateway.close()
+    await gateway.tls.close()
     server.stop()
     await serving
 
@@ -104,6 +106,7 @@ async def _keep_house(gateway: Gateway) -> None:
             apps.prune(gateway)
             blobs.prune(gateway)
             errors.prune(gateway)
+            gateway.tls.renew()
             await asyncio.to_thread(
                 bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
             )
@@ -111,21 +114,6 @@ async def _keep_house(gateway: Gateway) -> None:
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
         await asyncio.sleep(3600)
-
-
-def _listen(state: Path) -> socket.socket:
-    """Listen on the configured port, else on that of the last gateway, so that URLs stay valid."""
-    port, last = settings.setting("port", 0), state / "port"
-    if port:
-        try:
-            return socket.create_server(("127.0.0.1", port), backlog=2048)
-        except (OSError, OverflowError) as error:
-            raise GatewayError(f"port={port} cannot be used: {error}") from None
-    with contextlib.suppress(OSError, ValueError, OverflowError):
-        return socket.create_server(("127.0.0.1", int(last.read_text())), backlog=2048)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    last.write_text(str(listener.getsockname()[1]))
-    return listener
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.exceptions import UnauthorizedError
+from fal_notebook.gateway import js_proxy
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
 from fal_notebook.gateway.logs.of_request import RequestLogs
 from fal_notebook.gateway.protocol import TARGET
 from fal_notebook.gateway.queue.routes import QueueRoutes
-from fal_notebook.gateway.replies import Reply, error_reply, json_reply
+from fal_notebook.gateway.replies import Reply, error_reply, json_reply, refuse
 
 # With this key receivers check webhooks; fal publishes its own at the same path.
 JWKS = "/.well-known/jwks.json"
@@ -36,6 +37,12 @@ class GatewayApp:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        if js_proxy.is_proxied(scope):
+            try:
+                scope = js_proxy.local(scope)
+            except js_proxy.ForeignTargetError as error:
+                await refuse(error_reply(400, str(error)), receive, send)
+                return
         headers = dict(scope["headers"])
         public = scope["path"] == JWKS
         to_queue = scope["raw_path"].startswith(b"/queue/")

@@ -132,8 +132,15 @@ class HostCheck:
     """Refuses what a web page could send: a foreign Host (DNS rebinding) or a foreign Origin."""
 
     def __init__(self, port: int) -> None:
-        self._hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost", "[::1]")}
-        self._origins = {b"http://" + host for host in self._hosts}
+        self._hosts: set[bytes] = set()
+        self._origins: set[bytes] = set()
+        self.add("http", port)
+
+    def add(self, scheme: str, port: int) -> None:
+        """Answer on one more port."""
+        hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost", "[::1]")}
+        self._hosts |= hosts
+        self._origins |= {f"{scheme}://".encode() + host for host in hosts}
 
     def is_own(self, host: bytes) -> bool:
         """Say whether this is a name of the gateway, with its port."""

@@ -104,6 +104,11 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         gateway.request_stop(keep_runners)
         return {"stopping": True}
 
+    @router.post("/api/gateway/tls")
+    async def open_tls() -> dict[str, Any]:
+        """Answer over TLS too; return the port and the certificates to trust."""
+        return gateway.tls.open()
+
     @router.get("/metrics")
     async def metrics() -> Response:
         """Prometheus metrics under fal's names."""
@@ -214,9 +219,9 @@ def _key_routes(gateway: Gateway) -> APIRouter:
         return keys.list_keys(gateway)
 
     @router.post("")
-    async def create(scope: str = "API", alias: str = "") -> dict[str, Any]:
+    async def create(scope: str = "API", alias: str = "", user: str = "") -> dict[str, Any]:
         """Make a key; its text is in this answer only."""
-        return keys.create(gateway, scope, alias)
+        return keys.create(gateway, scope, alias, user)
 
     @router.delete("/{identity}")
     async def revoke(identity: str) -> dict[str, Any]:

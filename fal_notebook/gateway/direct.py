@@ -17,6 +17,7 @@ from fal_notebook.gateway.exchange import (
     Request,
 )
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
+from fal_notebook.gateway.headers import HINT
 from fal_notebook.gateway.replies import error_reply, refuse
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 
@@ -91,8 +92,9 @@ class DirectRequest:
 
     async def _attempt(self, receive: Receive, send: Send) -> None:
         """Give the request to a runner; when one does not accept it, another is taken."""
+        hint = self._request.headers.get(HINT)
         for attempt in range(1, ATTEMPTS + 1):
-            runner = self._app.take() or await self._wait_for_runner(receive)
+            runner = self._app.take(hint) or await self._wait_for_runner(receive, hint)
             try:
                 await self._exchange.forward(runner, receive, send)
                 return
@@ -102,10 +104,10 @@ class DirectRequest:
             finally:
                 self._app.release(runner)
 
-    async def _wait_for_runner(self, receive: Receive) -> Runner:
+    async def _wait_for_runner(self, receive: Receive, hint: bytes | None) -> Runner:
         """Wait in line, no longer than a start and a request may take."""
         app = self._app
-        waiter = app.enqueue()
+        waiter = app.enqueue(hint)
         gone = asyncio.ensure_future(self._disconnected(receive))
         patience = app.startup_timeout + app.request_timeout
         try:

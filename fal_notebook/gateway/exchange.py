@@ -12,7 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
-from fal_notebook.gateway.headers import Header, request_head, response_headers
+from fal_notebook.gateway.headers import (
+    HINTS,
+    Header,
+    hints,
+    request_head,
+    response_headers,
+)
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK
@@ -176,9 +182,14 @@ class Exchange:
         self._look_after(runner, connection)
 
     def _look_after(self, runner: Runner, connection: Connection) -> None:
-        """End a runner whose answer says that it is of no use; see whether one still listens."""
+        """Heed what the answer says of its runner: its hints, and whether it is of use."""
         status = connection.status
-        told = [value.lower() in _TRUE for name, value in connection.headers if name == STOP]
+        told = []
+        for name, value in connection.headers:
+            if name == STOP:
+                told.append(value.lower() in _TRUE)
+            elif name == HINTS:
+                runner.hints = hints(value)
         if any(told):
             self._kill(runner, "the app asked for it: x-fal-stop-runner")
         elif status == 503 and not told:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class Runner:
     in_flight: int = 0
     last_request_at: float | None = None
     openapi: dict[str, Any] = field(default_factory=dict)
+    hints: frozenset[bytes] = frozenset()
     pool: Pool = field(default_factory=lambda: Pool(""))
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -136,11 +137,21 @@ class Fleet:
         self._on_need(self)
 
     # --- requests ----------------------------------------------------------------------------
-    def serving(self) -> Runner | None:
-        """Return the least loaded runner with a free slot, or None."""
+    def serving(self, hint: bytes | None = None) -> Runner | None:
+        """Return the least loaded runner with a free slot, or None.
+
+        One whose last answer named `hint` among its hints is taken before all others.
+        """
+        if hint is not None:
+            fitting = [runner for runner in self.runners.values() if hint in runner.hints]
+            if (best := self._least_loaded(fitting)) is not None:
+                return best
+        return self._least_loaded(self.runners.values())
+
+    def _least_loaded(self, runners: Iterable[Runner]) -> Runner | None:
         best: Runner | None = None
         active = self.revision.id if self.revision else None
-        for runner in self.runners.values():
+        for runner in runners:
             if (
                 runner.row.state == "IDLE"
                 and runner.row.revision == active
@@ -150,9 +161,9 @@ class Fleet:
                 best = runner
         return best
 
-    def take(self) -> Runner | None:
+    def take(self, hint: bytes | None = None) -> Runner | None:
         """Take a slot if one is free and nobody waits."""
-        runner = None if self.waiting else self.serving()
+        runner = None if self.waiting else self.serving(hint)
         if runner is not None:
             runner.in_flight += 1
             self.changed()
@@ -160,9 +171,9 @@ class Fleet:
                 self._on_need(self)  # the buffer is above the load, so it grows with it
         return runner
 
-    def enqueue(self) -> Waiter:
+    def enqueue(self, hint: bytes | None = None) -> Waiter:
         """Stand in line for a slot; `granted` resolves to a runner whose slot is taken."""
-        waiter = self.waiting.add_caller()
+        waiter = self.waiting.add_caller(hint)
         self.grant()
         self.changed()
         self._on_need(self)
@@ -176,16 +187,16 @@ class Fleet:
         self.changed()
         self._on_need(self)
 
-    def queue(self, number: int, low: bool) -> None:
+    def queue(self, number: int, low: bool, hint: bytes | None = None) -> None:
         """Let a queued request stand in line."""
-        self.waiting.backlog.add(number, low)
+        self.waiting.add_queued(number, low, hint)
         self.grant()
         self.changed()
         self._on_need(self)
 
     def unqueue(self, number: int) -> bool:
         """Take a queued request out of the line; say whether it was there."""
-        found = self.waiting.backlog.remove(number)
+        found = self.waiting.remove_queued(number)
         self.changed()
         self._on_need(self)
         return found
@@ -205,8 +216,10 @@ class Fleet:
     def grant(self) -> None:
         """Give free slots to those who wait."""
         while self.waiting and (runner := self.serving()) is not None:
+            following, hint = self.waiting.pop()
+            if hint is not None:
+                runner = self.serving(hint) or runner
             runner.in_flight += 1
-            following = self.waiting.pop()
             if isinstance(following, Waiter):
                 following.granted.set_result(runner)
             else:

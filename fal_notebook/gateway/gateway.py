@@ -31,6 +31,7 @@ from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
+from fal_notebook.gateway.tls import TlsPort
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.gateway.webhooks import message
 from fal_notebook.gateway.webhooks.delivery import Deliverer, Sender
@@ -109,6 +110,7 @@ class Gateway:
         self.webhooks = Deliverer(DeliveryTable(self.queue.records.journal), sender)
         self.queue.on_webhook = self.webhooks.notify
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
+        self.tls = TlsPort(state, self.host_check)
 
     def restore(self) -> None:
         """Serve what the store says is active; adopt runners that still live."""

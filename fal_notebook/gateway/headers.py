@@ -14,9 +14,11 @@ _HOP_BY_HOP = frozenset(
         *(b"proxy-authorization", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
     )
 )
+# A caller names what it would like to find, a runner what is there (models it has loaded).
+HINT, HINTS = b"x-fal-runner-hint", b"x-fal-runner-hints"
 _CALLER_MAY_SET = frozenset(
     (
-        *(b"x-fal-runner-hint", b"x-fal-queue-priority", b"x-fal-request-timeout"),
+        *(HINT, b"x-fal-queue-priority", b"x-fal-request-timeout"),
         *(b"x-fal-no-retry", b"x-fal-store-io", b"x-fal-object-lifecycle-preference"),
     )
 )
@@ -38,6 +40,11 @@ def repeated(headers: list[Header]) -> str | None:
             return name.decode("latin-1")
         seen.add(name)
     return None
+
+
+def hints(value: bytes) -> frozenset[bytes]:
+    """Return the hints that a runner names in its header."""
+    return frozenset(hint.strip() for hint in value.split(b","))
 
 
 def is_pickle(content_type: bytes | None) -> bool:

@@ -17,6 +17,7 @@ class Waiter:
 
     arrived: float
     granted: asyncio.Future[Any]
+    hint: bytes | None = None
 
 
 class Waiting:
@@ -28,6 +29,7 @@ class Waiting:
     def __init__(self) -> None:
         self.backlog = Backlog()
         self._callers: deque[Waiter] = deque()
+        self._hints: dict[int, bytes] = {}  # of queued requests; most have none
         self._queue_held = False
         self._queue_turn = True
 
@@ -40,9 +42,9 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._callers) + len(self.backlog)
 
-    def add_caller(self) -> Waiter:
+    def add_caller(self, hint: bytes | None = None) -> Waiter:
         """Let a caller stand in line."""
-        waiter = Waiter(time.time(), asyncio.get_running_loop().create_future())
+        waiter = Waiter(time.time(), asyncio.get_running_loop().create_future(), hint)
         self._callers.append(waiter)
         return waiter
 
@@ -53,15 +55,31 @@ class Waiting:
             self._callers.remove(waiter)
         return found
 
+    def add_queued(self, number: int, low: bool, hint: bytes | None) -> None:
+        """Let a queued request stand in line."""
+        self.backlog.add(number, low)
+        if hint is not None:
+            self._hints[number] = hint
+
+    def remove_queued(self, number: int) -> bool:
+        """Take a queued request out of the line; say whether it was there."""
+        self._hints.pop(number, None)
+        return self.backlog.remove(number)
+
     def hold_queue(self) -> None:
         """Give out no queued request any more; those who call directly are still served."""
         self._queue_held = True
 
-    def pop(self) -> Waiter | int:
-        """Return who is next, a caller or the number of a queued request; somebody waits."""
+    def pop(self) -> tuple[Waiter | int, bytes | None]:
+        """Return who is next, a caller or the number of a queued request, and its hint.
+
+        Somebody waits.
+        """
         if self._queue_is_next():
-            return self.backlog.pop()
-        return self._callers.popleft()
+            number = self.backlog.pop()
+            return number, self._hints.pop(number, None)
+        caller = self._callers.popleft()
+        return caller, caller.hint
 
     def _queue_is_next(self) -> bool:
         """Take turns when both kinds wait, so that neither holds the other up for long."""

@@ -27,7 +27,8 @@ def fal(line: str) -> Any:
         %fal cancel NAME
         %fal delete NAME
         %fal gateway start | stop | status
-        %fal keys create [--scope API|ADMIN] [--alias TEXT] | list | revoke KEY_ID
+        %fal keys create [--scope API|ADMIN] [--alias TEXT] [--user NAME] | list | revoke KEY_ID
+        %fal client-env [--sh | --python | --js] [--key]
         %fal secrets set NAME [--from-env] | list | delete NAME
     """
     import click

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -20,9 +21,17 @@ class Server(uvicorn.Server):
         uvicorn's name of a protocol, or a protocol class.
     keep_alive : int
         Seconds that an idle connection stays open.
+    certificate : Path or None
+        File with certificate and key, to answer over TLS.
     """
 
-    def __init__(self, app: Any, http: Any = "httptools", keep_alive: int = 75) -> None:
+    def __init__(
+        self,
+        app: Any,
+        http: Any = "httptools",
+        keep_alive: int = 75,
+        certificate: Path | None = None,
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=http,
@@ -35,6 +44,7 @@ class Server(uvicorn.Server):
             server_header=False,
             date_header=False,
             timeout_keep_alive=keep_alive,
+            ssl_certfile=certificate,
         )
         super().__init__(config)
         self._stopped = asyncio.Event()

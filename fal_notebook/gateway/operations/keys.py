@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -10,18 +11,27 @@ from fal_notebook.gateway.auth import ADMIN, API, new_key
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Key
 
+_USER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
-def create(gateway: Gateway, scope: str = API, alias: str = "") -> dict[str, Any]:
-    """Make a key of the gateway's owner and return it with its text, for the only time.
+
+def create(gateway: Gateway, scope: str = API, alias: str = "", user: str = "") -> dict[str, Any]:
+    """Make a key and return it with its text, for the only time.
+
+    Parameters
+    ----------
+    user : str
+        Whose it is: apps see it as their caller. The gateway's owner if it is not given.
 
     Raises
     ------
     OptionError
-        When the scope is neither API nor ADMIN.
+        When the scope is neither API nor ADMIN, or the user's name cannot be one.
     """
     if scope not in (API, ADMIN):
         raise OptionError(f"scope={scope} is not allowed: API (call apps) or ADMIN (also control)")
-    key, text = new_key(gateway.owner, scope, alias)
+    if user and not _USER.fullmatch(user):
+        raise OptionError(f"user={user!r} is not allowed: lower-case letters, digits and hyphens")
+    key, text = new_key(user or gateway.owner, scope, alias)
     _save(gateway, key, "created")
     return {**_public(key), "key": text}
 

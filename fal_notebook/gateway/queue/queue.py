@@ -14,6 +14,7 @@ from typing import Any
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway import errors
 from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.headers import HINT
 from fal_notebook.gateway.queue import retry
 from fal_notebook.gateway.queue.attempt import Attempt, failed
 from fal_notebook.gateway.queue.followers import Followers
@@ -86,7 +87,7 @@ class Queue:
             self._deadlines[request.number] = self._loop.call_later(
                 request.deadline - time.time(), self._expire, fleet, request
             )
-        fleet.queue(request.number, request.low)
+        fleet.queue(request.number, request.low, dict(request.headers).get(HINT))
 
     def _expire(self, fleet: Fleet, request: QueuedRequest) -> None:
         if self._take_out(fleet, request.number):

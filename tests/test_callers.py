@@ -1,0 +1,99 @@
+"""Who calls is known to the app and nobody else says so; a hint finds the runner that gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from serving import control, deployed, with_key
+
+from fal_notebook import cli
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import OptionError
+
+WHO = """
+from starlette.requests import Request
+def who(request: Request) -> dict:
+    return {name: value for name, value in request.headers.items() if name.startswith("x-fal-")}
+"""
+HINTING = """
+import os, time
+from starlette.responses import Response
+def hinting(seconds: float = 0) -> Response:
+    time.sleep(seconds)
+    return Response(str(os.getpid()), headers={"x-fal-runner-hints": f"model, pid-{os.getpid()}"})
+"""
+FORGED = {
+    "x-fal-caller-user-id": "tester",
+    "x-fal-request-id": "mine",
+    "x-fal-endpoint": "/mine",
+    "x-fal-runner-secret": "mine",
+    "x-fal-anything": "mine",
+}
+
+
+def run(*arguments: str) -> str:
+    return str(cli.run(list(arguments), "fal-notebook"))
+
+
+@pytest.fixture
+def guest(gateway: GatewayInfo) -> Iterator[str]:
+    """The key of another user."""
+    key = run("keys", "create", "--user", "guest", "--alias", "of a guest").splitlines()[0]
+    yield key
+    run("keys", "revoke", key.partition(":")[0])
+
+
+def test_a_key_has_a_user_and_the_list_names_it(guest: str) -> None:
+    (row,) = [line for line in run("keys", "list").splitlines() if guest[:16] in line]
+    assert "guest" in row.split()
+    for wrong in ("Guest", "a b", "-a", "a\nb"):
+        with pytest.raises(OptionError, match="user="):
+            run("keys", "create", f"--user={wrong}")
+
+
+@pytest.mark.parametrize(("auth", "status"), [("private", 403), ("shared", 200), ("public", 200)])
+def test_a_guest_may_call_what_is_shared(gateway, guest: str, auth: str, status: int) -> None:
+    with deployed("def one() -> int:\n    return 1", serve=True, auth=auth) as handle:
+        url = f"{gateway.url}/run/tester/{handle.name}"
+        assert httpx.post(url, headers=with_key(guest)).status_code == status
+        anonymous = 200 if auth == "public" else 401
+        assert httpx.post(url).status_code == anonymous
+
+
+def seen(gateway: GatewayInfo, headers: dict[str, str]) -> list[dict[str, Any]]:
+    """What reaches the app of a direct request and of a queued one."""
+    with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as http:
+        direct = http.post("/run/tester/who").json()
+        queued = http.post("/queue/tester/who").json()
+        while http.get(queued["status_url"]).status_code == 202:
+            pass
+        return [direct, http.get(queued["response_url"]).json()]
+
+
+def test_the_app_is_told_who_calls_and_a_caller_cannot_say_so(gateway, guest: str) -> None:
+    with deployed(WHO, serve=True, auth="shared"):
+        for headers in seen(gateway, {**FORGED, **with_key(guest)}):
+            assert headers["x-fal-caller-user-id"] == "guest"
+            assert headers["x-fal-endpoint"] == "/"
+            assert "mine" not in headers.values()
+
+
+def test_a_hint_finds_the_runner_that_gave_it(gateway, eventually) -> None:
+    with deployed(HINTING, serve=True, min_concurrency=2), control(gateway) as api:
+
+        def call(hint: str) -> str:
+            return api.post("/run/tester/hinting", headers={"x-fal-runner-hint": hint}).text
+
+        def both() -> set[str]:
+            queued = api.post("/queue/tester/hinting", json={"seconds": 0.2}).json()
+            pids = {call("unknown"), call("unknown")}
+            while api.get(queued["status_url"]).status_code == 202:
+                pass
+            pids.add(api.get(queued["response_url"]).text)
+            return pids if len(pids) == 2 else set()
+
+        for pid in sorted(eventually(both)) * 3:
+            assert call(f"pid-{pid}") == pid
