@@ -104,6 +104,7 @@ async def _keep_house(gateway: Gateway) -> None:
             apps.prune(gateway)
             blobs.prune(gateway)
             errors.prune(gateway)
+            gateway.storage.files.prune()
             await asyncio.to_thread(
                 bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
             )
