@@ -11,23 +11,42 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "App": "fal_notebook.app",
     "Client": "fal_notebook.client",
     "ContainerImage": "fal_notebook.container",
     "Handle": "fal_notebook.handle",
+    "HealthCheck": "fal_notebook.app_values",
     "Options": "fal_notebook.options",
+    "RetryConfig": "fal_notebook.app_values",
+    "cached": "fal_notebook.decorators",
     "capture": "fal_notebook.payload",
     "deploy": "fal_notebook.deploying",
+    "endpoint": "fal_notebook.endpoints",
+    "function": "fal_notebook.decorators",
+    "isolated": "fal_notebook.decorators",
 }
+_MODULES = ("container", "exceptions", "ref", "toolkit")
+_NOT_HERE = (
+    *("distributed", "workflows", "wma", "sync_dir", "synchronized_inductor_cache"),
+    *("BillingComponents", "BillingDeclaration"),
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'fal_notebook' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"fal_notebook.{name}")
+    if name in _NOT_HERE:
+        raise import_module("fal_notebook.exceptions").OutOfScopeError(
+            f"fal's {name} is not part of fal_notebook; use the fal SDK for it"
+        )
+    raise AttributeError(f"module 'fal_notebook' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_LAZY, "__version__", "load_ipython_extension", "unload_ipython_extension"])
+    extension = ("load_ipython_extension", "unload_ipython_extension")
+    return sorted([*_LAZY, *_MODULES, "__version__", *extension])
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -39,7 +39,7 @@ def dump(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         raise UnpicklableError(f"an argument of {name} cannot be pickled: {error}") from None
 
 
-async def call(client: Client, owner: str, name: str, body: bytes) -> Any:
+async def call(client: Client, owner: str, name: str, body: bytes, path: str = "/") -> Any:
     """Call an app and return its value, or a `Stream` of a generator's values.
 
     Raises
@@ -50,7 +50,7 @@ async def call(client: Client, owner: str, name: str, body: bytes) -> Any:
     GatewayError
         When the app did not answer.
     """
-    return await _value(name, _frames(client, owner, name, body))
+    return await _value(name, _frames(client, owner, name, body, path))
 
 
 async def answer(name: str, content_type: str, content: bytes) -> Any:
@@ -88,11 +88,11 @@ async def _value(name: str, received: AsyncGenerator[tuple[Any, ...], None]) -> 
 
 
 async def _frames(
-    client: Client, owner: str, name: str, body: bytes
+    client: Client, owner: str, name: str, body: bytes, path: str
 ) -> AsyncGenerator[tuple[Any, ...], None]:
     began = False
     try:
-        async with client.run(owner, name, "/", body, frames.CONTENT_TYPE) as response:
+        async with client.run(owner, name, path, body, frames.CONTENT_TYPE) as response:
             began = True
             async for frame in frames.read(response.aiter_raw()):
                 yield frame

@@ -20,6 +20,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fal_notebook import discovery, settings, sync
+from fal_notebook.app import is_app
+from fal_notebook.app_definition import app_name_of, http_endpoints, options_of
+from fal_notebook.app_handle import AppHandle
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     DeployError,
@@ -113,14 +116,14 @@ class Deployment:
 
 
 def deploy(
-    function: Callable[..., Any], *, setup_function: Callable[..., Any] | None = None, **values: Any
+    function: Any, *, setup_function: Callable[..., Any] | None = None, **values: Any
 ) -> Handle:
-    """Deploy a function as an app, as ``%%fal_function`` does for a cell.
+    """Deploy a function or an `App` class, as ``%%fal_function`` and ``%%fal_app`` do for a cell.
 
     Parameters
     ----------
     function : callable
-        What ``POST /`` calls.
+        What ``POST /`` calls; or a class made from `App`.
     setup_function : callable, optional
         Runs once per runner before the first request.
     **values
@@ -142,7 +145,7 @@ def deploy(
     _refuse_no_function(function)
     if setup_function is not None:
         values["setup_function"] = setup_function
-    options, cell = split_options(values)
+    options, cell = split_options({**given_by(function), **values})
     if cell.dry_run or cell.entry is not None:
         raise OptionError("entry and dry_run are for cells; capture(function) says what is shipped")
     deployment = start(function, options, cell)
@@ -152,7 +155,16 @@ def deploy(
     return deployment.handle.wait() if cell.wait else deployment.handle
 
 
+def given_by(value: Any) -> dict[str, Any]:
+    """Return the options that an `App` class or a decorated function brings along."""
+    if is_app(value):
+        return options_of(value)
+    return dict(getattr(value, "options", {})) if isinstance(value, Handle) else {}
+
+
 def _refuse_no_function(value: Any) -> None:
+    if is_app(value):
+        return
     if not callable(value) or isinstance(value, (type, types.BuiltinFunctionType)):
         raise OptionError(
             f"deploy takes a function of this program or notebook, not {reprlib.repr(value)}; "
@@ -161,7 +173,7 @@ def _refuse_no_function(value: Any) -> None:
 
 
 def start(
-    function: Callable[..., Any],
+    function: Any,
     options: Options,
     cell: CellOptions,
     name: str = "",
@@ -182,7 +194,10 @@ def start(
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    owner, app = _identity(function, options, cell, name)
+    kind = AppHandle if is_app(function) else Handle
+    if is_app(function):
+        http_endpoints(function)
+    owner, app = app_identity(function, options, cell, name)
     payload = _captured(function, options, cell, source)
     progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
     request = {
@@ -199,7 +214,7 @@ def start(
     find = functools.partial(_captured, function, options, cell, source)
     accepted = sync.submit(_accept(client, progress, request, find))
     deployed = sync.submit(_follow(client, progress, accepted))
-    handle = Handle(owner, app, function, deployed, options.setup_function)
+    handle = kind(owner, app, function, deployed, options.setup_function)
     return Deployment(handle, progress, accepted)
 
 
@@ -211,16 +226,17 @@ def dry_run(
     if isinstance(function, Handle):
         function = function.original
     payload = _captured(function, options, cell, "")
-    inherited = _inherited(*_identity(function, options, cell, name), options, cell)
+    inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
     return payload, inherited, _not_effective(options)
 
 
-def _identity(
-    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+def app_identity(
+    function: Callable[..., Any], options: Options, cell: CellOptions, name: str = ""
 ) -> tuple[str, str]:
     """Return owner and name of the app."""
     owner = cell.owner or options.team or settings.owner()
-    return owner, app_name(options.name or name or name_of(function))
+    own_name: Callable[[Any], str] = app_name_of if is_app(function) else name_of
+    return owner, app_name(options.name or name or own_name(function))
 
 
 def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dict[str, Any]:

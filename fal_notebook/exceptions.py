@@ -6,6 +6,8 @@
     ├── OptionError             an option is unknown, of the wrong type or contradicts another
     ├── SettingError            an environment variable or config.toml is wrong
     ├── CellError               a cell has nothing that can be deployed
+    ├── AppDefinitionError      a class cannot be an app
+    ├── OutOfScopeError         a part of fal that this project leaves out
     ├── CaptureError            a function cannot be captured
     │   ├── UnpicklableError    a value it uses cannot be pickled
     │   ├── PayloadTooLargeError
@@ -27,9 +29,21 @@
     ├── WebhookDeliveryError    a webhook's target did not take it; it is tried again
     └── RemoteError             the deployed function raised; carries the remote traceback as text
         └── PythonMismatchError the app runs on another Python minor than its caller
+
+What an app itself raises for its caller is a tree of its own, see `app_exceptions`.
 """
 
 from __future__ import annotations
+
+from fal_notebook.app_exceptions import AppException as AppException
+from fal_notebook.app_exceptions import CUDAOutOfMemoryException as CUDAOutOfMemoryException
+from fal_notebook.app_exceptions import FalServerlessException as FalServerlessException
+from fal_notebook.app_exceptions import FieldException as FieldException
+from fal_notebook.app_exceptions import FileTooLargeError as FileTooLargeError
+from fal_notebook.app_exceptions import GPUException as GPUException
+from fal_notebook.app_exceptions import GPUOutOfMemoryException as GPUOutOfMemoryException
+from fal_notebook.app_exceptions import RequestCancelledException as RequestCancelledException
+from fal_notebook.app_exceptions import catch_gpu_exceptions as catch_gpu_exceptions
 
 
 class FalNotebookError(Exception):
@@ -50,6 +64,14 @@ class SettingError(FalNotebookError):
 
 class CellError(FalNotebookError):
     """A cell has nothing that can be deployed."""
+
+
+class AppDefinitionError(FalNotebookError):
+    """A class cannot be an app; the message names it and the line."""
+
+
+class OutOfScopeError(FalNotebookError):
+    """A part of fal that this project leaves out on purpose."""
 
 
 class CaptureError(FalNotebookError):

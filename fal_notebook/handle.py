@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
@@ -152,6 +152,11 @@ class Handle:
         return self._original
 
     @property
+    def deployed(self) -> Future[Any] | None:
+        """What ends when the deploy of this handle's cell does."""
+        return self._deployed
+
+    @property
     def url(self) -> str:
         """Where the app answers: ``POST`` a JSON body."""
         return f"{sync.wait(shared_client().url())}/run/{self.owner}/{self.name}"
@@ -221,6 +226,13 @@ class Handle:
             self._deployed.result()
         return self
 
+    def __getitem__(self, path: str) -> Endpoint:
+        """Return what calls one path of the app: ``app["/generate"](prompt="…")``."""
+        return Endpoint(self, path)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"the app {self.name} is no sequence; app['/path'] is one of its paths")
+
     def __reduce__(self) -> tuple[type[Handle], tuple[str, str]]:
         """Travel as owner and name."""
         return Handle, (self.owner, self.name)
@@ -260,6 +272,49 @@ class Handle:
             # Shielded: an interrupted call must not end the deploy's follower.
             await asyncio.shield(asyncio.wrap_future(self._deployed))
 
-    async def _call(self, body: bytes) -> Any:
+    async def _call(self, body: bytes, path: str = "/") -> Any:
         await self._ready()
-        return await calls.call(shared_client(), self.owner, self.name, body)
+        return await calls.call(shared_client(), self.owner, self.name, body, path)
+
+
+class Endpoint:
+    """One path of an app, called as the method that it is."""
+
+    def __init__(self, handle: Handle, path: str) -> None:
+        self._handle = handle
+        self.path = path
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it and return its Python value; of a generator, an iterator."""
+        __tracebackhide__ = True
+        result = sync.wait(self._call(args, kwargs))
+        return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
+
+    async def aio(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it without blocking: ``await app.generate.aio(…)``."""
+        __tracebackhide__ = True
+        try:
+            result = await asyncio.wrap_future(sync.submit(self._call(args, kwargs)))
+        except Exception as error:
+            raise sync.for_the_caller(error)  # noqa: B904  it is the same error
+        return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Yield its values as they come; of one that returns, the one value."""
+        result = self(*args, **kwargs)
+        if isinstance(result, Iterator):
+            yield from result
+        else:
+            yield result
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"{self._handle.url}{self.path}"
+
+    def __repr__(self) -> str:
+        return f"<endpoint {self.path} of {self._handle.owner}/{self._handle.name}>"
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        body = calls.dump(self._handle.name, args, kwargs)
+        return self._handle._call(body, self.path)

@@ -23,6 +23,7 @@ from fal_notebook.option_types import (
 )
 
 __all__ = [
+    "APP_DEFAULTS",
     "SCALING",
     "CellOptions",
     "HealthCheck",
@@ -53,6 +54,8 @@ SCALING: frozenset[str] = frozenset(
         "regions",
     }
 )
+# Where these differ from a function's.
+APP_DEFAULTS: dict[str, Any] = {"machine_type": "S", "keep_alive": 60}
 _NAMES = frozenset(Options.model_fields) | ALIASES.keys()
 _CELL_NAMES = frozenset(CellOptions.model_fields)
 _Model = TypeVar("_Model", bound=BaseModel)

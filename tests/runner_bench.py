@@ -55,7 +55,8 @@ def payload(source: str, entry: str = "") -> bytes:
     with notebook():
         names = define(source)
         function = names[entry or last_function(source)]
-        return capture(function, setup_function=names.get("setup")).content
+        setup = None if isinstance(function, type) else names.get("setup")
+        return capture(function, setup_function=setup).content
 
 
 class Bench:

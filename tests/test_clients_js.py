@@ -124,3 +124,7 @@ def test_subscribe(outcomes, direct, mode: str) -> None:
 
 def test_stream(outcomes) -> None:
     assert outcomes["stream"] == [{"i": 0}, {"i": 1}, {"i": 2}]
+
+
+def test_storage_upload(outcomes) -> None:
+    assert outcomes["upload"] == ["text/plain", "hello"]

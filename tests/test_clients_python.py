@@ -193,3 +193,12 @@ def test_stream(outcome, gateway) -> None:
         answer = api.post("/run/tester/count", json={"n": 3}).text
     direct = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
     assert outcome["stream"] == direct == [{"i": 0}, {"i": 1}, {"i": 2}]
+
+
+def test_what_is_no_stream_is_streamed_as_one_event(client, gateway) -> None:
+    with deployed(TALK, serve=True) as handle:
+        assert list(client.stream("tester/talk", HI)) == [HI]
+        with control(gateway) as api:
+            failed = api.post("/run/tester/talk/stream", json={"word": "no"})
+            assert failed.status_code == 500
+        assert list(handle.openapi()["paths"]) == ["/"]

@@ -66,7 +66,7 @@ def test_readme_names_every_command_with_its_options_and_no_other() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert any(word in text for word in option.opts), f"{name} {option.opts}"
-    named = re.findall(r"(?:%fal|^fal-notebook) ([a-z]+(?: [a-z]+)?)", text, re.MULTILINE)
+    named = re.findall(r"(?:%fal|^fal-notebook) ([a-z-]+(?: [a-z]+)?)", text, re.MULTILINE)
     for words in named:
         assert words in known or words.split()[0] in known, f"{words} is no command"
 

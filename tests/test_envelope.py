@@ -10,7 +10,7 @@ import pytest
 from runner_bench import payload
 
 from fal_notebook.exceptions import PayloadFormatError
-from fal_notebook.runner.function import Function
+from fal_notebook.runner.loading import load
 
 
 def install(folder: Path, source: str) -> None:
@@ -35,10 +35,10 @@ def test_another_version_is_named_when_loading_fails(made: Path, tmp_path: Path)
     install(tmp_path, "__version__ = '1.5'\n")
     words = r"\(AttributeError: .*New.*\); it was made with sometoys 2\.0, here is 1\.5; give"
     with pytest.raises(PayloadFormatError, match=words):
-        Function(str(made), 1)
+        load(str(made), 1)
 
 
 def test_the_same_version_keeps_the_error(made: Path, tmp_path: Path) -> None:
     install(tmp_path, "__version__ = '2.0'\n")
     with pytest.raises(AttributeError, match="New"):
-        Function(str(made), 1)
+        load(str(made), 1)

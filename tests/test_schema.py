@@ -14,7 +14,10 @@ from pydantic import ValidationError
 from runner_bench import define, last_function, notebook
 
 from fal_notebook.runner.openapi import openapi
-from fal_notebook.runner.schema import Signature, read_signature, streams
+from fal_notebook.runner.reports import Reports
+from fal_notebook.runner.route import Route
+from fal_notebook.runner.schema import Signature, read_signature
+from fal_notebook.runner.workers import Workers
 
 HEAD = """
 import dataclasses, enum, functools
@@ -62,8 +65,13 @@ def called(source: str, body: Any) -> Any:
 
 def document(source: str) -> dict[str, Any]:
     function = function_of(source)
-    signature = signature_of(source)
-    return openapi(function.__name__, function.__doc__, signature, streams(function))
+    return document_of(function, signature_of(source))
+
+
+def document_of(function: Any, signature: Signature) -> dict[str, Any]:
+    name = getattr(function, "__name__", "f")
+    route = Route(name, function, signature, Workers(1), Reports({}))
+    return openapi(name, function.__doc__, {"/": route})
 
 
 def body_schema(source: str) -> dict[str, Any]:
@@ -277,5 +285,5 @@ def test_a_partial_function_asks_for_what_is_left() -> None:
     signature = read_signature(function, hints, False)
     args, kwargs = signature.arguments(b'{"b": 2}')
     assert function(*args, **kwargs) == (1, 2, 5)
-    schema = openapi("f", None, signature, False)["components"]["schemas"]["FInput"]
+    schema = document_of(function, signature)["components"]["schemas"]["FInput"]
     assert list(schema["properties"]) == ["b", "c"]

@@ -107,6 +107,7 @@ async def _keep_house(gateway: Gateway) -> None:
             blobs.prune(gateway)
             errors.prune(gateway)
             gateway.tls.renew()
+            gateway.storage.files.prune()
             await asyncio.to_thread(
                 bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
             )

@@ -16,6 +16,7 @@ from fal_notebook.gateway.logs.of_request import RequestLogs
 from fal_notebook.gateway.protocol import TARGET
 from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.replies import Reply, error_reply, json_reply, refuse
+from fal_notebook.gateway.storage.routes import PREFIXES
 
 # With this key receivers check webhooks; fal publishes its own at the same path.
 JWKS = "/.well-known/jwks.json"
@@ -46,11 +47,12 @@ class GatewayApp:
         headers = dict(scope["headers"])
         public = scope["path"] == JWKS
         to_queue = scope["raw_path"].startswith(b"/queue/")
+        to_storage = scope["raw_path"].startswith(PREFIXES)
         to_app = to_queue or scope["raw_path"].startswith(b"/run/")
         refusal = self._misaddressed(scope, headers)
         if refusal is None and to_app and self._gateway.stop_requested.is_set():
             refusal = error_reply(503, "the gateway is stopping", kind="runner_scheduling_failure")
-        if refusal is None and not to_app and not public:
+        if refusal is None and not (to_app or to_storage or public):
             refusal = self._unauthorised(scope["path"], headers)
         if refusal is not None:
             await refusal(send)
@@ -58,6 +60,8 @@ class GatewayApp:
             await json_reply(self._gateway.signer.jwks(), "")(send)
         elif to_queue:
             await self._queue(scope, receive, send)
+        elif to_storage:
+            await self._gateway.storage(scope, receive, send)
         elif to_app:
             await self._gateway.proxy(scope, receive, send)
         else:

@@ -30,6 +30,7 @@ from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
+from fal_notebook.gateway.storage.routes import StorageRoutes
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.gateway.tls import TlsPort
 from fal_notebook.gateway.vault import Vault
@@ -102,6 +103,7 @@ class Gateway:
         self.admission = Admission(self._find, self.auth)
         self.proxy = Proxy(self.admission, self.lifecycle.kill, self.max_body)
         self.queue = Queue(state, self.lifecycle.kill)
+        self.storage = StorageRoutes.of_state(state, self.store, self.auth)
         self.signer = Signer(self.store, self.vault)
         allow = settings.setting("webhook_allow", "")
         sender = Sender(
@@ -217,6 +219,7 @@ class Gateway:
         await self.queue.close()
         await self.lifecycle.close()
         self.errors.close()
+        self.storage.files.close()
         await self.backend.close()
         with contextlib.suppress(OSError):  # not empty: runners live on
             self.backend.address_folder.rmdir()

@@ -90,6 +90,7 @@ class Launcher:
         )
 
     def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:
+        data = paths.data_folder(self._state, row.owner)
         return {
             **self._backend.inherited(),
             "FAL_APP_NAME": row.app,
@@ -98,6 +99,8 @@ class Launcher:
             "FAL_RUNNER_ID": row.id,
             "FAL_RUNNER_STATE": "SETUP",
             "FAL_NOTEBOOK_URL": self._base_url,
+            "FAL_DATA_DIR": str(data),
+            "HF_HOME": str(data / ".cache" / "huggingface"),
             "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
             **self._declared(revision),
         }

@@ -17,6 +17,13 @@ def runner_folder(state: Path, runner_id: str) -> Path:
     return folder
 
 
+def data_folder(state: Path, owner: str) -> Path:
+    """Return the folder that all runners of an owner share, made when it is missing."""
+    folder = state / "data" / owner
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
 def runner_log(state: Path, runner_id: str) -> Path:
     """Return the file of a runner's output; its folder is made when it is missing."""
     return log_in(logs_folder(state), runner_id)

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fal_notebook import cell
+from fal_notebook.app import is_app
+from fal_notebook.endpoints import endpoints_of
 from fal_notebook.exceptions import (
     CaptureError,
     PayloadTooLargeError,
@@ -95,7 +97,7 @@ def capture(
     Parameters
     ----------
     function : callable
-        Plain, async, a generator or an async generator; decorated or partial.
+        Plain, async, a generator or an async generator; decorated or partial; or an `App` class.
     setup_function : callable, optional
         Runs once in each runner before the first request.
     local_python_modules : sequence of str
@@ -150,6 +152,9 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
+    """Return the resolved annotations of a function, or of an app's methods by their names."""
+    if is_app(function):
+        return {name: _hints(getattr(function, name)) for name in endpoints_of(function)}
     try:
         return typing.get_type_hints(plain(function), include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything

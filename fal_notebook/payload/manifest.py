@@ -11,6 +11,7 @@ from typing import Any
 
 import cloudpickle
 
+from fal_notebook.app import is_app
 from fal_notebook.payload.items import Item
 from fal_notebook.payload.references import is_by_value, is_class, is_function
 from fal_notebook.payload.sources import source_of
@@ -35,7 +36,7 @@ def manifest_of(
         "name": name_of(function),
         "setup": name_of(setup) if setup is not None else None,
         "kind": _kind(function),
-        "doc": inspect.getdoc(plain(function)),
+        "doc": _doc(function),
         "sources": dict(sources),
         "digest": digest,
         "captured": [dict(value) for value in captured],
@@ -70,7 +71,16 @@ def name_of(function: Any) -> str:
     return str(own.__name__)
 
 
+def _doc(function: Any) -> str | None:
+    """Return the docstring; a class without one would have that of `App`."""
+    if is_class(function):
+        return inspect.cleandoc(function.__doc__) if function.__doc__ else None
+    return inspect.getdoc(plain(function))
+
+
 def _kind(function: Any) -> str:
+    if is_app(function):
+        return "app"
     code = plain(function)
     if inspect.isasyncgenfunction(code):
         return "asyncgen"

@@ -1,12 +1,14 @@
-"""The OpenAPI document of a function: one endpoint ``POST /`` made from its signature."""
+"""The OpenAPI document of an app, made from the signatures of its routes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
+from fal_notebook.runner.route import Route
 from fal_notebook.runner.schema import Signature
 
 _REF = "#/components/schemas/{model}"
@@ -21,44 +23,74 @@ class _AnySchema(GenerateJsonSchema):
         return {}
 
 
-def openapi(
-    title: str, description: str | None, signature: Signature, streams: bool
-) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of an app with the single endpoint ``POST /``."""
-    inputs: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
-        ("in", "validation", signature.input),
-        ("out", "serialization", signature.output.adapter),
-    ]
-    schemas, definitions = TypeAdapter.json_schemas(
-        inputs, ref_template=_REF, schema_generator=_AnySchema
-    )
-    components = definitions.get("$defs", {})
+def openapi(title: str, description: str | None, routes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of an app.
+
+    Parameters
+    ----------
+    routes : mapping
+        By path, in the order in which they are shown; `Route` or `FastApiRoute`.
+    """
+    own = {path: route for path, route in routes.items() if isinstance(route, Route)}
+    schemas, components = _schemas(own)
     for schema in components.values():
         if "properties" in schema:
             schema["x-fal-order-properties"] = list(schema["properties"])
-    request = schemas["in", "validation"]
-    media = "text/event-stream" if streams else "application/json"
-    operation = {
-        "summary": title,
-        "operationId": title,
-        "requestBody": {
-            "required": _is_required(request, components, signature),
-            "content": {"application/json": {"schema": request}},
-        },
-        "responses": {
-            "200": _response("Successful response", media, schemas["out", "serialization"]),
-            "422": _response("Validation error", "application/json", _ERROR),
-        },
-    }
-    if description:
-        operation["description"] = description
+    paths: dict[str, Any] = {}
+    for path, route in routes.items():
+        if path in own:
+            paths[path] = {"post": _operation(path, route, schemas, components)}
+        else:
+            _merge(route.openapi(), paths, components)
+    if description and list(paths) == ["/"]:
+        paths["/"]["post"]["description"] = description
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1"},
-        "paths": {"/": {"post": operation}},
+        "paths": paths,
         "components": {"schemas": components},
-        "x-fal-order-paths": ["/"],
+        "x-fal-order-paths": list(paths),
     }
+
+
+def _schemas(routes: Mapping[str, Route]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """Return the schemas of all inputs and outputs, and the models that they share."""
+    inputs: list[tuple[tuple[str, str], JsonSchemaMode, TypeAdapter[Any]]] = []
+    for path, route in routes.items():
+        inputs.append(((path, "in"), "validation", route.signature.input))
+        inputs.append(((path, "out"), "serialization", route.signature.output.adapter))
+    schemas, definitions = TypeAdapter.json_schemas(
+        inputs, ref_template=_REF, schema_generator=_AnySchema
+    )
+    return schemas, definitions.get("$defs", {})
+
+
+def _operation(
+    path: str, route: Route, schemas: dict[Any, Any], components: dict[str, Any]
+) -> dict[str, Any]:
+    media = "text/event-stream" if route.streams else "application/json"
+    request = schemas[(path, "in"), "validation"]
+    description = {"description": route.doc} if route.doc else {}
+    return {
+        "summary": route.name,
+        "operationId": route.name,
+        **description,
+        "requestBody": {
+            "required": _is_required(request, components, route.signature),
+            "content": {"application/json": {"schema": request}},
+        },
+        "responses": {
+            "200": _response("Successful response", media, schemas[(path, "out"), "serialization"]),
+            "422": _response("Validation error", "application/json", _ERROR),
+        },
+    }
+
+
+def _merge(document: dict[str, Any], paths: dict[str, Any], components: dict[str, Any]) -> None:
+    """Add the paths that FastAPI serves; a model that both know is the same one."""
+    paths |= document["paths"]
+    for name, schema in document.get("components", {}).get("schemas", {}).items():
+        components.setdefault(name, schema)
 
 
 def _is_required(request: dict[str, Any], components: dict[str, Any], signature: Signature) -> bool:

@@ -16,8 +16,10 @@ import types
 from pathlib import Path
 
 from fal_notebook.runner import logs
-from fal_notebook.runner.function import Function
-from fal_notebook.runner.serve import Link, RunnerApp
+from fal_notebook.runner.link import Link
+from fal_notebook.runner.loading import load
+from fal_notebook.runner.serve import RunnerApp
+from fal_notebook.runner.served import Served
 from fal_notebook.runner.server import Server
 from fal_notebook.runner.spec import RunnerSpec
 
@@ -97,26 +99,26 @@ class _Program:
 
     async def _start(self) -> None:
         self._link.publish("SETUP")
-        function = None
+        served = None
         try:
             loop = asyncio.get_running_loop()
-            function = await loop.run_in_executor(
-                None, Function, self._spec.payload, self._spec.max_multiplexing
+            served = await loop.run_in_executor(
+                None, load, self._spec.payload, self._spec.max_multiplexing
             )
-            await function.setup()
-            openapi = function.openapi()
+            await served.setup()
+            openapi = served.openapi()
         except BaseException as error:
-            await self._fail(error, function)
+            await self._fail(error, served)
             return
         logs.finish(None)
-        function.on_failure = self._link.failures.add
-        self._app.function = function
+        served.reports.on_failure = self._link.failures.add
+        self._app.served = served
         self._link.publish("IDLE", openapi=openapi)
 
-    async def _fail(self, error: BaseException, function: Function | None) -> None:
+    async def _fail(self, error: BaseException, served: Served | None) -> None:
         """Tell why this runner is of no use, and wait to be ended."""
-        if function is not None:
-            function.report(error)
+        if served is not None:
+            served.reports.report(error)
         else:
             traceback.print_exception(error)
         logs.finish(None)
@@ -137,16 +139,21 @@ class _Program:
     async def _drain(self) -> None:
         """Finish what is in flight, and what the gateway had sent before it knew."""
         self._link.publish("DRAINING")
+        served = self._app.served
+        told = asyncio.ensure_future(served.handle_exit()) if served is not None else None
         deadline = time.monotonic() + RELEASE
         while self._app.in_flight or self._may_come(deadline):
             await asyncio.sleep(0.005)
+        if served is not None and told is not None:
+            await told
+            await served.teardown()
         self._link.failures.flush()
         await asyncio.sleep(0.005)  # for the link to send it
         with contextlib.suppress(OSError):
             Path(self._spec.socket).unlink()
 
     def _may_come(self, deadline: float) -> bool:
-        connected = self._link.gateways and self._app.function is not None
+        connected = self._link.gateways and self._app.served is not None
         return bool(connected) and not self._app.released and time.monotonic() < deadline
 
 

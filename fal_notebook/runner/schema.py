@@ -20,6 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, ValidationError
+from starlette.requests import Request
 
 from fal_notebook.runner.results import Output, output_of
 
@@ -42,6 +43,8 @@ class Signature:
         The one parameter is a pydantic model and takes the whole body.
     defaults : dict
         Values of parameters whose default is a pydantic ``Field``.
+    request : str or None
+        The parameter that takes the HTTP request itself; it is none of `parameters`.
     """
 
     input: TypeAdapter[Any]
@@ -49,6 +52,23 @@ class Signature:
     parameters: tuple[inspect.Parameter, ...]
     whole_body: bool
     defaults: dict[str, Any]
+    request: str | None = None
+
+    def python_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call from Python, where a model may be given by its fields.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            When they do not fit the model.
+        """
+        if not self.whole_body or args or self.parameters[0].name in kwargs:
+            return args, kwargs
+        if not kwargs and self.parameters[0].default is not inspect.Parameter.empty:
+            return args, kwargs
+        return (self.input.validate_python(kwargs),), {}
 
     def arguments(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Validate a JSON body and return positional and named arguments.
@@ -62,6 +82,8 @@ class Signature:
         """
         if self.whole_body:
             return self._whole(body)
+        if self.request is not None and not self.parameters:
+            return (), {}  # it reads the body itself, which may be anything
         value = self.input.validate_json(body or b"{}")
         args: list[Any] = []
         kwargs = dict(value.__pydantic_extra__ or {})
@@ -106,6 +128,8 @@ def read_signature(
     parameters = list(inspect.signature(function).parameters.values())
     if skip_first:
         parameters = _without_first(function, parameters)
+    request = next((p.name for p in parameters if _is_request(hints.get(p.name))), None)
+    parameters = [p for p in parameters if p.name != request]
     plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
     output = output_of(_name(function), _item_type(function, hints.get("return", Any)))
@@ -115,9 +139,14 @@ def read_signature(
         if isinstance(p.default, FieldInfo) and not p.default.is_required()
     }
     if len(plain) == 1 and more is None and _is_model(hints.get(plain[0].name)):
-        return Signature(TypeAdapter(hints[plain[0].name]), output, plain, True, defaults)
+        whole = TypeAdapter(hints[plain[0].name])
+        return Signature(whole, output, plain, True, defaults, request)
     model = _body(function, plain, more, hints)
-    return Signature(TypeAdapter(model), output, plain, False, defaults)
+    return Signature(TypeAdapter(model), output, plain, False, defaults, request)
+
+
+def _is_request(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, Request)
 
 
 def _without_first(

@@ -1,81 +1,34 @@
-"""The ASGI app of a runner: ``POST /``, ``/openapi.json``, ``/health`` and the gateway's link."""
+"""The ASGI app of a runner: its routes, ``/openapi.json``, ``/health`` and the gateway's link."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import hmac
-import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
-from pydantic import ValidationError
 from pydantic_core import to_json
-from starlette.exceptions import HTTPException
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from fal_notebook.runner import frames, logs, shown
-from fal_notebook.runner.failures import Failures
-from fal_notebook.runner.function import Function, is_stream
+from fal_notebook.request_context import raw_headers
+from fal_notebook.runner import frames, logs
+from fal_notebook.runner.answers import Call, answer
+from fal_notebook.runner.fastapi_route import FastApiRoute
+from fal_notebook.runner.link import Link, disconnected
+from fal_notebook.runner.refusals import error_response
+from fal_notebook.runner.served import Served
 from fal_notebook.runner.spec import LINK
 
-
-class Link:
-    """The runner's states, replayed to every gateway that connects, then followed live.
-
-    Failures of requests are told to one gateway, once.
-    """
-
-    def __init__(self) -> None:
-        self.states: list[dict[str, Any]] = []
-        self.gateways = 0
-        self.last_seen = time.monotonic()
-        self._changed = asyncio.Event()
-        self.failures = Failures(self._changed.set)
-
-    def publish(self, state: str, **details: Any) -> None:
-        """Enter a state and tell every connected gateway."""
-        self.states.append({"state": state, **details})
-        self._changed.set()
-
-    async def serve(self, receive: Receive, send: Send) -> None:
-        """Send each state and failure as one JSON line until the gateway goes away."""
-        self.gateways += 1
-        gone = asyncio.ensure_future(disconnected(receive))
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            sent = 0
-            while not gone.done():
-                self._changed.clear()
-                lines = self.states[sent:] + [{"error": x} for x in self.failures.take()]
-                sent = len(self.states)
-                for line in lines:
-                    data = json.dumps(line).encode() + b"\n"
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                changed = asyncio.ensure_future(self._changed.wait())
-                await asyncio.wait((gone, changed), return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-        finally:
-            gone.cancel()
-            self.gateways -= 1
-            self.last_seen = time.monotonic()
-
-
-async def disconnected(receive: Receive) -> None:
-    """Return when the other side closes the connection; its request has been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+Headers = dict[bytes, bytes]
 
 
 class RunnerApp:
-    """Dispatches requests to the function; refuses every one without the runner's secret.
+    """Dispatches requests to what is served; refuses every one without the runner's secret.
 
     Attributes
     ----------
-    function : Function or None
+    served : Served or None
         Set when the runner is ready.
     in_flight : int
         Requests at work.
@@ -86,7 +39,7 @@ class RunnerApp:
     def __init__(self, secret: str, link: Link) -> None:
         self._secret = secret.encode()
         self._link = link
-        self.function: Function | None = None
+        self.served: Served | None = None
         self.released = False
         self.in_flight = 0
         self._callers: dict[str, asyncio.Future[None]] = {}
@@ -97,21 +50,21 @@ class RunnerApp:
             return
         headers = dict(scope["headers"])
         if not hmac.compare_digest(headers.get(b"x-fal-runner-secret", b""), self._secret):
-            response: Response = _error(403, "this runner answers its gateway only")
+            response: Response = error_response(403, "this runner answers its gateway only")
         elif headers.get(LINK) == b"states":
             await self._link.serve(receive, send)
             return
         elif LINK in headers:
             self._obey(headers)
             response = Response(status_code=204)
-        elif self.function is None:
-            response = _error(503, "this runner takes no requests now")
+        elif self.served is None:
+            response = error_response(503, "this runner takes no requests now")
         else:
-            await self._counted(self.function, scope, headers, receive, send)
+            await self._counted(self.served, scope, headers, receive, send)
             return
         await response(scope, receive, send)
 
-    def _obey(self, headers: dict[bytes, bytes]) -> None:
+    def _obey(self, headers: Headers) -> None:
         """Do what the gateway tells: nothing comes any more, or one caller has gone."""
         if headers[LINK] == b"end":
             self.released = True
@@ -119,67 +72,103 @@ class RunnerApp:
             _cancel(headers, self._callers)
 
     async def _counted(
-        self,
-        function: Function,
-        scope: Scope,
-        headers: dict[bytes, bytes],
-        receive: Receive,
-        send: Send,
+        self, served: Served, scope: Scope, headers: Headers, receive: Receive, send: Send
     ) -> None:
-        request = headers.get(b"x-fal-request-id", b"").decode("latin-1") or None
+        request = _request_id(headers) or None
         logs.begin(request)
+        raw_headers.set(scope["headers"])
         self.in_flight += 1
         try:
-            response = await _respond(function, scope, headers, receive, self._callers)
+            response = await _respond(served, scope, headers, receive, self._callers)
             logs.finish(request)  # who has the answer may ask for the lines at once
             if response is not None:
-                await response(scope, receive, send)
+                await response(scope, receive, _hinting(served, send))
         finally:
             self.in_flight -= 1
             logs.end(request)
 
 
+def _request_id(headers: Headers) -> str:
+    return headers.get(b"x-fal-request-id", b"").decode("latin-1")
+
+
+def _hinting(served: Served, send: Send) -> Send:
+    """Return a `send` that adds what the runner is good for, where the app says it."""
+    if not served.own_hints:
+        return send
+
+    async def hinting(message: Message) -> None:
+        hints = served.hints() if message["type"] == "http.response.start" else None
+        if hints is not None:
+            headers = [*message["headers"], (b"x-fal-runner-hints", hints.encode())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return hinting
+
+
 async def _respond(
-    function: Function,
+    served: Served,
     scope: Scope,
-    headers: dict[bytes, bytes],
+    headers: Headers,
     receive: Receive,
     callers: dict[str, asyncio.Future[None]],
-) -> Response | None:
+) -> Any:
     """Return the response, None when the caller has gone before its request was read."""
-    path, method = scope["path"], scope["method"]
-    if path == "/health":
-        return Response(b'{"status":"ok"}', media_type="application/json")
-    if path == "/openapi.json":
-        return Response(to_json(function.openapi()), media_type="application/json")
-    if (method, path) == ("POST", "/cancel"):
-        return _cancel(headers, callers)
-    if path != "/":
-        return _error(404, f"Path {path} not found")
-    if method != "POST":
-        return _error(405, "Method Not Allowed", {"allow": "POST"})
+    route = served.find(scope["path"])
+    if route is None or scope["method"] != "POST":
+        return await _other(served, scope, headers, callers)
     body = await _body(receive)
     if body is None:
         return None
-    answer = _pickled if headers.get(b"content-type") == frames.CONTENT_TYPE.encode() else _json
-    request = headers.get(b"x-fal-request-id", b"").decode("latin-1")
-    if not function.is_async:
+    call = Call(scope, body, receive)
+    if isinstance(route, FastApiRoute):
+        return route.answer(call)
+    pickled = headers.get(b"content-type") == frames.CONTENT_TYPE.encode()
+    request = _request_id(headers)
+    if not route.is_async:
         callers[request] = asyncio.get_running_loop().create_future()  # nobody looks at it
-        work: Awaitable[Response] = answer(function, body)
+        work: Awaitable[Response] = answer(route, call, pickled)
     else:
         callers[request] = asyncio.ensure_future(disconnected(receive))
-        work = _unless_gone(answer(function, body), callers[request])
+        work = _unless_gone(answer(route, call, pickled), callers[request])
     try:
         return await work
     finally:
         callers.pop(request, None)
 
 
-def _cancel(headers: dict[bytes, bytes], callers: dict[str, asyncio.Future[None]]) -> Response:
+async def _other(
+    served: Served, scope: Scope, headers: Headers, callers: dict[str, asyncio.Future[None]]
+) -> Response:
+    """Answer what is no call of a route."""
+    path, method = scope["path"], scope["method"]
+    if served.find(path) is not None and path != "/health":
+        return error_response(405, "Method Not Allowed", {"allow": "POST"})
+    if path == "/health":
+        return await _health(served)
+    if path == "/openapi.json":
+        return Response(to_json(served.openapi()), media_type="application/json")
+    base = path.removesuffix("/cancel") or "/"
+    if method == "POST" and base != path and served.find(base) is not None:
+        return _cancel(headers, callers)
+    return error_response(404, f"Path {path} not found")
+
+
+async def _health(served: Served) -> Response:
+    try:
+        content = to_json(await served.health(), fallback=str)
+    except Exception as error:
+        served.reports.report(error)
+        return error_response(500, "the app's health() raised an error; its log has it")
+    return Response(content, media_type="application/json")
+
+
+def _cancel(headers: Headers, callers: dict[str, asyncio.Future[None]]) -> Response:
     """Let a request end as if its caller had gone; a thread could not be stopped."""
-    caller = callers.get(headers.get(b"x-fal-request-id", b"").decode("latin-1"))
+    caller = callers.get(_request_id(headers))
     if caller is None:
-        return _error(404, "no such request is at work here")
+        return error_response(404, "no such request is at work here")
     caller.cancel()
     return Response(status_code=202)
 
@@ -205,101 +194,7 @@ async def _unless_gone(answer: Awaitable[Response], gone: asyncio.Future[None]) 
             return answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
-        return _error(499, "cancelled: the caller has gone")
+        return error_response(499, "cancelled: the caller has gone")
     finally:
         gone.cancel()
         answering.cancel()
-
-
-async def _json(function: Function, body: bytes) -> Response:
-    try:
-        args, kwargs = function.signature.arguments(body)
-    except ValidationError as error:
-        return _invalid(error)
-    given = functools.partial(shown.body, body)
-    try:
-        result = await function.call(args, kwargs, functools.partial(_finished, function))
-    except HTTPException as error:
-        if error.status_code >= 500:
-            function.failed(error, given, log=False)
-        return _error(error.status_code, error.detail, dict(error.headers or {}))
-    except Exception as error:
-        function.failed(error, given)
-        return _error(500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"})
-    if is_stream(result):
-        return StreamingResponse(_events(function, result, given), media_type="text/event-stream")
-    if isinstance(result, Response):
-        return result
-    return Response(result, media_type="application/json")
-
-
-def _finished(function: Function, result: Any) -> Any:
-    return result if isinstance(result, Response) else function.signature.output.to_json(result)
-
-
-async def _events(
-    function: Function, generator: Any, given: Callable[[], str]
-) -> AsyncIterator[bytes]:
-    """Yield server-sent events; an error after the first byte can only be an event of its own."""
-    try:
-        async with contextlib.aclosing(function.values_of(generator)) as values:
-            async for value in values:
-                yield b"data: " + function.signature.output.to_json(value) + b"\n\n"
-    except Exception as error:
-        function.failed(error, given)
-        yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
-
-
-async def _pickled(function: Function, body: bytes) -> Response:
-    given: Callable[[], str] = str
-    headers = {}
-    try:
-        args, kwargs = frames.load_call(body)
-        given = functools.partial(shown.call, args, kwargs)
-        finish = functools.partial(function.signature.output.to_frame, frames.returned)
-        result = await function.call(args, kwargs, finish)
-    except Exception as error:
-        result = _raised(function, error, given)
-        headers = {frames.RAISED: type(error).__name__.encode("ascii", "replace").decode()}
-    if is_stream(result):
-        return StreamingResponse(_frames(function, result, given), media_type=frames.CONTENT_TYPE)
-    return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
-
-
-async def _frames(
-    function: Function, generator: Any, given: Callable[[], str]
-) -> AsyncIterator[bytes]:
-    try:
-        yield frames.opened()
-        async with contextlib.aclosing(function.values_of(generator)) as values:
-            async for value in values:
-                yield function.signature.output.to_frame(frames.item, value)
-        yield frames.returned(None)
-    except Exception as error:
-        yield _raised(function, error, given)
-
-
-def _raised(function: Function, error: Exception, given: Callable[[], str]) -> bytes:
-    """Return an error's frame; the app's own refusal of a request is no failure."""
-    refusal = isinstance(error, HTTPException) and error.status_code < 500
-    text = function.report(error) if refusal else function.failed(error, given)
-    return frames.raised(error, text)
-
-
-def _invalid(error: ValidationError) -> Response:
-    """Return 422 in FastAPI's shape: a list of errors whose `loc` begins with ``body``."""
-    detail = [
-        {**item, "loc": ("body", *item["loc"]), "input": _shown(item)}
-        for item in error.errors(include_url=False, include_context=True)
-    ]
-    return _error(422, detail)
-
-
-def _shown(error: Any) -> Any:
-    """Return the input to show: as in FastAPI, none when the body is no JSON at all."""
-    return {} if error["type"] == "json_invalid" else error["input"]
-
-
-def _error(status: int, detail: Any, headers: dict[str, str] | None = None) -> Response:
-    body = to_json({"detail": detail}, fallback=str, inf_nan_mode="null")
-    return Response(body, status_code=status, headers=headers, media_type="application/json")

@@ -39,6 +39,11 @@ const calls = {
     for await (const value of stream) values.push(value);
     return values;
   },
+  upload: async () => {
+    const url = await fal.storage.upload(new Blob(["hello"], { type: "text/plain" }));
+    const answer = await fetch(url);
+    return [answer.headers.get("content-type"), await answer.text()];
+  },
 };
 
 process.on("unhandledRejection", () => {}); // of a stream that fails; its outcome tells

@@ -18,7 +18,7 @@ from fal_notebook.gateway.operations import secrets
 from fal_notebook.gateway.operations.logs import log_tail
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
-from fal_notebook.options import Options, app_name, explicit, parse_options
+from fal_notebook.options import APP_DEFAULTS, Options, app_name, explicit, parse_options
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 LOG_LINES = 50
@@ -142,7 +142,8 @@ def _revision(
     given = explicit(parse_options(request.options))
     reset = request.reset_scale or given.get("app_scale_settings", False)
     taken_over = {} if reset else plan.inherited(given, app, active)
-    options = _merged(taken_over, given)
+    defaults = APP_DEFAULTS if request.manifest.get("kind") == "app" else {}
+    options = _merged({**defaults, **taken_over}, given)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)

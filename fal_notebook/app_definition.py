@@ -1,0 +1,140 @@
+"""What a class says as an app: its options, name and endpoints, checked when it is defined."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import types
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fal_notebook.endpoints import RouteSignature, endpoints_of
+from fal_notebook.exceptions import AppDefinitionError, OptionError
+
+if TYPE_CHECKING:
+    from fal_notebook.option_types import HealthCheck
+
+# fal's names of attributes, and the options that they are.
+_ATTRIBUTES = {"app_name": "name", "app_auth": "auth"}
+# Names that are options elsewhere and of which a class is free to make anything.
+_NO_ATTRIBUTES = frozenset({"setup_function", "serve", "name", "message", "force", "metadata"})
+_NO_VALUES = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
+
+
+def check(cls: type, line: int) -> None:
+    """Refuse a class that cannot be an app.
+
+    Raises
+    ------
+    AppDefinitionError
+        Names the class and the line at fault.
+    """
+    where = f"class `{cls.__name__}`"
+    try:
+        _refuse_init(cls)
+        _refuse_shared_paths(cls)
+        if _own_options(cls):
+            options_of(cls)
+    except AppDefinitionError as error:
+        raise AppDefinitionError(f"{where}: {error}") from None
+    except OptionError as error:
+        raise AppDefinitionError(f"{where} (line {line}): {error}") from None
+
+
+def options_of(cls: type) -> dict[str, Any]:
+    """Return the options that a class and its bases give, checked.
+
+    The nearest class wins, and within one an attribute over its keyword, as in fal.
+
+    Raises
+    ------
+    OptionError
+        When they cannot be.
+    """
+    from fal_notebook.options import split_options
+
+    values: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        values |= _own_options(base)
+    split_options(values)
+    health_check = health_check_of(cls)
+    return {**values, **({"health_check": health_check} if health_check is not None else {})}
+
+
+def app_name_of(cls: type) -> str:
+    """Return the name of the app that a class is by default: MyServer is ``my-server``."""
+    return re.sub(r"(?<=[^_])(?=[A-Z])", "-", cls.__name__).strip("_").lower()
+
+
+def http_endpoints(cls: type) -> dict[str, RouteSignature]:
+    """Return the endpoints that are no WebSockets, by method name.
+
+    Raises
+    ------
+    AppDefinitionError
+        When the class has no endpoint at all.
+    """
+    found = endpoints_of(cls)
+    if not found:
+        raise AppDefinitionError(
+            f"class `{cls.__name__}` has no endpoint; put @fal.endpoint('/') on a method"
+        )
+    return {name: route for name, route in found.items() if not route.is_websocket}
+
+
+def health_check_of(cls: type) -> HealthCheck | None:
+    """Return how the app's health is asked for, with the path of the endpoint that says it."""
+    checks = [route for route in endpoints_of(cls).values() if route.health_check is not None]
+    if not checks:
+        return None
+    given: HealthCheck = checks[0].health_check
+    return given.model_copy(update={"path": checks[0].path, "method": given.method or "POST"})
+
+
+def _own_options(cls: type) -> dict[str, Any]:
+    """Return the options that stand in the class itself."""
+    members = vars(cls)
+    keywords: Mapping[str, Any] = members.get("_fal_keywords", {})
+    return {**keywords, **dict(_attributes(members))}
+
+
+def _attributes(members: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    candidates = {n: v for n, v in members.items() if not n.startswith("_") and v is not None}
+    candidates = {n: v for n, v in candidates.items() if not isinstance(v, _NO_VALUES)}
+    if not candidates:
+        return
+    from fal_notebook.options import Options
+
+    known = Options.model_fields.keys() - _NO_ATTRIBUTES
+    for name, value in candidates.items():
+        option = _ATTRIBUTES.get(name, name)
+        if name in _ATTRIBUTES or option in known:
+            yield option, value
+
+
+def _refuse_init(cls: type) -> None:
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if base is not object and init is not None:
+            line = init.__code__.co_firstlineno if inspect.isfunction(init) else 0
+            raise AppDefinitionError(
+                f"__init__ (line {line}) cannot be overridden in an app; do it in setup(self), "
+                "which runs once in each runner"
+            )
+
+
+def _refuse_shared_paths(cls: type) -> None:
+    owners: dict[str, str] = {}
+    checks: list[str] = []
+    for name, route in endpoints_of(cls).items():
+        if route.path in owners:
+            line = inspect.unwrap(getattr(cls, name)).__code__.co_firstlineno
+            raise AppDefinitionError(
+                f"`{name}` (line {line}) has the path {route.path!r}, which is that of "
+                f"`{owners[route.path]}`; give each endpoint a path of its own"
+            )
+        owners[route.path] = name
+        checks += [name] if route.health_check is not None else []
+    if len(checks) > 1:
+        raise AppDefinitionError(f"`{checks[0]}` and `{checks[1]}` are health checks; keep one")

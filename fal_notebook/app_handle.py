@@ -1,0 +1,80 @@
+"""The handle of an `App`: its endpoints as methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from fal_notebook.app_definition import http_endpoints
+from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.handle import Endpoint, Handle
+
+
+class AppHandle(Handle):
+    """A deployed `App` class.
+
+    Each endpoint is a method: ``app.generate(prompt="…")``. Where a handle has a method of that
+    name itself, as `status`, the endpoint is reached by its path: ``app["/status"]()``.
+
+    Parameters
+    ----------
+    original : type
+        The class as the cell defined it.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        name: str,
+        original: Any = None,
+        deployed: Future[Any] | None = None,
+        setup_function: Callable[[], Any] | None = None,
+    ) -> None:
+        super().__init__(owner, name, None, deployed)
+        self._class = original
+        self._original = original
+        self.__doc__ = original.__doc__
+        routes = http_endpoints(original)
+        self._endpoints = {method: Endpoint(self, route.path) for method, route in routes.items()}
+        self._instance: Any = None
+
+    def __getattr__(self, name: str) -> Endpoint:
+        endpoints: dict[str, Endpoint] = vars(self).get("_endpoints", {})
+        if name in endpoints:
+            return endpoints[name]
+        raise AttributeError(
+            f"the app {vars(self).get('name')} has no {name!r}; its endpoints are "
+            f"{', '.join(endpoints)}"
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._endpoints})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the endpoint at ``/``."""
+        __tracebackhide__ = True
+        if "/" not in {endpoint.path for endpoint in self._endpoints.values()}:
+            raise FalNotebookError(
+                f"{self.name} has no endpoint '/'; call one of {', '.join(self._endpoints)}"
+            )
+        return self["/"](*args, **kwargs)
+
+    def stream(self, path: str = "/stream", /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Yield the values of a path as they come, by default of ``/stream``."""
+        return self[path].stream(*args, **kwargs)
+
+    @property
+    def local(self) -> Any:
+        """An instance of the class here, set up once: ``app.local.generate(prompt="…")``."""
+        if self._instance is None:
+            if inspect.iscoroutinefunction(self._class.setup):
+                raise FalNotebookError(
+                    f"{self.name} has an async setup, which only a runner can run; make an "
+                    "instance with .original() and await its setup()"
+                )
+            instance = self._class()
+            instance.setup()
+            self._instance = instance
+        return self._instance

@@ -1,0 +1,83 @@
+"""`endpoint`: marks a method of an `App` as one of its paths; serving it is the runner's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from fal_notebook.exceptions import AppDefinitionError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "route_signature"
+RESERVED = "/requests"
+
+
+class RouteSignature(NamedTuple):
+    """What an endpoint's decorator says; `health_check` is a `HealthCheck`."""
+
+    path: str
+    is_websocket: bool = False
+    health_check: Any = None
+
+
+def endpoint(
+    path: str, *, is_websocket: bool = False, health_check: Any = None, billing: Any = None
+) -> Callable[[F], F]:
+    """Serve a method at ``POST path``.
+
+    Parameters
+    ----------
+    path : str
+        Begins with ``/``; each path belongs to one method.
+    is_websocket : bool
+        The method is async and takes a ``WebSocket``.
+    health_check : HealthCheck, optional
+        This endpoint says whether the runner is well; one of an app does.
+
+    Raises
+    ------
+    AppDefinitionError
+        When the path is none, or the method has one already.
+    """
+    if billing is not None:
+        raise AppDefinitionError("billing declarations are fal's own; leave billing out here")
+    if health_check is not None and is_websocket:
+        raise AppDefinitionError(f"the websocket endpoint {path!r} cannot be a health check")
+
+    def mark(method: F) -> F:
+        _refuse_wrong(method, path)
+        setattr(method, _MARK, RouteSignature(path, is_websocket, health_check))
+        return method
+
+    return mark
+
+
+def _refuse_wrong(method: Any, path: str) -> None:
+    name = f"endpoint `{getattr(method, '__name__', method)}`"
+    if not inspect.isfunction(method):
+        raise AppDefinitionError(f"{name} is no plain method; put @endpoint on a def")
+    where = f"{name} (line {method.__code__.co_firstlineno})"
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise AppDefinitionError(f"{where} has the path {path!r}, which does not begin with '/'")
+    if path == RESERVED or path.startswith(RESERVED + "/"):
+        raise AppDefinitionError(f"{where} has the path {path!r}, which belongs to the queue")
+    if hasattr(method, _MARK):
+        first = getattr(method, _MARK).path
+        raise AppDefinitionError(f"{where} has two paths, {first!r} and {path!r}; give it one")
+
+
+def route_of(member: Any) -> RouteSignature | None:
+    """Return what the decorator said of a method, None where there was none."""
+    route = getattr(member, _MARK, None) if inspect.isroutine(member) else None
+    return route if isinstance(route, RouteSignature) else None
+
+
+def endpoints_of(cls: type) -> dict[str, RouteSignature]:
+    """Return the endpoints of a class by method name, those of its bases first."""
+    members: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        members |= vars(base)
+    found = {name: route_of(member) for name, member in members.items()}
+    return {name: route for name, route in found.items() if route is not None}

@@ -1,0 +1,123 @@
+"""One request answered: JSON or pickled arguments in, a value, a stream or an error out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope
+
+from fal_notebook.app_exceptions import gpu_error
+from fal_notebook.runner import frames, shown
+from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused
+from fal_notebook.runner.route import Route
+from fal_notebook.runner.workers import is_stream
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request whose body has been read."""
+
+    scope: Scope
+    body: bytes
+    receive: Receive
+
+    def replayed(self) -> Receive:
+        """Return what gives the body once more, then what comes after it."""
+        first = [{"type": "http.request", "body": self.body, "more_body": False}]
+
+        async def receive() -> Message:
+            return first.pop() if first else await self.receive()
+
+        return receive
+
+    def request(self) -> Request:
+        """Return the request as an endpoint's parameter ``request: Request`` is given it."""
+        return Request(self.scope, self.replayed())
+
+
+def answer(route: Route, call: Call, pickled: bool) -> Awaitable[Response]:
+    """Return what answers a request; with Python values when they came pickled."""
+    return _pickled(route, call) if pickled else _json(route, call)
+
+
+async def _json(route: Route, call: Call) -> Response:
+    given = functools.partial(shown.body, call.body)
+    try:
+        args, kwargs = route.signature.arguments(call.body)
+    except ValidationError as error:
+        return invalid(error)
+    try:
+        finish = functools.partial(_finished, route)
+        result = await route.call(args, _with_request(route, call, kwargs), finish)
+    except Exception as error:
+        return refused(route.reports, error, given)
+    if is_stream(result):
+        return StreamingResponse(_events(route, result, given), media_type="text/event-stream")
+    if isinstance(result, Response):
+        return result
+    if route.as_event:
+        return Response(b"data: " + result + b"\n\n", media_type="text/event-stream")
+    return Response(result, media_type="application/json")
+
+
+def _with_request(route: Route, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    name = route.signature.request
+    return kwargs if name is None else {**kwargs, name: call.request()}
+
+
+def _finished(route: Route, result: Any) -> Any:
+    return result if isinstance(result, Response) else route.signature.output.to_json(result)
+
+
+async def _events(route: Route, generator: Any, given: Callable[[], str]) -> AsyncIterator[bytes]:
+    """Yield server-sent events; an error after the first byte can only be an event of its own."""
+    try:
+        async with contextlib.aclosing(route.workers.values_of(generator)) as values:
+            async for value in values:
+                yield b"data: " + route.signature.output.to_json(value) + b"\n\n"
+    except Exception as error:
+        route.reports.failed(error, given)
+        yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
+
+
+async def _pickled(route: Route, call: Call) -> Response:
+    given: Callable[[], str] = str
+    headers = {}
+    try:
+        args, kwargs = frames.load_call(call.body)
+        given = functools.partial(shown.call, args, kwargs)
+        args, kwargs = route.signature.python_arguments(args, kwargs)
+        finish = functools.partial(route.signature.output.to_frame, frames.returned)
+        result = await route.call(args, _with_request(route, call, kwargs), finish)
+    except Exception as error:
+        result = _raised(route, error, given)
+        headers = {frames.RAISED: type(error).__name__.encode("ascii", "replace").decode()}
+        headers |= {STOP: "1"} if gpu_error(error) is not None else {}
+    if is_stream(result):
+        return StreamingResponse(_frames(route, result, given), media_type=frames.CONTENT_TYPE)
+    return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
+
+
+async def _frames(route: Route, generator: Any, given: Callable[[], str]) -> AsyncIterator[bytes]:
+    try:
+        yield frames.opened()
+        async with contextlib.aclosing(route.workers.values_of(generator)) as values:
+            async for value in values:
+                yield route.signature.output.to_frame(frames.item, value)
+        yield frames.returned(None)
+    except Exception as error:
+        yield _raised(route, error, given)
+
+
+def _raised(route: Route, error: Exception, given: Callable[[], str]) -> bytes:
+    """Return an error's frame; the app's own refusal of a request is no failure."""
+    reports = route.reports
+    text = reports.report(error) if is_refusal(error) else reports.failed(error, given)
+    return frames.raised(error, text)

@@ -1,0 +1,103 @@
+"""An `App` class as a runner serves it: one instance, set up once, a route per endpoint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from fal_notebook import ref
+from fal_notebook.app import App
+from fal_notebook.app_definition import http_endpoints
+from fal_notebook.endpoints import endpoints_of
+from fal_notebook.runner.reports import Reports
+from fal_notebook.runner.served import Served, define_in_main, fill_main
+from fal_notebook.runner.workers import Workers
+
+CANCEL = "/cancel"
+
+
+class ServedApp(Served):
+    """A loaded class and its instance.
+
+    Attributes
+    ----------
+    app : App
+    websockets : dict of str to bound method
+        What each WebSocket path calls.
+    """
+
+    def __init__(
+        self, loaded: dict[str, Any], manifest: dict[str, Any], reports: Reports, workers: Workers
+    ) -> None:
+        super().__init__(manifest, reports, workers)
+        cls: type[App] = loaded["function"]
+        self._hints: dict[str, dict[str, Any]] = loaded["hints"]
+        for member in vars(cls).values():
+            fill_main(member)
+        define_in_main(cls)
+        self.app = cls()
+        self.own_hints = cls.provide_hints is not App.provide_hints
+        self.websockets: dict[str, Any] = {}
+
+    async def setup(self) -> None:
+        """Run the app's `setup`, then make the routes.
+
+        Raises
+        ------
+        TypeError
+            When an endpoint's signature cannot be served.
+        """
+        ref.set_current_app(self.app)
+        await self.workers.run(self.app.setup)
+        cls = type(self.app)
+        paths = {route.path for route in endpoints_of(cls).values()}
+        for name, route in http_endpoints(cls).items():
+            # A route of its own below another's path is called about a request that holds a slot.
+            base = route.path.removesuffix(CANCEL) or "/"
+            aside = route.path.endswith(CANCEL) and base in paths
+            method = getattr(self.app, name)
+            self.add(name, route.path, method, self._hints.get(name, {}), aside=aside)
+        self.websockets = {
+            route.path: getattr(self.app, name)
+            for name, route in endpoints_of(cls).items()
+            if route.is_websocket
+        }
+        os.environ["FAL_RUNNER_STATE"] = "RUNNING"
+
+    async def health(self) -> Any:
+        """Return what the app's own `health` says."""
+        return await self.workers.run(self.app.health, aside=True)
+
+    def hints(self) -> str | None:
+        """Return the app's hints as a header's value; errors are logged and give none."""
+        try:
+            return ",".join(hint for hint in self.app.provide_hints() if _fits(hint))
+        except NotImplementedError:
+            return None
+        except Exception as error:
+            self.reports.report(error)
+            return None
+
+    async def handle_exit(self) -> None:
+        """Run the app's `handle_exit`; its errors are logged."""
+        os.environ["FAL_RUNNER_STATE"] = "TERMINATING"
+        await self._last(self.app.handle_exit)
+
+    async def teardown(self) -> None:
+        """Run the app's `teardown`; its errors are logged."""
+        await self._last(self.app.teardown)
+
+    async def _last(self, method: Any) -> None:
+        try:
+            await self.workers.run(method, aside=True)
+        except Exception as error:
+            self.reports.report(error)
+
+
+def _fits(hint: str) -> bool:
+    """Say whether a hint can stand in a header."""
+    if hint.isprintable() and hint.isascii() and "," not in hint:
+        return True
+    sys.stderr.write(f"the hint {hint!r} is left out: it cannot stand in a header\n")
+    return False

@@ -1,0 +1,144 @@
+"""An endpoint whose signature holds more than a body: FastAPI serves it, and is imported for it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, get_args, get_origin
+
+from starlette.background import BackgroundTasks
+from starlette.datastructures import UploadFile
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import Receive, Scope, Send
+
+from fal_notebook.runner import shown
+from fal_notebook.runner.answers import Call
+from fal_notebook.runner.refusals import refused
+from fal_notebook.runner.reports import Reports
+from fal_notebook.runner.schema import streams
+from fal_notebook.runner.workers import Workers, is_stream
+
+_empty = inspect.Signature.empty
+_GIVEN = (Response, BackgroundTasks, UploadFile, HTTPConnection)
+
+
+class FastApiRoute:
+    """A FastAPI app with the one route; the function itself runs where all others do."""
+
+    is_async = True
+    streams = False
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        function: Callable[..., Any],
+        hints: Mapping[str, Any],
+        workers: Workers,
+        reports: Reports,
+    ) -> None:
+        from fastapi import FastAPI
+
+        self.name = name
+        self._reports = reports
+        self._workers = workers
+        self._template, _, self._in_path = compile_path(path)
+        self._app = FastAPI(openapi_url=None, strict_content_type=False)
+        self._app.add_api_route(
+            path, self._endpoint(function, hints), methods=["POST"], operation_id=name, name=name
+        )
+
+    def answer(self, call: Call) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Return the ASGI app that answers a request."""
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["fal_given"] = functools.partial(shown.body, call.body)
+            await self._app(scope, call.replayed(), send)
+
+        return respond
+
+    def matches(self, path: str) -> bool:
+        """Say whether a path is one of its template's."""
+        return self._template.match(path) is not None
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document that FastAPI makes of it."""
+        from fastapi.openapi.utils import get_openapi
+
+        return get_openapi(title=self.name, version="1", routes=self._app.routes)
+
+    def _endpoint(
+        self, function: Callable[..., Any], hints: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        """Return the function as FastAPI is to see it: async, with its annotations resolved."""
+
+        async def endpoint(fal_request: Request, **kwargs: Any) -> Any:
+            given = fal_request.scope.get("fal_given", str)
+            try:
+                result = await self._workers.call(function, (), kwargs, lambda value: value)
+            except Exception as error:
+                return refused(self._reports, error, given)
+            return _streamed(self._workers, result) if is_stream(result) else result
+
+        parameters = inspect.signature(function).parameters.values()
+        own = inspect.Parameter("fal_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+        signature = inspect.Signature(
+            [*(_resolved(p, hints, p.name in self._in_path) for p in parameters), own],
+            return_annotation=_empty if streams(function) else hints.get("return", _empty),
+        )
+        endpoint.__signature__ = signature  # type: ignore[attr-defined]
+        endpoint.__name__, endpoint.__doc__ = self.name, function.__doc__
+        return endpoint
+
+
+def needs_fastapi(path: str, function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:
+    """Say whether a path or a signature holds what only FastAPI knows."""
+    parameters = inspect.signature(function).parameters.values()
+    return "{" in path or any(_is_fastapis(p, hints) for p in parameters)
+
+
+def _is_fastapis(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool:
+    annotation = hints.get(parameter.name)
+    marks = [parameter.default]
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        marks += more
+    if any(type(mark).__module__.partition(".")[0] == "fastapi" for mark in marks):
+        return True
+    if not inspect.isclass(annotation):
+        return False
+    return issubclass(annotation, _GIVEN) and not issubclass(annotation, Request)
+
+
+def _resolved(
+    parameter: inspect.Parameter, hints: Mapping[str, Any], in_path: bool
+) -> inspect.Parameter:
+    """Return a parameter by keyword; a plain one is a field of the JSON body, as in all apps."""
+    from fastapi import Body
+
+    annotation = hints.get(parameter.name, Any)
+    known = in_path or _is_fastapis(parameter, hints) or _is_model_or_request(annotation)
+    if not known:
+        annotation = Annotated[annotation, Body(embed=True)]
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def _is_model_or_request(annotation: Any) -> bool:
+    from pydantic import BaseModel
+
+    return inspect.isclass(annotation) and issubclass(annotation, (BaseModel, Request))
+
+
+def _streamed(workers: Workers, generator: Any) -> Response:
+    from starlette.responses import StreamingResponse
+
+    async def events() -> Any:
+        from pydantic_core import to_json
+
+        async for value in workers.values_of(generator):
+            yield b"data: " + to_json(value) + b"\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")

@@ -1,0 +1,59 @@
+"""The runner's link to its gateway: its states as they come, and the failures of its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from starlette.types import Receive, Send
+
+from fal_notebook.runner.failures import Failures
+
+
+class Link:
+    """The runner's states, replayed to every gateway that connects, then followed live.
+
+    Failures of requests are told to one gateway, once.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+        self.gateways = 0
+        self.last_seen = time.monotonic()
+        self._changed = asyncio.Event()
+        self.failures = Failures(self._changed.set)
+
+    def publish(self, state: str, **details: Any) -> None:
+        """Enter a state and tell every connected gateway."""
+        self.states.append({"state": state, **details})
+        self._changed.set()
+
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """Send each state and failure as one JSON line until the gateway goes away."""
+        self.gateways += 1
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            sent = 0
+            while not gone.done():
+                self._changed.clear()
+                lines = self.states[sent:] + [{"error": x} for x in self.failures.take()]
+                sent = len(self.states)
+                for line in lines:
+                    data = json.dumps(line).encode() + b"\n"
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                changed = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait((gone, changed), return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+        finally:
+            gone.cancel()
+            self.gateways -= 1
+            self.last_seen = time.monotonic()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the other side closes the connection; its request has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

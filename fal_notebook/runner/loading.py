@@ -1,0 +1,32 @@
+"""A payload file becomes what a runner serves."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+
+from fal_notebook.runner.app_class import ServedApp
+from fal_notebook.runner.envelope import packages_compared, unpack
+from fal_notebook.runner.function import ServedFunction
+from fal_notebook.runner.reports import Reports
+from fal_notebook.runner.served import Served
+from fal_notebook.runner.workers import Workers
+
+
+def load(payload: str, max_multiplexing: int) -> Served:
+    """Load a payload file; its setup is still to be run.
+
+    Raises
+    ------
+    PayloadFormatError
+        When it is none, or was made by another Python or by packages of other versions.
+    """
+    manifest, pickled = unpack(Path(payload).read_bytes())
+    with packages_compared(manifest):
+        loaded = pickle.loads(pickled)
+    for name, module in loaded["modules"].items():
+        sys.modules.setdefault(name, module)
+    kind = ServedApp if manifest.get("kind") == "app" else ServedFunction
+    reports = Reports(manifest.get("sources", {}))
+    return kind(loaded, manifest, reports, Workers(max_multiplexing))

@@ -1,0 +1,78 @@
+"""What a caller is answered when the user's code raises, and when the request does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from fal_notebook.app_exceptions import (
+    AppException,
+    FieldException,
+    RequestCancelledException,
+    gpu_error,
+)
+from fal_notebook.runner.reports import Reports
+
+STOP = "x-fal-stop-runner"
+Given = Callable[[], str]
+
+
+def refused(reports: Reports, error: Exception, given: Given) -> Response:
+    """Return the answer to a request whose function raised; what is a failure is reported."""
+    response = _meant(error)
+    gpu = gpu_error(error)
+    if gpu is not None:
+        reports.failed(error, given, log=response is None)
+        return error_response(gpu.status_code, gpu.message, {STOP: "1"})
+    if response is None:
+        reports.failed(error, given)
+        return error_response(
+            500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"}
+        )
+    if response.status_code >= 500:
+        reports.failed(error, given, log=False)
+    return response
+
+
+def is_refusal(error: Exception) -> bool:
+    """Say whether the app refuses the request by it, which is no failure of the app."""
+    response = _meant(error)
+    return response is not None and response.status_code < 500
+
+
+def _meant(error: Exception) -> Response | None:
+    """Return the answer that the error itself says, None of one that is a bug."""
+    if isinstance(error, HTTPException):
+        return error_response(error.status_code, error.detail, dict(error.headers or {}))
+    if isinstance(error, AppException):
+        return error_response(error.status_code, error.message)
+    if isinstance(error, FieldException):
+        return error_response(error.status_code, error.to_pydantic_format()["detail"])
+    if isinstance(error, RequestCancelledException):
+        return error_response(499, error.message)
+    return None
+
+
+def invalid(error: ValidationError) -> Response:
+    """Return 422 in FastAPI's shape: a list of errors whose `loc` begins with ``body``."""
+    detail = [
+        {**item, "loc": ("body", *item["loc"]), "input": _shown(item)}
+        for item in error.errors(include_url=False, include_context=True)
+    ]
+    return error_response(422, detail)
+
+
+def _shown(error: Any) -> Any:
+    """Return the input to show: as in FastAPI, none when the body is no JSON at all."""
+    return {} if error["type"] == "json_invalid" else error["input"]
+
+
+def error_response(status: int, detail: Any, headers: dict[str, str] | None = None) -> Response:
+    """Return an answer in FastAPI's shape of errors."""
+    body = to_json({"detail": detail}, fallback=str, inf_nan_mode="null")
+    return Response(body, status_code=status, headers=headers, media_type="application/json")

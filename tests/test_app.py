@@ -1,0 +1,372 @@
+"""An App class: what it may say, how a runner serves it, how it is deployed and called."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from runner_bench import Bench, LiveRunner, define, notebook
+from serving import control
+
+import fal_notebook as fal
+from fal_notebook.app_definition import app_name_of, options_of
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import AppDefinitionError, FalNotebookError
+from fal_notebook.payload import capture
+
+HEAD = """
+from __future__ import annotations
+import asyncio, os, threading, time
+from typing import Annotated, Any, Iterator
+import fal_notebook as fal
+from fastapi import BackgroundTasks, Depends, Header, HTTPException, Request, Response
+from fastapi.responses import StreamingResponse
+from fal_notebook.exceptions import AppException, FieldException, RequestCancelledException
+from pydantic import BaseModel, Field
+class Prompt(BaseModel):
+    prompt: str = Field(description="what to draw", json_schema_extra={"ui": {"important": True}})
+    steps: int = 3
+class Drawn(BaseModel):
+    text: str
+def shout(text):
+    return text.upper()
+class Base(fal.App, keep_alive=7):
+    def setup(self):
+        self.made = threading.get_ident()
+        self.count = 0
+    @fal.endpoint("/count")
+    def counted(self) -> int:
+        self.count += 1
+        return self.count
+"""
+
+
+def app_in(source: str, name: str = "A") -> Any:
+    with notebook():
+        return define(HEAD + source)[name]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_runner_is_left(bench: Bench) -> Iterator[None]:
+    yield
+    bench.end_runners()
+
+
+def start(bench: Bench, body: str, **spec: Any) -> LiveRunner:
+    return bench.start(HEAD + "class A(Base):\n" + body, entry="A", **spec)
+
+
+def post(runner: LiveRunner, path: str, body: Any = None, **headers: str) -> Any:
+    content = b"" if body is None else json.dumps(body).encode()
+    with runner.client() as client:
+        return client.post(path, content=content, headers=headers)
+
+
+# --- what a class may say -----------------------------------------------------------------------
+METHOD = "class A(fal.App):\n    @fal.endpoint({})\n    def f(self): pass"
+REFUSED = {
+    "class A(fal.App, keep_alives=3): pass": (
+        "class `A` (line 25): unknown option 'keep_alives'; did you mean 'keep_alive'?"
+    ),
+    "class A(fal.App):\n    keep_alive = 'long'": "class `A` (line 25): keep_alive='long' is not",
+    "class A(fal.App):\n    def __init__(self): pass": "class `A`: __init__ (line 26) cannot be",
+    "class A(Base):\n    @fal.endpoint('/count')\n    def other(self): pass": (
+        "class `A`: `other` (line 26) has the path '/count', which is that of `counted`"
+    ),
+    METHOD.format("'x'"): "`f` (line 26) has the path 'x', which does not begin with '/'",
+    METHOD.format("'/requests'"): "belongs to the queue",
+    METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
+}
+
+
+@pytest.mark.parametrize(("source", "sentence"), REFUSED.items(), ids=[s[:45] for s in REFUSED])
+def test_a_wrong_class_is_refused_when_it_is_defined(source: str, sentence: str) -> None:
+    with pytest.raises(AppDefinitionError) as refusal:
+        app_in(source)
+    assert sentence in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_options_come_from_keywords_attributes_and_bases() -> None:
+    source = """
+class A(Base, max_concurrency=2):
+    machine_type = "GPU-A100"
+    app_auth = "public"
+    min_concurrency = 1
+    model_name = "mine"
+    @fal.endpoint("/ready", health_check=fal.HealthCheck(failure_threshold=2))
+    def ready(self): pass
+"""
+    options = options_of(app_in(source))
+    check = options.pop("health_check")
+    assert (check.path, check.failure_threshold, check.method) == ("/ready", 2, "POST")
+    assert options == {
+        "keep_alive": 7,
+        "max_concurrency": 2,
+        "min_concurrency": 1,
+        "machine_type": "GPU-A100",
+        "auth": "public",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("MyServerProxy", "my-server-proxy"),
+        ("Model2", "model2"),
+        ("a_b", "a_b"),
+        ("ONNX", "o-n-n-x"),
+    ],
+)
+def test_the_app_is_named_after_the_class(name: str, expected: str) -> None:
+    assert app_name_of(type(name, (), {})) == expected
+
+
+def test_retries_are_counted_briefly() -> None:
+    config = fal.RetryConfig(server_error=3)
+    assert config.server_error is not None
+    assert config.server_error.retries == 3
+
+
+def test_what_is_left_out_is_named() -> None:
+    with pytest.raises(FalNotebookError, match="fal's sync_dir is not part of fal_notebook"):
+        _ = fal.sync_dir
+
+
+def test_an_app_without_endpoints_is_refused_at_deploy() -> None:
+    with pytest.raises(AppDefinitionError, match="class `A` has no endpoint"):
+        fal.deploy(app_in("class A(fal.App): pass"))
+
+
+# --- how it is served ---------------------------------------------------------------------------
+def test_endpoints_share_one_instance_that_was_set_up_in_its_thread(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/")
+    def draw(self, input: Prompt) -> Drawn:
+        same = self.made == threading.get_ident()
+        return Drawn(text=f"{shout(input.prompt)} {input.steps} {same}")
+    @fal.endpoint("/plain")
+    async def plain(self, a: int, b: str = "x") -> dict:
+        return {"a": a, "b": b, "running": os.environ["FAL_RUNNER_STATE"]}
+"""
+    runner = start(bench, body)
+    assert post(runner, "/", {"prompt": "hi"}).json() == {"text": "HI 3 True"}
+    assert post(runner, "/plain", {"a": 2}).json() == {"a": 2, "b": "x", "running": "RUNNING"}
+    assert [post(runner, "/count").json() for _ in range(2)] == [1, 2]
+    assert post(runner, "/", {"prompt": 1}).status_code == 422
+    missing = post(runner, "/nowhere", {})
+    assert (missing.status_code, missing.json()) == (404, {"detail": "Path /nowhere not found"})
+    with runner.client() as client:
+        assert client.get("/").status_code == 405
+        assert client.get("/health").json() == {"version": "unknown"}
+        assert client.get("/count").headers["allow"] == "POST"
+
+
+def test_the_document_names_every_endpoint_in_order(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/z")
+    def last(self, input: Prompt) -> Drawn:
+        '''Draw.'''
+    @fal.endpoint("/a")
+    def other(self, token: Annotated[str, Header()], n: int) -> Drawn: pass
+"""
+    document = start(bench, body).openapi()
+    assert document["x-fal-order-paths"] == ["/count", "/z", "/a"]
+    operation = document["paths"]["/z"]["post"]
+    assert (operation["operationId"], operation["description"]) == ("last", "Draw.")
+    prompt = document["components"]["schemas"]["Prompt"]
+    assert prompt["x-fal-order-properties"] == ["prompt", "steps"]
+    assert prompt["properties"]["prompt"]["ui"] == {"important": True}
+    assert document["paths"]["/a"]["post"]["parameters"][0]["in"] == "header"
+    assert "requestBody" in document["paths"]["/a"]["post"]
+
+
+ERRORS = {
+    "HTTPException(418, 'tea', headers={'x-a': '1'})": (418, "tea"),
+    "AppException('no credit', 402)": (402, "no credit"),
+    "FieldException('prompt', 'too rude')": (
+        422,
+        [{"loc": ["body", "prompt"], "msg": "too rude", "type": "value_error"}],
+    ),
+    "RequestCancelledException()": (499, "Request cancelled by the client."),
+    "ValueError('boom')": (500, "Internal Server Error"),
+    "RuntimeError('CUDA out of memory')": (503, "CUDA error: out of memory"),
+    "OSError('cuDNN is sad')": (503, "GPU error"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_say_what_the_caller_is_answered(bench: Bench, error: str) -> None:
+    body = f"""
+    @fal.endpoint("/fail")
+    def fail(self): raise {error}
+    @fal.endpoint("/depends")
+    def depends(self, here: Annotated[int, Depends(lambda: 1)]): raise {error}
+"""
+    runner = start(bench, body)
+    for path in ("/fail", "/depends"):
+        reply = post(runner, path, {})
+        assert (reply.status_code, reply.json()["detail"]) == ERRORS[error]
+        assert (reply.headers.get("x-fal-stop-runner") == "1") is (reply.status_code == 503)
+
+
+def test_an_endpoint_sees_its_request(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/raw")
+    async def raw(self, request: Request) -> str:
+        return (await request.body()).decode() + request.headers["x-mine"]
+    @fal.endpoint("/both")
+    def both(self, input: Prompt, request: Request) -> list:
+        now = self.current_request
+        return [input.prompt, request.url.path, now.request_id, now.headers["x-mine"]]
+    @fal.endpoint("/where")
+    def where(self) -> bool:
+        return fal.ref.get_current_app() is self
+"""
+    runner = start(bench, body)
+    assert post(runner, "/raw", [1], **{"x-mine": "!"}).json() == "[1]!"
+    both = post(runner, "/both", {"prompt": "p"}, **{"x-mine": "m"})
+    assert both.json() == ["p", "/both", "r1", "m"]
+    assert post(runner, "/where").json() is True
+
+
+def test_fastapi_serves_what_only_it_knows(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/header")
+    def header(self, n: int, x_mine: Annotated[str, Header()], response: Response) -> dict:
+        response.headers["x-set"] = "yes"
+        return {"n": n, "header": x_mine, "thread": self.made == threading.get_ident()}
+    @fal.endpoint("/later")
+    async def later(self, tasks: BackgroundTasks) -> str:
+        tasks.add_task(self.counted)
+        return "soon"
+    @fal.endpoint("/items/{name}")
+    def item(self, name: str) -> str:
+        return name
+"""
+    runner = start(bench, body)
+    reply = post(runner, "/header", {"n": 2}, **{"x-mine": "m"})
+    assert reply.json() == {"n": 2, "header": "m", "thread": True}
+    assert reply.headers["x-set"] == "yes"
+    assert post(runner, "/header", {}).status_code == 422
+    assert post(runner, "/later").json() == "soon"
+    assert post(runner, "/count").json() == 2
+    assert post(runner, "/items/ab").json() == "ab"
+
+
+def test_streams_are_events_or_what_the_response_says(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/events")
+    def events(self, n: int) -> Iterator[Drawn]:
+        for i in range(n): yield Drawn(text=str(i))
+    @fal.endpoint("/own")
+    async def own(self):
+        async def parts():
+            yield b"a"
+            yield b"b"
+        return StreamingResponse(parts(), media_type="text/plain")
+"""
+    runner = start(bench, body)
+    events = post(runner, "/events", {"n": 2})
+    assert events.text == 'data: {"text":"0"}\n\ndata: {"text":"1"}\n\n'
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert post(runner, "/own").text == "ab"
+
+
+def test_hints_go_with_every_answer(bench: Bench) -> None:
+    body = "    def provide_hints(self): return ['m1', 'ünicode', f'n{self.count}']\n"
+    runner = start(bench, body)
+    assert post(runner, "/count").headers["x-fal-runner-hints"] == "m1,n1"
+    assert "x-fal-runner-hints" not in post(start(bench, "    pass\n"), "/count").headers
+
+
+def test_a_runner_that_ends_tells_its_app(
+    bench: Bench, eventually: Callable[[Callable[[], Any]], Any]
+) -> None:
+    body = """
+    def handle_exit(self): print("told", os.environ["FAL_RUNNER_STATE"])
+    async def teardown(self): print("torn down after", self.count)
+"""
+    runner = start(bench, body, orphan_timeout=60)
+    post(runner, "/count")
+    os.kill(runner.pid, signal.SIGTERM)
+    eventually(lambda: not runner.alive())
+    assert runner.log()[-2:] == ["told TERMINATING", "torn down after 1"]
+
+
+def test_a_failed_setup_says_why(bench: Bench) -> None:
+    source = HEAD + "class A(Base):\n    def setup(self):\n        raise OSError('no weights')\n"
+    runner = bench.start(source, entry="A", ready=False)
+    failed = next(line for line in runner.states() if line["state"] == "FAILED")
+    assert failed["error"] == "OSError: no weights"
+
+
+# --- how it is captured -------------------------------------------------------------------------
+def test_a_class_takes_along_what_it_needs() -> None:
+    payload = capture(app_in("class A(Base):\n    @fal.endpoint('/')\n    def f(self): shout('')"))
+    assert {c.name for c in payload.captured} >= {"A", "Base", "shout"}
+    assert payload.manifest["kind"] == "app"
+
+
+def test_the_digest_follows_options_and_bases() -> None:
+    plain = "class A(Base):\n    @fal.endpoint('/')\n    def f(self): pass"
+    one, same = capture(app_in(plain)).digest, capture(app_in(plain)).digest
+    other = capture(app_in(plain.replace("'/'", "'/f'"))).digest
+    assert one == same != other
+
+
+# --- how it is deployed -------------------------------------------------------------------------
+def test_a_class_is_deployed_and_called(gateway: GatewayInfo) -> None:
+    source = """
+class Deployed(Base):
+    @fal.endpoint("/draw")
+    def draw(self, input: Prompt) -> Drawn:
+        return Drawn(text=shout(input.prompt))
+    @fal.endpoint("/parts")
+    def parts(self, n: int) -> Iterator[int]:
+        yield from range(n)
+    @fal.endpoint("/status")
+    def status(self) -> str:
+        return "mine"
+"""
+    with notebook():
+        app = fal.deploy(define(HEAD + source)["Deployed"], wait=True)
+        try:
+            assert app.name == "deployed"
+            assert app.draw(prompt="hi").text == "HI"
+            assert list(app.parts(n=2)) == list(app.parts.stream(2)) == [0, 1]
+            assert app["/status"]() == "mine"
+            assert app.status()["options"]["keep_alive"] == 7
+            assert app.status()["options"]["machine_type"] == "S"
+            with control(gateway) as client:
+                reply = client.post(f"/run/{app.owner}/deployed/draw", json={"prompt": "x"})
+            assert reply.json() == {"text": "X"}
+        finally:
+            app.delete()
+
+
+def test_a_decorated_function_is_deployed_at_its_first_call(gateway: GatewayInfo) -> None:
+    source = """
+@fal.function("virtualenv", keep_alive=3)
+def lazily(n: int) -> int:
+    return n + 1
+"""
+    with notebook():
+        lazily = define(HEAD + source)["lazily"]
+        assert lazily.local(1) == 2
+        try:
+            assert lazily(1) == 2
+            assert lazily.status()["options"]["keep_alive"] == 3
+        finally:
+            lazily.delete()
