@@ -291,9 +291,10 @@ def _fail(
     revision, runner = deployment.revision, deployment.runner
     log: list[str] = []
     if runner is not None:
-        log = log_tail(paths.runner_log(gateway.state, runner.row.id), LOG_LINES)
+        log = log_tail(gateway, runner.row.id, LOG_LINES)
         if not runner.ended.is_set():
             gateway.lifecycle.kill(runner, reason)
+    reason = gateway.redaction.current()(reason)
     revision.state, revision.error = "FAILED", reason
     with gateway.store.transaction():
         if gateway.store.revision(revision.id) is not None:  # else the app was deleted
