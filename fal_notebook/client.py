@@ -195,6 +195,14 @@ class Client:
                 _raise(response)
             yield response
 
+    async def ask(
+        self, owner: str, name: str, method: str, path: str, **sent: Any
+    ) -> httpx.Response:
+        """Send a request to a server of the user's own; its answer is returned as it is."""
+        async with self._stream(method, f"/run/{owner}/{name}{path}", **sent) as response:
+            await response.aread()
+            return response
+
     # --- the queue ---------------------------------------------------------------------------
     async def submit(
         self,

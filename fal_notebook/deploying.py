@@ -47,9 +47,15 @@ from fal_notebook.options import (
 from fal_notebook.payload import Payload, capture
 from fal_notebook.payload.manifest import name_of
 from fal_notebook.payload.secret_scan import scan
+from fal_notebook.server_command import ServerCommand
+from fal_notebook.server_handle import ServerHandle
 
 # Of a failed runner, as many of its last lines are shown.
-LOG_LINES = 30
+LOG_LINES = 50
+NEEDS_DOCKER = (
+    "{} needs the docker target, which this release does not have; on the local target write the "
+    "command that starts the server into the cell (lang=sh)"
+)
 # What uv tells people who make an environment by hand.
 _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 
@@ -89,6 +95,10 @@ class Progress:
             self.failed(data["message"], data.get("log"), data.get("cancelled", False))
             return
         if data["message"].startswith(_FOR_A_SHELL):
+            return
+        if data["step"] == "note":
+            self.notices.append(data["message"])
+            self.on_change()
             return
         if data["step"] == "active":
             self.state = "active"
@@ -194,7 +204,7 @@ def start(
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    kind = AppHandle if is_app(function) else Handle
+    kind = _handle_of(function, options)
     if is_app(function):
         http_endpoints(function)
     owner, app = app_identity(function, options, cell, name)
@@ -214,12 +224,13 @@ def start(
     find = functools.partial(_captured, function, options, cell, source)
     accepted = sync.submit(_accept(client, progress, request, find))
     deployed = sync.submit(_follow(client, progress, accepted))
-    handle = kind(owner, app, function, deployed, options.setup_function)
+    original = None if isinstance(function, ServerCommand) else function
+    handle = kind(owner, app, original, deployed, options.setup_function)
     return Deployment(handle, progress, accepted)
 
 
 def dry_run(
-    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+    function: Any, options: Options, cell: CellOptions, name: str
 ) -> tuple[Payload, dict[str, Any], list[str]]:
     """Capture a function without deploying it; return also inherited options, and notices."""
     options = _checked(options, cell)
@@ -230,8 +241,14 @@ def dry_run(
     return payload, inherited, _not_effective(options)
 
 
+def _handle_of(function: Any, options: Options) -> type[Handle]:
+    if is_app(function):
+        return AppHandle
+    return Handle if options.exposed_port is None else ServerHandle
+
+
 def app_identity(
-    function: Callable[..., Any], options: Options, cell: CellOptions, name: str = ""
+    function: Any, options: Options, cell: CellOptions, name: str = ""
 ) -> tuple[str, str]:
     """Return owner and name of the app."""
     owner = cell.owner or options.team or settings.owner()
@@ -253,12 +270,15 @@ def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dic
 
 
 def _captured(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | ServerCommand,
     options: Options,
     cell: CellOptions,
     source: str,
     known_secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> Payload:
+    if isinstance(function, ServerCommand):
+        identity = {"options": explicit(options), "variables": _variables(options)}
+        return function.capture(identity, cell.allow_secret, known_secrets)
     return capture(
         function,
         setup_function=options.setup_function,
@@ -354,6 +374,8 @@ async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, A
 def _checked(options: Options, cell: CellOptions) -> Options:
     """Refuse options that cannot be sent from here; return them with absolute paths."""
     _check_python(options)
+    if options.exposed_port is not None and options.image is not None:
+        raise OptionError(NEEDS_DOCKER.format("image"))
     for name, value in explicit(options).items():
         found = scan(json.dumps(value, ensure_ascii=False).encode())
         if found and name not in cell.allow_secret:

@@ -44,6 +44,7 @@ RUNNER_LIBRARIES = (
     "httptools>=0.6",
     "httpx>=0.27",
     "packaging>=23",
+    "psutil>=5.9",
     "pydantic>=2.7",
     "starlette>=0.40",
     "uvicorn>=0.30",

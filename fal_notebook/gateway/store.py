@@ -99,6 +99,11 @@ class Revision:
     error: str = ""
     created_at: float = field(default_factory=time.time)
 
+    @property
+    def direct(self) -> bool:
+        """Whether the traffic goes to a server of the user's own (Direct Server Mode)."""
+        return self.options.get("exposed_port") is not None and self.manifest.get("kind") != "app"
+
 
 @dataclass
 class RunnerRow:
