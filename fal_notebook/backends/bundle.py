@@ -23,6 +23,7 @@ _SHIPPED = (
     "option*.py",
     "patience.py",
     "settings.py",
+    "state_lock.py",
     "submitted.py",
     "submitting.py",
     "sync.py",
