@@ -13,10 +13,13 @@ from typing import Any
 import httpx
 import pytest
 from inside import close_gateway, deployed, open_gateway
+from starlette.types import Message
 
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.queue import queue, retry
+from fal_notebook.gateway.queue.routes import QueueRoutes
+from fal_notebook.gateway.queue.table import QueuedRequest
 
 URL = "/queue/tester/app"
 
@@ -115,3 +118,37 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         count = gateway.queue.records.journal.read("SELECT count(*) FROM requests")[0][0]
         assert count == 1 + len(accepted)
     await close_gateway(gateway)
+
+
+async def test_the_last_piece_of_a_body_counts_too_and_is_refused_at_once(tmp_path: Path) -> None:
+    gateway = open_gateway(tmp_path)
+    await deployed(gateway, "def f(): return 1", serve=True, auth="public")
+    routes = QueueRoutes(gateway.queue, gateway.admission, no_logs, 1000)
+    pieces = [{"type": "http.request", "body": b"x" * 1001, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.Event().wait()  # the caller keeps its connection
+        return pieces.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"gateway"), (b"transfer-encoding", b"chunked")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "headers": headers,
+        "raw_path": f"/queue/{gateway.owner}/app".encode(),
+        "query_string": b"",
+    }
+    await asyncio.wait_for(routes(scope, receive, send), 1)
+    assert sent[0]["status"] == 413
+    assert gateway.queue.records.unfinished() == []
+    await close_gateway(gateway)
+
+
+async def no_logs(request: QueuedRequest) -> list[dict[str, Any]]:
+    return []

@@ -264,7 +264,7 @@ def test_options_of_the_queue_are_obeyed(gateway) -> None:
         normal = handle.submit(0, "normal")
         assert low.status().queue_position == 1
         late = handle.with_options(start_timeout=1.1, no_retry=True).submit(0)
-        with pytest.raises(GatewayError, match=r"429.* wait already"):
+        with pytest.raises(GatewayError, match=r"429.* requests? wait, and fal_max"):
             handle.with_options(max_queue_length=1).submit(0)
         with pytest.raises(GatewayError, match=r"504.*x-fal-request-timeout"):
             late.result()
