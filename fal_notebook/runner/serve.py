@@ -205,10 +205,18 @@ async def _unless_gone(answer: Awaitable[Response], gone: asyncio.Future[None]) 
             return answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
-        return _error(499, "cancelled: the caller has gone")
+        return _cancelled()
     finally:
         gone.cancel()
         answering.cancel()
+
+
+def _cancelled() -> Response:
+    """Return fal's answer to who cancelled; whoever has gone does not see it."""
+    kind = "client_cancelled"
+    body = to_json({"detail": "the request was cancelled", "error_type": kind})
+    headers = {"x-fal-error-type": kind}
+    return Response(body, status_code=499, headers=headers, media_type="application/json")
 
 
 async def _json(function: Function, body: bytes) -> Response:
