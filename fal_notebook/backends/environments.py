@@ -9,7 +9,8 @@ On disk, below the state folder (``root``)::
 
 The newest complete generation counts. A forced build makes the next one, so runners that use the
 old one are not disturbed; it stays until its folder is removed. A number is not used again for a
-build after one that broke off, since a uv that outlived a killed gateway may still write there.
+build after one that broke off, since without a keeper (macOS) a uv
+may outlive a killed gateway and still write there.
 """
 
 from __future__ import annotations
