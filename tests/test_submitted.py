@@ -230,6 +230,17 @@ def test_iteration_tells_states_and_each_log_line_once(gateway) -> None:
         assert [line["message"] for line in submitted.logs()] == told
 
 
+def test_logs_of_a_request_are_all_that_it_wrote(gateway) -> None:
+    source = "def f():\n    for i in range(1234): print('line', i)"
+    with deployed(source) as handle:
+        submitted = handle.submit()
+        submitted.result()
+        assert [line["message"] for line in submitted.logs()] == [f"line {i}" for i in range(1234)]
+        assert [line["message"] for line in submitted.logs(tail=1)] == ["line 1233"]
+        with pytest.raises(OptionError, match="tail=-1 is not allowed; it is a number of lines"):
+            submitted.logs(tail=-1)
+
+
 def test_async_iteration_and_aio_do_not_block(gateway) -> None:
     async def follow() -> tuple[list[str], Any]:
         submitted = await handle.asubmit(0.2, 7)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Line, Wanted, parse
@@ -35,6 +36,10 @@ class Query:
     tail: int = 200
     cursor: str | None = None
     limit: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.tail < 0:
+            raise OptionError(f"tail={self.tail} is not allowed; it is a number of lines from 0 on")
 
 
 async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[str, Any]:
