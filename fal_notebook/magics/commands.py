@@ -1,6 +1,11 @@
-"""What fits a word of ``%fal``: commands, their options and what these are about."""
+"""What fits a word of ``%fal``: commands, their options and what these are about.
+
+None is returned for a file: that is left to the shell.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -8,9 +13,12 @@ from fal_notebook import cli
 from fal_notebook.magics.candidates import Found, fitting, last_word, option
 from fal_notebook.magics.values import Place
 from fal_notebook.options import SCALING, option_help
+from fal_notebook.runner.log_levels import LEVELS
+
+_FILE = "target"
 
 
-def fal_line(text: str, place: Place) -> Found:
+def fal_line(text: str, place: Place) -> Found | None:
     """Return what fits the end of a line of ``%fal``."""
     before, word = last_word(text)
     words = before.split()
@@ -28,37 +36,53 @@ def fal_line(text: str, place: Place) -> Found:
 
 def _of_command(
     command: click.Command, path: list[str], words: list[str], word: str, place: Place
-) -> Found:
-    pending, position = _read(command, words)
+) -> Found | None:
+    pending, given = _read(command, words)
+    name, sign, text = word.partition("=")
+    if pending is None and sign:
+        pending, word = _options(command).get(name), text if name in _options(command) else word
     if pending is not None:
-        choices = pending.type.choices if isinstance(pending.type, click.Choice) else []
-        return fitting(word, map(str, choices), "value")
+        return fitting(word, _values(pending, given, place), "value")
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
-    named = dict(enumerate(argument.name for argument in arguments)).get(position)
-    if arguments and arguments[-1].nargs == -1 and position >= len(arguments) - 1:
+    if arguments and arguments[-1].nargs == -1 and len(given) >= len(arguments) - 1:
         return option(" ".join(words), word, place, _pairs(path))
     if word.startswith("-"):
         return fitting(word, _flags(command), "option")
-    return fitting(word, _names(named or "", path, place), "name")
+    named = arguments[len(given)].name or "" if len(given) < len(arguments) else ""
+    return None if named == _FILE else fitting(word, _names(named, path, place), "name")
 
 
-def _read(command: click.Command, words: list[str]) -> tuple[click.Option | None, int]:
-    """Return the option whose value comes next, if any, and how many arguments stand before."""
-    options = {text: p for p in command.params if isinstance(p, click.Option) for text in p.opts}
-    pending, position = None, 0
+def _read(command: click.Command, words: list[str]) -> tuple[click.Option | None, list[str]]:
+    """Return the option whose value comes next, if any, and the arguments that stand before."""
+    options = _options(command)
+    pending: click.Option | None = None
+    given: list[str] = []
     for word in words:
         if pending is not None:
             pending = None
         elif word in options:
             pending = None if options[word].is_flag else options[word]
         elif not word.startswith("-"):
-            position += 1
-    return pending, position
+            given.append(word)
+    return pending, given
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    return {text: p for p in command.params if isinstance(p, click.Option) for text in p.opts}
+
+
+def _values(pending: click.Option, given: Sequence[str], place: Place) -> Iterable[str]:
+    """Return the values of an option of a command about the app that is named first."""
+    if isinstance(pending.type, click.Choice):
+        return map(str, pending.type.choices)
+    if pending.name == "level":
+        return map(str.lower, LEVELS)
+    of_app = {"runner": place.names.runners, "request": place.names.failed}
+    return of_app[pending.name](given[0]) if given and pending.name in of_app else []
 
 
 def _flags(command: click.Command) -> list[str]:
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    return [text for option in options for text in option.opts if text.startswith("--")]
+    return [text for text in _options(command) if text.startswith("--")]
 
 
 def _pairs(path: list[str]) -> list[str]:
