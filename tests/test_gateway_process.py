@@ -132,6 +132,17 @@ def test_a_second_gateway_is_refused_whatever_files_were_removed(state: Path) ->
     assert discovery.ensure(state) == gateway
 
 
+def test_a_gateway_whose_address_was_removed_writes_it_again(state: Path, eventually: Any) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=1)
+    runner = who(gateway)
+    (state / "gateway.json").unlink()
+    eventually(lambda: discovery.find(state) == gateway)
+    assert who(gateway) == runner
+    assert (state / "gateway.json").stat().st_mode & 0o777 == 0o600
+    assert "removed" not in (state / "gateway.log").read_text()
+
+
 @pytest.mark.parametrize("made_anew", [False, True])
 def test_a_gateway_whose_state_folder_was_removed_ends_with_its_runners(
     state: Path, eventually: Any, made_anew: bool
@@ -146,7 +157,7 @@ def test_a_gateway_whose_state_folder_was_removed_ends_with_its_runners(
         state.mkdir(mode=0o700)
         assert discovery.ensure(state).pid != gateway.pid
     eventually(lambda: not any(ghost in processes_of(state) for ghost in ghosts), timeout=40)
-    assert not made_anew or discovery.find(state)
+    assert discovery.find(state) if made_anew else not state.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -196,7 +196,8 @@ async def _ensure(
     with os_errors_translated(place.folder):
         if not force and (found := place.latest()):
             return found
-        place.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (place.folder.parent, place.folder):
+            folder.mkdir(exist_ok=True)  # not the state folder: when it was removed it stays so
         async with _locked(place.folder / ".lock", progress):
             if not force and (found := place.latest()):
                 return found
