@@ -162,12 +162,20 @@ def test_fal_offers_its_commands_and_theirs(shell) -> None:
     assert set(offered(shell, "%fal gateway stop --k")) == {"--keep-runners"}
 
 
-def test_fal_leaves_files_to_the_shell_and_deploy_has_the_options_of_a_cell(
+def test_deploy_offers_programs_and_folders_then_the_options_of_a_cell(
     shell, tmp_path, monkeypatch
 ) -> None:
-    (tmp_path / "model_file.py").touch()
+    (tmp_path / "se_folder").mkdir()
+    for name in ("model_file.py", "model_file.txt", "se_folder/inner.py", ".hidden.py"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    assert "model_file.py" in offered(shell, "%fal deploy model_f")
+    assert offered(shell, "%fal deploy model_f") == ["model_file.py"]
+    assert offered(shell, "%fal deploy ") == ["model_file.py", "se_folder/"]
+    assert offered(shell, "%fal deploy se") == ["se_folder/"]
+    assert offered(shell, "%fal deploy se_folder/") == ["se_folder/inner.py"]
+    assert offered(shell, f"%fal deploy {tmp_path}/m") == [f"{tmp_path}/model_file.py"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert offered(shell, "%fal deploy ~/m") == ["~/model_file.py"]
     assert offered(shell, "%fal deploy model_file.py machine_type=XL") == ["XL"]
 
 

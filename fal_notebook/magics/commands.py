@@ -1,11 +1,11 @@
-"""What fits a word of ``%fal``: commands, their options and what these are about.
-
-None is returned for a file: that is left to the shell.
-"""
+"""What fits a word of ``%fal``: commands, their options and what these are about."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import click
 
@@ -15,10 +15,8 @@ from fal_notebook.magics.values import Place
 from fal_notebook.options import SCALING, option_help
 from fal_notebook.runner.log_levels import LEVELS
 
-_FILE = "target"
 
-
-def fal_line(text: str, place: Place) -> Found | None:
+def fal_line(text: str, place: Place) -> Found:
     """Return what fits the end of a line of ``%fal``."""
     before, word = last_word(text)
     words = before.split()
@@ -36,7 +34,7 @@ def fal_line(text: str, place: Place) -> Found | None:
 
 def _of_command(
     command: click.Command, path: list[str], words: list[str], word: str, place: Place
-) -> Found | None:
+) -> Found:
     pending, given = _read(command, words)
     name, sign, text = word.partition("=")
     if pending is None and sign:
@@ -49,7 +47,9 @@ def _of_command(
     if word.startswith("-"):
         return fitting(word, _flags(command), "option")
     named = arguments[len(given)].name or "" if len(given) < len(arguments) else ""
-    return None if named == _FILE else fitting(word, _names(named, path, place), "name")
+    if named == "target":
+        return fitting(word, _programs(word), "path")
+    return fitting(word, _names(named, path, place), "name")
 
 
 def _read(command: click.Command, words: list[str]) -> tuple[click.Option | None, list[str]]:
@@ -88,6 +88,21 @@ def _flags(command: click.Command) -> list[str]:
 def _pairs(path: list[str]) -> list[str]:
     known = [item.name for item in option_help()]
     return [name for name in known if name in SCALING] if path == ["scale"] else known
+
+
+def _programs(word: str) -> list[str]:
+    """Return the Python files and folders whose paths begin with a word."""
+    folder, slash, _ = word.rpartition("/")
+    with contextlib.suppress(OSError):
+        found = sorted(Path(os.path.expanduser(folder + slash)).iterdir())
+        shown = [path for path in found if not path.name.startswith(".")]
+        folders = {path: "/" for path in shown if path.is_dir()}
+        return [
+            f"{folder}{slash}{path.name}{folders.get(path, '')}"
+            for path in shown
+            if path in folders or path.suffix == ".py"
+        ]
+    return []
 
 
 def _names(argument: str, path: list[str], place: Place) -> list[str]:
