@@ -113,7 +113,7 @@ def test_a_file_is_found_below_the_users_home(tmp_path: Path, monkeypatch) -> No
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ZeroDivisionError):
         run("deploy", "~/at_home.py")
-    with pytest.raises(CellError, match="~nobody-of-that-name/a.py cannot be read"):
+    with pytest.raises(CellError, match=r"~nobody-of-that-name/a\.py cannot be read"):
         run("deploy", "~nobody-of-that-name/a.py")
 
 
