@@ -273,14 +273,17 @@ async def _accept(
     while True:
         try:
             reply = await client.deploy(progress.owner, request)
-        except PayloadMissingError:
-            await client.upload(content)
-        except StoredSecretError as error:
-            find({error.name: content[error.start : error.end].decode()})
-            request["allowed_secrets"].append(error.name)
+        except (PayloadMissingError, StoredSecretError) as error:
+            lacking = error
         else:
             progress.accepted(reply)
             return reply
+        # Outside of the handler: what is raised here is not the consequence of an error.
+        if isinstance(lacking, StoredSecretError):
+            find({lacking.name: content[lacking.start : lacking.end].decode()})
+            request["allowed_secrets"].append(lacking.name)
+        else:
+            await client.upload(content)
 
 
 async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:

@@ -164,6 +164,7 @@ async def test_a_full_disk_is_507_and_the_gateway_goes_on(tmp_path: Path) -> Non
         alias = {"alias": "x" * 50_000}
         answer = await client.post("/api/keys", params=alias)
         assert (answer.status_code, answer.json()["error"]) == (507, "DiskFullError")
+        assert answer.json()["detail"].startswith(f"no room is left in {tmp_path}: free space")
         assert (await client.get("/api/keys")).json() == []
         with sqlite3.connect(tmp_path / "store.db") as other:
             other.execute("BEGIN IMMEDIATE")

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serving import Wire, control, post, with_key
+from serving import Wire, control, fill, post, with_key
 
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
@@ -386,3 +386,32 @@ def test_a_gateway_that_leaves_its_runners_lets_requests_finish(
         eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"])
         os.kill(gateway.pid, signal.SIGTERM)
         assert answer.result().status_code == 200
+
+
+BIG = """
+import os, fal_notebook
+def scripted():
+    data = os.urandom(2_000_000)
+    return lambda: len(data)
+fal_notebook.deploy(scripted(), name="big")
+"""
+
+
+def test_a_script_that_deploys_to_a_full_disk_shows_one_error(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    gateway = discovery.ensure(small_disk)
+    script = tmp_path / "big.py"
+    script.write_text(BIG)
+    try:
+        fill(small_disk, leave=400_000)
+        variables = {**os.environ, "FAL_NOTEBOOK_STATE": str(small_disk)}
+        answer = subprocess.run(
+            [sys.executable, script], env=variables, capture_output=True, text=True, timeout=60
+        )
+        assert answer.returncode == 1
+        assert answer.stderr.count("Traceback") == 1
+        assert f"DiskFullError: no room is left in {small_disk}" in answer.stderr
+    finally:
+        (small_disk / "filler").unlink(missing_ok=True)
+        stop(gateway, small_disk)

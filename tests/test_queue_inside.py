@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from inside import close_gateway, deployed, open_gateway
+from serving import fill
 from starlette.types import Message
 
 from fal_notebook.gateway.app import GatewayApp
@@ -68,25 +65,6 @@ async def test_ten_attempts_and_no_more(
     await close_gateway(gateway)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB, on which the gateway's state lies."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.xfail("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> None:
-    free = os.statvfs(folder)
-    size = free.f_bavail * free.f_bsize - leave
-    with (folder / "filler").open("ab") as file:
-        file.write(bytes(size))
-
-
 async def test_a_full_disk_is_507_and_nothing_is_half_written(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +82,8 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         answer = await client.post(URL, json={"text": "x" * 1_000_000})
         assert answer.status_code == 507
         assert answer.json()["error_type"] == "internal_error"
+        assert answer.json()["detail"].startswith(f"no room is left in {small_disk}")
+        assert "free space" in answer.json()["detail"]
         assert list((small_disk / "queue").glob("*")) == []
         accepted = []
         while (answer := await client.post(URL, json={"text": "y" * 20_000})).status_code == 200:
