@@ -55,14 +55,16 @@ _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 class Progress:
     """What a deploy shows: the app, its steps so far, and how it ended.
 
-    `state` is deploying, up to date, active, failed or cancelled; `on_change` is called after
-    each change, from a worker thread.
+    `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
+    `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
+    from a worker thread.
     """
 
     owner: str
     name: str
     payload: Payload
     state: str = "deploying"
+    still_runs: bool = False
     url: str = ""
     number: int = 0
     steps: list[str] = field(default_factory=list)
@@ -153,6 +155,11 @@ def deploy(
 
 
 def _refuse_no_function(value: Any) -> None:
+    if isinstance(value, Handle):
+        raise OptionError(
+            f"{value.name} is deployed already, and its options would be lost: "
+            "run its cell again, or name all of them in deploy(handle.original, …)"
+        )
     if not callable(value) or isinstance(value, (type, types.BuiltinFunctionType)):
         raise OptionError(
             f"deploy takes a function of this program or notebook, not {reprlib.repr(value)}; "
@@ -303,7 +310,7 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
-        if progress.state == "failed":
+        if progress.state in ("failed", "cancelled"):
             await _explain(client, progress)
     except GatewayUnavailableError:
         pass
@@ -313,7 +320,8 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         progress.failed("the gateway stopped during the deploy; run the cell again")
     if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
-        raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
+        lines = [reason, *progress.log[-LOG_LINES:]]
+        raise DeployError("\n".join(lines), still_runs=progress.still_runs)
 
 
 async def _explain(client: Client, progress: Progress) -> None:
@@ -322,12 +330,14 @@ async def _explain(client: Client, progress: Progress) -> None:
     hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
     with suppress(GatewayError):  # nothing runs
         running = await client.status(progress.owner, progress.name)
-        if running["number"] != progress.number:
+        progress.still_runs = running["number"] != progress.number
+        if progress.still_runs:
             hints.append(
                 f"revision {running['number']} still answers at {running['url']}, "
                 f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
             )
-    progress.failed("; ".join([progress.error, *hints]), progress.log)
+    if progress.state == "failed":
+        progress.failed("; ".join([progress.error, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:

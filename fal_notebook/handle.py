@@ -234,12 +234,16 @@ class Handle:
         return Handle, (self.owner, self.name)
 
     def __repr__(self) -> str:
-        state = ""
+        return f"<fal app {self.owner}/{self.name}{self._state()}>"
+
+    def _state(self) -> str:
+        """Say what is odd about the deploy of its cell."""
         if self._deployed is not None and not self._deployed.done():
-            state = " (deploying)"
-        elif self._deployed is not None and self._deployed.exception() is not None:
-            state = " (not deployed)"
-        return f"<fal app {self.owner}/{self.name}{state}>"
+            return " (deploying)"
+        error = self._deployed.exception() if self._deployed is not None else None
+        if error is None:
+            return ""
+        return " (redeploy failed)" if getattr(error, "still_runs", False) else " (not deployed)"
 
     def _request_id(self, part: str, follow: bool) -> str:
         """Return the whole id; one that is followed may have written nothing yet."""
