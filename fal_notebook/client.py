@@ -123,6 +123,11 @@ class Client:
         """
         return await self._json("GET", f"/api/apps/{owner}/{name}/logs", params=query)
 
+    async def find_request(self, owner: str, name: str, part: str) -> str:
+        """Return the id of the only request of an app that begins or ends with `part`."""
+        path = f"/api/apps/{owner}/{name}/requests"
+        return str((await self._json("GET", path, params={"part": part}))["id"])
+
     async def follow_logs(
         self, owner: str, name: str, **filters: Any
     ) -> AsyncIterator[dict[str, Any]]:
@@ -201,6 +206,14 @@ class Client:
                 await response.aread()
                 _raise(response)
             yield response
+
+    async def ask(
+        self, owner: str, name: str, method: str, path: str, **sent: Any
+    ) -> httpx.Response:
+        """Send a request to a server of the user's own; its answer is returned as it is."""
+        async with self._stream(method, f"/run/{owner}/{name}{path}", **sent) as response:
+            await response.aread()
+            return response
 
     # --- the queue ---------------------------------------------------------------------------
     async def submit(

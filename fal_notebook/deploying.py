@@ -47,9 +47,15 @@ from fal_notebook.options import (
 from fal_notebook.payload import Payload, capture
 from fal_notebook.payload.manifest import name_of
 from fal_notebook.payload.secret_scan import scan
+from fal_notebook.server_command import ServerCommand
+from fal_notebook.server_handle import ServerHandle
 
 # Of a failed runner, as many of its last lines are shown.
-LOG_LINES = 30
+LOG_LINES = 50
+NEEDS_DOCKER = (
+    "{} needs the docker target, which this release does not have; on the local target write the "
+    "command that starts the server into the cell (lang=sh)"
+)
 # What uv tells people who make an environment by hand.
 _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 
@@ -58,14 +64,16 @@ _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 class Progress:
     """What a deploy shows: the app, its steps so far, and how it ended.
 
-    `state` is deploying, up to date, active, failed or cancelled; `on_change` is called after
-    each change, from a worker thread.
+    `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
+    `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
+    from a worker thread.
     """
 
     owner: str
     name: str
     payload: Payload
     state: str = "deploying"
+    still_runs: bool = False
     url: str = ""
     number: int = 0
     steps: list[str] = field(default_factory=list)
@@ -89,6 +97,10 @@ class Progress:
             self.failed(data["message"], data.get("log"), data.get("cancelled", False))
             return
         if data["message"].startswith(_FOR_A_SHELL):
+            return
+        if data["step"] == "note":
+            self.notices.append(data["message"])
+            self.on_change()
             return
         if data["step"] == "active":
             self.state = "active"
@@ -163,8 +175,13 @@ def given_by(value: Any) -> dict[str, Any]:
 
 
 def _refuse_no_function(value: Any) -> None:
-    if is_app(value):
+    if is_app(value) or (isinstance(value, Handle) and given_by(value)):
         return
+    if isinstance(value, Handle):
+        raise OptionError(
+            f"{value.name} is deployed already, and its options would be lost: "
+            "run its cell again, or name all of them in deploy(handle.original, …)"
+        )
     if not callable(value) or isinstance(value, (type, types.BuiltinFunctionType)):
         raise OptionError(
             f"deploy takes a function of this program or notebook, not {reprlib.repr(value)}; "
@@ -194,7 +211,7 @@ def start(
     options = _checked(options, cell)
     if isinstance(function, Handle):
         function = function.original
-    kind = AppHandle if is_app(function) else Handle
+    kind = _handle_of(function, options)
     if is_app(function):
         http_endpoints(function)
     owner, app = app_identity(function, options, cell, name)
@@ -214,12 +231,13 @@ def start(
     find = functools.partial(_captured, function, options, cell, source)
     accepted = sync.submit(_accept(client, progress, request, find))
     deployed = sync.submit(_follow(client, progress, accepted))
-    handle = kind(owner, app, function, deployed, options.setup_function)
+    original = None if isinstance(function, ServerCommand) else function
+    handle = kind(owner, app, original, deployed, options.setup_function)
     return Deployment(handle, progress, accepted)
 
 
 def dry_run(
-    function: Callable[..., Any], options: Options, cell: CellOptions, name: str
+    function: Any, options: Options, cell: CellOptions, name: str
 ) -> tuple[Payload, dict[str, Any], list[str]]:
     """Capture a function without deploying it; return also inherited options, and notices."""
     options = _checked(options, cell)
@@ -230,8 +248,14 @@ def dry_run(
     return payload, inherited, _not_effective(options)
 
 
+def _handle_of(function: Any, options: Options) -> type[Handle]:
+    if is_app(function):
+        return AppHandle
+    return Handle if options.exposed_port is None else ServerHandle
+
+
 def app_identity(
-    function: Callable[..., Any], options: Options, cell: CellOptions, name: str = ""
+    function: Any, options: Options, cell: CellOptions, name: str = ""
 ) -> tuple[str, str]:
     """Return owner and name of the app."""
     owner = cell.owner or options.team or settings.owner()
@@ -253,12 +277,15 @@ def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dic
 
 
 def _captured(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | ServerCommand,
     options: Options,
     cell: CellOptions,
     source: str,
     known_secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> Payload:
+    if isinstance(function, ServerCommand):
+        identity = {"options": explicit(options), "variables": _variables(options)}
+        return function.capture(identity, cell.allow_secret, known_secrets)
     return capture(
         function,
         setup_function=options.setup_function,
@@ -289,14 +316,17 @@ async def _accept(
     while True:
         try:
             reply = await client.deploy(progress.owner, request)
-        except PayloadMissingError:
-            await client.upload(content)
-        except StoredSecretError as error:
-            find({error.name: content[error.start : error.end].decode()})
-            request["allowed_secrets"].append(error.name)
+        except (PayloadMissingError, StoredSecretError) as error:
+            lacking = error
         else:
             progress.accepted(reply)
             return reply
+        # Outside of the handler: what is raised here is not the consequence of an error.
+        if isinstance(lacking, StoredSecretError):
+            find({lacking.name: content[lacking.start : lacking.end].decode()})
+            request["allowed_secrets"].append(lacking.name)
+        else:
+            await client.upload(content)
 
 
 async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:
@@ -316,7 +346,7 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
-        if progress.state == "failed":
+        if progress.state in ("failed", "cancelled"):
             await _explain(client, progress)
     except GatewayUnavailableError:
         pass
@@ -326,7 +356,8 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         progress.failed("the gateway stopped during the deploy; run the cell again")
     if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
-        raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
+        lines = [reason, *progress.log[-LOG_LINES:]]
+        raise DeployError("\n".join(lines), still_runs=progress.still_runs)
 
 
 async def _explain(client: Client, progress: Progress) -> None:
@@ -335,12 +366,14 @@ async def _explain(client: Client, progress: Progress) -> None:
     hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
     with suppress(GatewayError):  # nothing runs
         running = await client.status(progress.owner, progress.name)
-        if running["number"] != progress.number:
+        progress.still_runs = running["number"] != progress.number
+        if progress.still_runs:
             hints.append(
                 f"revision {running['number']} still answers at {running['url']}, "
                 f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
             )
-    progress.failed("; ".join([progress.error, *hints]), progress.log)
+    if progress.state == "failed":
+        progress.failed("; ".join([progress.error, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
@@ -354,6 +387,8 @@ async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, A
 def _checked(options: Options, cell: CellOptions) -> Options:
     """Refuse options that cannot be sent from here; return them with absolute paths."""
     _check_python(options)
+    if options.exposed_port is not None and options.image is not None:
+        raise OptionError(NEEDS_DOCKER.format("image"))
     for name, value in explicit(options).items():
         found = scan(json.dumps(value, ensure_ascii=False).encode())
         if found and name not in cell.allow_secret:

@@ -196,7 +196,7 @@ class Options(BaseModel):
     # interface
     serve: Flag = option(False, "let others call POST / over HTTP", _FLAG)
     exposed_port: Port | None = option(
-        None, "port of a server that gets the traffic as it is", _PORT, effective=False
+        None, "port of a server that gets the traffic as it is", _PORT
     )
     metadata: dict[str, Any] | None = option(
         None, "{'openapi': {…}} is shown in place of the schema found", "a dict of JSON values"

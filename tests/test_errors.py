@@ -20,7 +20,9 @@ from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import NotFoundError, StoreError
 from fal_notebook.gateway.errors import GROUPS, Errors
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import App, ErrorGroup, Store
+from fal_notebook.gateway.vault import Vault
 from fal_notebook.handle import Handle
 from fal_notebook.runner import shown
 from fal_notebook.runner.failures import KEPT, Failures, place_of, type_name
@@ -190,6 +192,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+def plain(store: Store) -> Redaction:
+    return Redaction(store, Vault(Path("/nonexistent")))
+
+
 def failure(place: str = "here", count: int = 1, at: float = 1.0, **values: Any) -> ErrorGroup:
     kept = {"request": f"r{at}", "message": "", "traceback": "", "input": "", **values}
     return ErrorGroup("me", "app", "ValueError", place, count, at, at, revision=1, **kept)
@@ -197,7 +203,7 @@ def failure(place: str = "here", count: int = 1, at: float = 1.0, **values: Any)
 
 async def test_groups_add_up_and_show_the_newest(store: Store) -> None:
     told: list[dict[str, Any]] = []
-    errors = Errors(store, lambda owner, app, data: told.append(data))
+    errors = Errors(store, lambda owner, app, data: told.append(data), plain(store))
     errors.record(failure(at=1.0))
     (group,) = store.select(ErrorGroup)
     assert group == failure(at=1.0)
@@ -212,7 +218,7 @@ async def test_groups_add_up_and_show_the_newest(store: Store) -> None:
 
 
 async def test_an_app_has_a_limited_number_of_groups(store: Store) -> None:
-    errors = Errors(store, lambda *told: None)
+    errors = Errors(store, lambda *told: None, plain(store))
     for number in range(GROUPS + 50):
         errors.record(failure(f"line {number}", at=float(number)))
     errors.close()
@@ -224,7 +230,7 @@ async def test_an_app_has_a_limited_number_of_groups(store: Store) -> None:
 
 
 async def test_groups_go_with_their_app(store: Store) -> None:
-    errors = Errors(store, lambda *told: None)
+    errors = Errors(store, lambda *told: None, plain(store))
     errors.record(failure())
     with store.transaction():
         store.delete_app("me", "app")
@@ -234,7 +240,7 @@ async def test_groups_go_with_their_app(store: Store) -> None:
 
 
 async def test_what_could_not_be_written_is_written_later(store: Store) -> None:
-    errors = Errors(store, lambda *told: None)
+    errors = Errors(store, lambda *told: None, plain(store))
     store._db.execute("PRAGMA query_only = ON")
     errors.record(failure(at=1.0))
     errors.record(failure(at=2.0))

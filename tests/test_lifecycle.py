@@ -24,7 +24,7 @@ from inside import (
     until,
 )
 
-from fal_notebook.gateway import autoscaler, paths
+from fal_notebook.gateway import autoscaler
 from fal_notebook.gateway import states as states_of_runners
 from fal_notebook.gateway.fleet import SchedulingError
 from fal_notebook.gateway.gateway import Gateway
@@ -89,7 +89,7 @@ async def test_a_setup_that_fails_fails_the_deploy_and_says_why(
     with pytest.raises(DeployFailed, match=named):
         await deployed(gateway, f"def setup():\n    {setup}\ndef f(): pass")
     (row,) = await until(lambda: rows(gateway, "state = 'TERMINATED'"))
-    log = log_tail(paths.runner_log(gateway.state, row.id), 50)
+    log = log_tail(gateway, row.id, 50)
     assert any("in setup" in line for line in log) or "exit" in named
 
 
@@ -207,7 +207,7 @@ async def test_why_a_runner_could_not_be_started_is_told(gateway: Gateway) -> No
     folder.write_text("in the way")
     runner = gateway.lifecycle.start(fleet)
     await runner.ended.wait()
-    assert "the runner could not be started: [Errno 20]" in runner.row.cause
+    assert "the runner could not be started: [Errno 17]" in runner.row.cause
     folder.unlink()
     (gateway.state / "moved").rename(folder)
 

@@ -12,8 +12,10 @@ from test_logs import append, messages, record, runner
 
 from fal_notebook.gateway.logs import of_request, pieces
 from fal_notebook.gateway.logs.of_request import RequestLogs
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.queue.table import QueuedRequest
 from fal_notebook.gateway.store import RunnerRow, Store
+from fal_notebook.gateway.vault import Vault
 
 NOW = time.time()
 
@@ -23,6 +25,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store.db")
     yield store
     store.close()
+
+
+def reading(state: Path, store: Store) -> RequestLogs:
+    return RequestLogs(state, store, Redaction(store, Vault(state)))
 
 
 def known(store: Store, row: RunnerRow, ended: float | None = None) -> RunnerRow:
@@ -52,7 +58,7 @@ async def test_a_poll_reads_only_what_is_new(
         return piece
 
     monkeypatch.setattr(pieces, "next_lines", counting)
-    logs, request = RequestLogs(tmp_path, store), queued()
+    logs, request = reading(tmp_path, store), queued()
     for _ in range(3):
         assert messages(await logs.of(request)) == ["one"]
     assert len(read) == 1
@@ -69,7 +75,7 @@ async def test_lines_of_every_attempt_are_told(tmp_path: Path, store: Store) -> 
     known(store, runner(tmp_path, "other", record("try 2", NOW - 70, "mine")), NOW - 60)
     known(store, runner(tmp_path, "long ago", record("no", NOW - 500, "mine")), NOW - 400)
     known(store, runner(tmp_path, "a", record("try 3", NOW + 1, "mine")))
-    logs = RequestLogs(tmp_path, store)
+    logs = reading(tmp_path, store)
     assert messages(await logs.of(queued(attempts=3))) == ["try 1", "try 2", "try 3"]
     assert await logs.of(queued(state="IN_QUEUE", attempts=0, started_at=None)) == []
 
@@ -87,7 +93,8 @@ async def test_what_a_runner_wrote_long_after_is_not_read(
         return next_lines(*args)
 
     monkeypatch.setattr(pieces, "next_lines", counting)
-    logs, request = RequestLogs(tmp_path, store), queued(state="COMPLETED", completed_at=NOW + 2)
+    request = queued(state="COMPLETED", completed_at=NOW + 2)
+    logs = reading(tmp_path, store)
     for _ in range(3):
         assert messages(await logs.of(request)) == ["one"]
     assert len(calls) == 2
@@ -99,6 +106,6 @@ async def test_the_last_lines_are_told_and_few_requests_are_remembered(
     monkeypatch.setattr(of_request, "REMEMBERED", 1)
     many = [f"{n}" for n in range(of_request.MOST_LINES * 2 + 500)]
     known(store, runner(tmp_path, "a", b"".join(record(x, NOW, "mine") for x in many)))
-    logs = RequestLogs(tmp_path, store)
+    logs = reading(tmp_path, store)
     for request in (queued(), queued(attempts=2), queued()):
         assert messages(await logs.of(request)) == many[-of_request.MOST_LINES :]

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fal_notebook"
 # Run as commands, needed on Python 3.10 only, or brought by another's extra.
 DECLARED_ONLY = {"uv", "tomli"}
-IMPORTED_ONLY = {"pydantic-core", "uvloop", "tomli"}
+# Pillow is for those who make images: the toolkit asks for it when one is made.
+IMPORTED_ONLY = {"pydantic-core", "uvloop", "tomli", "pillow"}
 
 
 def build(kind: str, source: Path, out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 from IPython.core.error import UsageError
+from serving import control
 
 from fal_notebook import cli
 from fal_notebook.exceptions import NotFoundError, OptionError
+from fal_notebook.gateway.logs.redaction import Redaction
+from fal_notebook.gateway.store import Secret, Store
+from fal_notebook.gateway.vault import Vault
 
 VALUE = "correct horse battery staple"
 
@@ -105,3 +110,58 @@ def test_what_the_kernel_passes_on_is_encrypted_at_rest(shell, monkeypatch, priv
     assert shell["passed"]() == "a value of the kernel only"
     for file in private_state.glob("store.db*"):
         assert b"a value of the kernel only" not in file.read_bytes()
+
+
+SHOUTS = """
+%%fal_function secrets=VAULT_WORDS serve=true wait=true
+def shouts(fail: bool = False) -> int:
+    import json, os, subprocess, urllib.parse
+    value = os.environ["VAULT_WORDS"]
+    print("plain", value)
+    print(json.dumps({"inside": json.dumps({"value": value})}), repr(value))
+    print(urllib.parse.quote(value), value.splitlines()[0])
+    subprocess.run(["sh", "-c", 'printf "child %s\\n" "$VAULT_WORDS"'])
+    if fail:
+        raise ValueError(f"wrong {value}")
+    return 1
+"""
+ODD = 'zebra "quagga" is\nokapí\\tapir'
+
+
+def test_a_secret_shows_in_no_log_and_no_error(
+    shell, gateway, stored, monkeypatch, eventually
+) -> None:
+    monkeypatch.setenv("VAULT_WORDS", ODD)
+    cli.run(["secrets", "set", "VAULT_WORDS", "--from-env"], "fal-notebook")
+    shell.run(SHOUTS.strip())
+    with control(gateway) as api:
+        assert api.post("/run/tester/shouts", json={}).status_code == 200
+        told = api.post("/queue/tester/shouts", json={"fail": True}).json()
+        url = told["status_url"] + "?logs=1"
+        status = eventually(lambda: (got := api.get(url)).status_code == 200 and got.text)
+        errors = eventually(lambda: api.get("/api/apps/tester/shouts/errors").json())
+        one = api.get(f"/api/apps/tester/shouts/errors/{told['request_id']}").text
+        # It still stands in lines of before.
+        cli.run(["secrets", "set", "VAULT_WORDS", "--from-env"], "fal-notebook")
+        logs = api.get("/api/apps/tester/shouts/logs").text
+    for text in (logs, status, str(errors), one):
+        assert "[secret VAULT_WORDS]" in text
+        for part in ("zebra", "quagga", "okap", "tapir"):
+            assert part not in text
+    assert "plain [secret" in logs
+    assert "child [secret" in logs
+
+
+@pytest.mark.parametrize("value", [ODD, VALUE, "p4ss", "-----BEGIN KEY-----\nabcdefgh\n"])
+def test_every_form_of_a_value_is_redacted(tmp_path: Path, value: str) -> None:
+    store, vault = Store(tmp_path / "store.db"), Vault(tmp_path)
+    redaction = Redaction(store, vault)
+    assert redaction.current()(value) == value
+    store.put(Secret("S", vault.encrypt(value)))
+    store.put(Secret("SHORT", vault.encrypt("abc")))
+    for text in (value, json.dumps(value), json.dumps(json.dumps([value])), repr(value)):
+        assert redaction.current()(f"({text})").count("[secret S]") == 1, text
+    assert redaction.current()("abc and all else stays") == "abc and all else stays"
+    store.delete_secret("S")
+    assert value not in redaction.current()(value)
+    store.close()

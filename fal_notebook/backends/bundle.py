@@ -35,6 +35,7 @@ _SHIPPED = (
     "submitted.py",
     "submitting.py",
     "sync.py",
+    "server_handle.py",
     "runner/*.py",
     "toolkit/*.py",
     "toolkit/utils/*.py",

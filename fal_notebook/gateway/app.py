@@ -31,7 +31,7 @@ class GatewayApp:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._control: Any = create_control(gateway)
-        lines = RequestLogs(gateway.state, gateway.store).of
+        lines = RequestLogs(gateway.state, gateway.store, gateway.redaction).of
         self._queue = QueueRoutes(gateway.queue, gateway.admission, lines, gateway.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import ErrorGroup, RunnerRow, Store
 from fal_notebook.runner import frames, shown
 
@@ -40,8 +41,14 @@ class Errors:
         Called for an app with failures, at most once a second: ``tell(owner, app, data)``.
     """
 
-    def __init__(self, store: Store, tell: Callable[[str, str, dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tell: Callable[[str, str, dict[str, Any]], None],
+        redaction: Redaction,
+    ) -> None:
         self._store = store
+        self._redaction = redaction
         self._tell = tell
         self._pending: dict[tuple[str, str, str, str], ErrorGroup] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -73,6 +80,7 @@ class Errors:
             return
         self._timer = asyncio.get_running_loop().call_later(PERIOD, self._write)
         groups = list(self._pending.values())
+        self._redact(groups)
         try:
             self._add(groups)
         except StoreError as error:
@@ -83,6 +91,12 @@ class Errors:
             count = sum(g.count for g in groups if (g.owner, g.app) == (owner, app))
             data = {name: vars(newest)[name] for name in ("type", "place", "request", "message")}
             self._tell(owner, app, {"at": newest.last_seen, "count": count, **data})
+
+    def _redact(self, groups: list[ErrorGroup]) -> None:
+        redact = self._redaction.current()
+        for group in groups:
+            group.message, group.input = redact(group.message), redact(group.input)
+            group.traceback = redact(group.traceback)
 
     def _add(self, groups: list[ErrorGroup]) -> None:
         with self._store.transaction():

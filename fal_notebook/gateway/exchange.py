@@ -25,6 +25,8 @@ from fal_notebook.runner.spec import LINK
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
+# Of a server that does not say whether it wants the body: it gets it after so many seconds.
+CONTINUE_AFTER = 1.0
 STOP = b"x-fal-stop-runner"
 _TRUE = (b"1", b"true", b"yes")
 
@@ -83,6 +85,10 @@ class Exchange:
         self._more = True
         self._received = 0
         self._background: set[asyncio.Task[object]] = set()
+        # A server of the user's own gets length, chunks and "100-continue" as they came.
+        self._as_it_came = app.direct
+        self._chunked = app.direct and b"transfer-encoding" in request.headers
+        self._expects = app.direct and b"expect" in request.headers
 
     @property
     def beginning(self) -> bytes:
@@ -104,6 +110,8 @@ class Exchange:
             413 when it is too large, 408 when it does not come.
         """
         self._refuse_above_limit(int(self._request.headers.get(b"content-length", 0)))
+        if self._expects:
+            return  # the server says whether it wants the body
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -154,8 +162,7 @@ class Exchange:
         try:
             await self._exchange(runner, receive, send, watch)
         except UpstreamError as error:
-            if error.runner_lost:
-                self._kill(runner, str(error))
+            self._blame(runner, error)
             raise
         except asyncio.CancelledError:
             if watch.client_gone and watch.answered:
@@ -167,10 +174,12 @@ class Exchange:
             watch.end()
 
     async def _exchange(self, runner: Runner, receive: Receive, send: Send, watch: Watch) -> None:
-        connection = await runner.pool.acquire()
+        connection = await runner.traffic.acquire()
         try:
             await self._send_request(connection, runner, receive, watch)
             self.sent = True
+            # A server of the user's own sees by its closed connection that nobody waits.
+            watch.answered = runner.direct is not None
             watch.begin()
             await connection.head()
             watch.answered = True
@@ -178,7 +187,7 @@ class Exchange:
                 raise ClientGoneError
             await self._send_response(connection, runner, send, watch)
         finally:
-            runner.pool.release(connection)
+            runner.traffic.release(connection)
         self._look_after(runner, connection)
 
     def _look_after(self, runner: Runner, connection: Connection) -> None:
@@ -197,9 +206,16 @@ class Exchange:
         elif status in (500, 502, 504):
             self._later(self._check(runner))
 
+    def _blame(self, runner: Runner, error: UpstreamError) -> None:
+        """End a runner that is lost; a server of the user's own may close what it likes."""
+        if error.runner_lost and (runner.direct is None or isinstance(error, RefusedError)):
+            self._kill(runner, str(error))
+        elif error.runner_lost:
+            self._later(self._check(runner))
+
     async def _check(self, runner: Runner) -> None:
         try:
-            await runner.pool.check()
+            await runner.traffic.check()
         except RefusedError as error:
             self._kill(runner, str(error))
 
@@ -228,7 +244,7 @@ class Exchange:
         """
         below = self._request.path.rstrip(b"/") + path
         head = self._head(runner, b"POST", below, (b"content-length", b"0"))
-        return await runner.pool.notify(head)
+        return await runner.traffic.notify(head)
 
     async def _send_request(
         self, connection: Connection, runner: Runner, receive: Receive, watch: Watch
@@ -236,19 +252,23 @@ class Exchange:
         scope = self._request.scope
         query, path = scope["query_string"], self._request.path
         target = path + b"?" + query if query else path
-        head = self._head(runner, scope["method"].encode(), target, self._framing())
+        method, added = scope["method"].encode(), self._framing()
+        head = self._head(runner, method, target, *added, as_it_came=self._as_it_came)
         bodyless = scope["method"] == "HEAD"
-        if self._more:
+        if self._more or self._chunked:
             connection.begin(head, bodyless)
-            await self._send_body(connection, receive, watch)
+            if not self._expects or await connection.wants_body(CONTINUE_AFTER):
+                await self._send_body(connection, receive, watch)
         else:
             connection.begin(head + self._body, bodyless)
 
     async def _send_body(self, connection: Connection, receive: Receive, watch: Watch) -> None:
         """Stream the body; a runner that answers before its end gets no more of it."""
-        self.streamed = True
-        chunked = b"content-length" not in self._request.headers
-        data, self._body = self._body, b""
+        self.streamed = self._more
+        chunked = self._chunked or b"content-length" not in self._request.headers
+        data = self._body
+        if self._more:
+            self._body = b""
         while await connection.send(_chunk(data) if chunked else data) and self._more:
             watch.expect_body(True)
             data = await self._next(receive)
@@ -256,25 +276,33 @@ class Exchange:
         if chunked and not self._more:
             await connection.send(b"0\r\n\r\n")
 
-    def _head(self, runner: Runner, method: bytes, target: bytes, *more: Header) -> bytes:
+    def _head(
+        self,
+        runner: Runner,
+        method: bytes,
+        target: bytes,
+        *more: Header,
+        as_it_came: bool = False,
+    ) -> bytes:
         request = self._request
         user = request.principal.user if request.principal else ""
         added = (
             (b"x-fal-request-id", request.id.encode()),
-            (b"x-fal-runner-secret", runner.row.secret.encode()),
+            *(() if runner.direct else ((b"x-fal-runner-secret", runner.row.secret.encode()),)),
             (b"x-fal-caller-user-id", user.encode()),
             (b"x-fal-endpoint", request.path),
             *more,
         )
-        return request_head(
-            method, target, request.scope["headers"], added, request.principal is None
-        )
+        headers, kept = request.scope["headers"], request.principal is None
+        return request_head(method, target, headers, added, kept, as_it_came)
 
-    def _framing(self) -> Header:
+    def _framing(self) -> tuple[Header, ...]:
+        if self._as_it_came:
+            return ((b"transfer-encoding", b"chunked"),) if self._chunked else ()
         if not self._more:
-            return b"content-length", b"%d" % len(self._body)
+            return ((b"content-length", b"%d" % len(self._body)),)
         length = self._request.headers.get(b"content-length")
-        return (b"content-length", length) if length else (b"transfer-encoding", b"chunked")
+        return ((b"content-length", length) if length else (b"transfer-encoding", b"chunked"),)
 
     async def _send_response(
         self, connection: Connection, runner: Runner, send: Send, watch: Watch
@@ -283,6 +311,8 @@ class Exchange:
         if self._request.scope["http_version"] == "1.0" and connection.endless:
             raise RefusedRequestError(505, "this answer is a stream: ask for it with HTTP/1.1")
         headers = response_headers(connection.headers, status, request_id)
+        if self._expects and self._more:  # nobody knows whether the body still comes
+            headers.append((b"connection", b"close"))
         self.status = status
         await send({"type": "http.response.start", "status": status, "headers": headers})
         while not connection.complete:

@@ -55,6 +55,9 @@ class Runner:
     openapi: dict[str, Any] = field(default_factory=dict)
     hints: frozenset[bytes] = frozenset()
     pool: Pool = field(default_factory=lambda: Pool(""))
+    direct: Pool | None = None  # to the user's own server, which gets the requests
+    fixed_port: bool = False
+    on_note: Callable[[str], None] = lambda note: None
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -64,6 +67,11 @@ class Runner:
     def state(self) -> str:
         """The state to show: IDLE becomes RUNNING while requests are in flight."""
         return "RUNNING" if self.row.state == "IDLE" and self.in_flight else self.row.state
+
+    @property
+    def traffic(self) -> Pool:
+        """The connections that requests take; `pool` is for what the gateway itself says."""
+        return self.direct or self.pool
 
     @property
     def live(self) -> bool:
@@ -101,6 +109,7 @@ class Fleet:
         self.scaling = autoscaler.Scaling()
         self.auth = "private"
         self.serve = False
+        self.direct = False
         self.request_timeout = 0.0
         self.startup_timeout = 0.0
         self.runners: dict[str, Runner] = {}
@@ -127,7 +136,8 @@ class Fleet:
         self.revision = revision
         self.scaling = scaling
         self.auth = options["auth"]
-        self.serve = options["serve"]
+        self.serve = options["serve"] or revision.direct
+        self.direct = revision.direct
         self.request_timeout = float(options["request_timeout"] or REQUEST_TIMEOUT)
         self.startup_timeout = float(options["startup_timeout"] or STARTUP_TIMEOUT)
         self.start_timeout = options["request_start_timeout"] or None

@@ -27,6 +27,7 @@ from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.gauges import Gauges
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.lifecycle import Lifecycle
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
@@ -35,7 +36,8 @@ from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.gateway.tls import TlsPort
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.gateway.webhooks import message
-from fal_notebook.gateway.webhooks.delivery import Deliverer, Sender
+from fal_notebook.gateway.webhooks.delivery import Deliverer
+from fal_notebook.gateway.webhooks.sender import Sender
 from fal_notebook.gateway.webhooks.signing import Signer
 from fal_notebook.gateway.webhooks.table import DeliveryTable
 from fal_notebook.machines import MachineType, this_host
@@ -90,9 +92,10 @@ class Gateway:
         self._ending: list[asyncio.Future[Any]] = []
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
-        self.errors = Errors(self.store, self.events.errors)
-        self.backend = LocalBackend(state, sockets_folder(self.store))
         self.vault = Vault(state)
+        self.redaction = Redaction(self.store, self.vault)
+        self.errors = Errors(self.store, self.events.errors, self.redaction)
+        self.backend = LocalBackend(state, sockets_folder(self.store))
         launcher = Launcher(state, self.store, self.backend, info.url, self.declared)
         self.lifecycle = Lifecycle(self.store, self.backend, launcher, self._poke)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
@@ -172,6 +175,7 @@ class Gateway:
 
     def declared(self, revision: Revision) -> dict[str, str]:
         """Return the variables of a revision's runners: passed on by the kernel, and secrets."""
+        self.redaction.current()  # what is replaced or deleted later, it knows from here
         passed = {name: self.vault.decrypt(text) for name, text in revision.variables.items()}
         return {**passed, **self.secrets(revision.options["secrets"] or ())}
 

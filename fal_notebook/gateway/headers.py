@@ -58,6 +58,7 @@ def request_head(
     headers: list[Header],
     added: Iterable[Header],
     keep_authorization: bool,
+    as_it_came: bool = False,
 ) -> bytes:
     """Return the head of the request that goes to a runner.
 
@@ -69,8 +70,12 @@ def request_head(
         The gateway's own headers; a caller cannot set any of them.
     keep_authorization : bool
         False when the header was for the gateway.
+    as_it_came : bool
+        True leaves the body's length and ``Expect`` where they stand.
     """
-    hidden = _hop_by_hop(headers) | {b"content-length", b"expect"}
+    hidden = _hop_by_hop(headers)
+    if not as_it_came:
+        hidden |= {b"content-length", b"expect"}
     if not keep_authorization:
         hidden |= {b"authorization"}
     lines = [method + b" " + target + b" HTTP/1.1"]

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from starlette.types import Scope
 
-PATH = "/proxy"
+PATHS = frozenset(("/proxy", "/proxy/"))
 TARGET_URL = b"x-fal-target-url"
 
 _ROUTES = {
@@ -29,7 +29,7 @@ class ForeignTargetError(Exception):
 
 def is_proxied(scope: Scope) -> bool:
     """Say whether a request came by ``/proxy``."""
-    return scope["path"] in (PATH, PATH + "/")
+    return scope["path"] in PATHS
 
 
 def local(scope: Scope) -> Scope:

@@ -87,6 +87,8 @@ class Launcher:
             environment=self._environment(row, revision),
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
+            exposed_port=revision.options["exposed_port"] if revision.direct else None,
+            fixed_port=revision.manifest.get("fixed_port", False),
         )
 
     def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:

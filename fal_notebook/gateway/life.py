@@ -41,6 +41,7 @@ class Life:
         self._backend = backend
         self._launcher = launcher
         self._spawn = spawn
+        self._note = ""
 
     async def run(self, revision: Revision, adopted: bool) -> None:
         """Follow the runner from its start, or from its adoption, to its end."""
@@ -119,6 +120,7 @@ class Life:
 
     def _startup_timeout(self, timeout: float) -> None:
         error = f"setup took longer than startup_timeout={timeout:g} s"
+        error += f": {self._note}" if self._note else ""
         self._states.failed(error)
         self.kill(error)
 
@@ -141,9 +143,14 @@ class Life:
 
     def _heard(self, line: dict[str, Any]) -> None:
         state = line["state"]
-        if state == "FAILED":
+        if state == "SETUP" and "note" in line:
+            self._note = line["note"]
+            self._runner.on_note(self._note)
+        elif state == "FAILED":
             self._states.failed(line["error"])
         elif state == "IDLE" and self._runner.live:
-            self._states.ready(line["openapi"])
+            self._states.ready(line["openapi"], line.get("address"), line.get("fixed_port", False))
+        elif state == "ENDED":
+            self._runner.row.cause = line["cause"]
         elif state == "DRAINING":
             self.stop("the runner was told to end")

@@ -35,8 +35,15 @@ def up_to_date(digest: str, active: Revision | None) -> bool:
 
 
 def effective(app: App | None, revision: Revision) -> dict[str, Any]:
-    """Return the options in force: the revision's, with what ``scale`` changed since."""
-    return {**revision.options, **(app.scaling if app else {})}
+    """Return the options in force: the revision's, with what ``scale`` changed since.
+
+    Two servers with one fixed port cannot live on one machine.
+    """
+    options = {**revision.options, **(app.scaling if app else {})}
+    if revision.manifest.get("fixed_port"):
+        options["max_concurrency"] = 1
+        options["min_concurrency"] = min(1, options["min_concurrency"])
+    return options
 
 
 def scaling(options: Mapping[str, Any], machine: MachineType, host: Host) -> Scaling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
@@ -10,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook.gateway.admission import Admission, RefusedCallerError
 from fal_notebook.gateway.direct import DirectRequest
 from fal_notebook.gateway.exchange import Request
-from fal_notebook.gateway.fleet import Runner
+from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
 
 
@@ -47,9 +48,16 @@ class Proxy:
             return
         app = admitted.app
         path = b"/" + (parts[4] if len(parts) > 4 else b"")
-        if path == b"/openapi.json" and scope["method"] == "GET" and app.revision is not None:
+        if path == b"/openapi.json" and scope["method"] == "GET" and _has_schema(app):
+            assert app.revision is not None
             # The revision keeps it: nobody starts a runner by asking what an app is.
             await json_reply(app.revision.openapi, request_id)(send)
             return
         request = Request(scope, headers, path, request_id, admitted.principal)
-        await DirectRequest(app, request, self._kill, self._max_body).run(receive, send)
+        max_body = sys.maxsize if app.direct else self._max_body
+        await DirectRequest(app, request, self._kill, max_body).run(receive, send)
+
+
+def _has_schema(app: Fleet) -> bool:
+    """Say whether an app answers what it is; a server of the user's own may have no schema."""
+    return app.revision is not None and bool(app.revision.openapi or not app.direct)

@@ -14,6 +14,7 @@ from fal_notebook.exceptions import DeployError, StoreError
 from fal_notebook.gateway import errors
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.store import Store
+from fal_notebook.gateway.upstream import Pool
 
 # A runner that ends by itself earlier than this, before any request, has failed to start.
 PROVEN_AFTER = 10.0
@@ -54,10 +55,14 @@ class States:
         self._fleet.changed()
         self._on_change(self._fleet)
 
-    def ready(self, openapi: dict[str, Any]) -> None:
-        """Let the runner serve; who waits gets it."""
+    def ready(
+        self, openapi: dict[str, Any], address: str | None = None, fixed_port: bool = False
+    ) -> None:
+        """Let the runner serve, or the user's server at `address`; who waits gets it."""
         runner = self._runner
         runner.openapi = openapi
+        runner.direct = Pool(address, reuse=False) if address else None
+        runner.fixed_port = fixed_port
         if runner.row.ready_at is None:
             runner.since = runner.row.ready_at = time.time()
             asyncio.get_running_loop().call_later(PROVEN_AFTER, self._fleet.proven, runner)
@@ -94,7 +99,8 @@ class States:
             return
         age = time.time() - (runner.row.ready_at or 0)
         if age < PROVEN_AFTER and not runner.in_flight and runner.last_request_at is None:
-            error = f"the runner ended by itself {age:.1f} s after it was ready"
+            what = runner.row.cause or "the runner ended by itself"
+            error = f"{what} {age:.1f} s after it was ready"
             self._fleet.failed(error, runner.row.created_at)
         self.enter("TERMINATING")
 

@@ -99,6 +99,11 @@ class Revision:
     error: str = ""
     created_at: float = field(default_factory=time.time)
 
+    @property
+    def direct(self) -> bool:
+        """Whether the traffic goes to a server of the user's own (Direct Server Mode)."""
+        return self.options.get("exposed_port") is not None and self.manifest.get("kind") != "app"
+
 
 @dataclass
 class RunnerRow:
@@ -204,6 +209,7 @@ class Store:
         self.followers: list[Callable[[Event], None]] = []
         self._pending: list[Event] = []
         self._depth = 0
+        self._folder = path.parent
         self._db = connect(path, MIGRATIONS)
 
     def close(self) -> None:
@@ -213,7 +219,7 @@ class Store:
     def _execute(
         self, statement: str, arguments: tuple[Any, ...] | dict[str, Any] = ()
     ) -> sqlite3.Cursor:
-        with io_errors():
+        with io_errors(self._folder):
             return self._db.execute(statement, arguments)
 
     @contextmanager

@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self.headers: list[Header] = []
         self.status = 0
+        self._interim = False
         self.complete = False
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -128,6 +129,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status < 200:
             self.headers.clear()
+            self._interim = True
         elif not self.complete:
             self.status = status
             self.complete = self._bodyless
@@ -182,6 +184,23 @@ class Connection(asyncio.Protocol):
             await self._writable.wait()
         self._half_sent = self._transport is None or self.status != 0
         return not self._half_sent
+
+    async def wants_body(self, timeout: float) -> bool:
+        """Say whether the body is to be sent: not once the request is answered (100-continue).
+
+        Raises
+        ------
+        UpstreamError
+            When the connection ends before that is known.
+        """
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._any_answer(), timeout)
+        self._half_sent = self.status != 0
+        return not self._half_sent
+
+    async def _any_answer(self) -> None:
+        while not self.status and not self._interim:
+            await self._progress()
 
     async def head(self) -> None:
         """Wait for `status` and `headers`.
@@ -262,10 +281,17 @@ def _disconnected() -> UpstreamError:
 
 
 class Pool:
-    """Keep-alive connections to one runner; the newest idle one is used first."""
+    """Keep-alive connections to one runner; the newest idle one is used first.
 
-    def __init__(self, address: str) -> None:
+    Parameters
+    ----------
+    reuse : bool
+        False for servers that may close a connection just as it is used again.
+    """
+
+    def __init__(self, address: str, reuse: bool = True) -> None:
         self._address = address
+        self._reuse = reuse
         self._idle: list[Connection] = []
 
     async def acquire(self) -> Connection:
@@ -317,12 +343,12 @@ class Pool:
             _, connection = await loop.create_unix_connection(Connection, self._address[5:])
         else:
             host, _, port = self._address.removeprefix("tcp:").rpartition(":")
-            _, connection = await loop.create_connection(Connection, host, int(port))
+            _, connection = await loop.create_connection(Connection, host.strip("[]"), int(port))
         return connection
 
     def release(self, connection: Connection) -> None:
         """Take a connection back; one that cannot serve again is closed."""
-        if connection.reusable:
+        if self._reuse and connection.reusable:
             self._idle.append(connection)
         else:
             connection.close()

@@ -1,4 +1,4 @@
-"""The magics: ``%%fal_function`` deploys a cell, ``%fal`` sees and steers what runs.
+"""The magics deploy a cell (``%%fal_function``, ``%%fal_server``), ``%fal`` steers what runs.
 
 Loading them is quick: what they need is imported when they are first used.
 """
@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-_NAMES = (("cell", "fal_function"), ("line", "fal"))
+_NAMES = (("cell", "fal_function"), ("cell", "fal_server"), ("line", "fal"))
 
 
 def register(shell: Any) -> None:
     """Add the magics and their completion to a shell."""
     from fal_notebook.magics import completion
-    from fal_notebook.magics.cell_magic import cell_magic
-    from fal_notebook.magics.fal import asked_for_help, fal
+    from fal_notebook.magics.cell_magic import function_magic, server_magic
+    from fal_notebook.magics.fal import asked_for_help, line_magic
 
     unregister(shell)
-    shell.register_magic_function(cell_magic(shell), "cell", "fal_function")
-    shell.register_magic_function(fal, "line", "fal")
+    shell.register_magic_function(function_magic(shell), "cell", "fal_function")
+    shell.register_magic_function(server_magic(shell), "cell", "fal_server")
+    shell.register_magic_function(line_magic(shell), "line", "fal")
     shell.input_transformers_cleanup.append(asked_for_help)
     completion.register(shell)
 

@@ -1,4 +1,4 @@
-"""``%%fal_function`` as a shell sees it; what does the work is imported when it is first used."""
+"""The cell magics as a shell sees them; what does the work is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from IPython.core.magic import no_var_expand
 
 
-def cell_magic(shell: Any) -> Any:
-    """Return the magic for one shell."""
+def function_magic(shell: Any) -> Any:
+    """Return ``%%fal_function`` for one shell."""
 
     @no_var_expand
     def fal_function(line: str, cell: str) -> None:
@@ -23,7 +23,28 @@ def cell_magic(shell: Any) -> Any:
     return fal_function
 
 
+def server_magic(shell: Any) -> Any:
+    """Return ``%%fal_server`` for one shell."""
+
+    @no_var_expand
+    def fal_server(line: str, cell: str) -> None:
+        """Deploy a server of one's own: all requests go to its port."""
+        __tracebackhide__ = True
+        from fal_notebook.magics.server import ServerMagic
+
+        ServerMagic(shell).cell(line, cell)
+
+    fal_server.getdoc = _server_help  # type: ignore[attr-defined]
+    return fal_server
+
+
 def _help() -> str:
     from fal_notebook.magics.function import cell_help
 
     return cell_help()
+
+
+def _server_help() -> str:
+    from fal_notebook.magics.server import server_help
+
+    return server_help()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fal_notebook.magics.values import Place
 
 _IDENTIFIER = "fal_notebook"
-_CELL = re.compile(r"\s*%%fal_function[ \t]+")
+_CELL = re.compile(r"\s*%%fal_(?:function|server)[ \t]+")
 _LINE = re.compile(r"\s*(?:[\w., ]+=\s*)?%fal[ \t]+")
 
 
@@ -52,8 +52,10 @@ class Matcher:
         found = self._found(context)
         if found is None:
             return {"completions": []}
+        # Only who offers something may keep the others from guessing: then it is what is written.
+        texts = found.texts or {found.fragment: "text"}
         return {
-            "completions": [SimpleCompletion(text, type=found.kind) for text in found.texts],
+            "completions": [SimpleCompletion(text, type=kind) for text, kind in texts.items()],
             "matched_fragment": found.fragment,
             "ordered": True,
             "suppress": True,

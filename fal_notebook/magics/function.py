@@ -43,6 +43,8 @@ def cell_help() -> str:
 class FunctionMagic:
     """The magic for one shell."""
 
+    magic = _MAGIC
+
     def __init__(self, shell: Any) -> None:
         self._shell = shell
 
@@ -51,12 +53,12 @@ class FunctionMagic:
         __tracebackhide__ = True
         namespace = self._shell.user_ns
         code = CellCode(self._shell, cell)
-        with one_line(_MAGIC):
+        with one_line(self.magic):
             entry = code.entry(_check(line, BeforeCell(namespace, code.defined())))
         before = namespace.get(entry)
         try:
             code.run()
-            with one_line(_MAGIC):
+            with one_line(self.magic):
                 options, cell_options = _parse(line, namespace)
                 self._deploy(entry, options, cell_options, code.source)
         finally:
@@ -68,6 +70,12 @@ class FunctionMagic:
         function = self._shell.user_ns.get(entry)
         if not callable(function):
             raise CellError(f"`{entry}` is not a function when the cell has run")
+        self._send(function, entry, options, cell, source)
+
+    def _send(
+        self, function: Any, entry: str, options: Options, cell: CellOptions, source: str
+    ) -> None:
+        """Deploy what was made ready, and bind `entry` to its handle."""
         if cell.dry_run:
             _show_captured(*deploying.dry_run(function, options, cell, entry))
             return
@@ -133,7 +141,7 @@ def _check(line: str, names: BeforeCell) -> str | None:
     """Refuse a wrong line before its cell runs, as far as can be told; return its ``entry``."""
     name, values = parse_line(line, names)
     if not names.asked:
-        _split(name, values)
+        split_line(name, values)
     return values.get("entry")
 
 
@@ -146,10 +154,11 @@ def _show_captured(payload: Payload, inherited: dict[str, Any], notices: list[st
 
 
 def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
-    return _split(*parse_line(line, namespace))
+    return split_line(*parse_line(line, namespace))
 
 
-def _split(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:
+def split_line(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:
+    """Return the options of a parsed line; a name that is an option's is refused."""
     if name is not None:
         _refuse_option(name)
     return split_options({**values, **({"name": name} if name is not None else {})})

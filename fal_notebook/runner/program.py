@@ -35,7 +35,7 @@ def run(spec: RunnerSpec) -> None:
     clean(spec)
     loop = new_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_Program(spec).main())
+    loop.run_until_complete(_program(spec).main())
 
 
 def clean(spec: RunnerSpec) -> None:
@@ -76,7 +76,17 @@ def listen(path: str) -> socket.socket:
     return server
 
 
-class _Program:
+def _program(spec: RunnerSpec) -> Program:
+    if spec.exposed_port is None:
+        return Program(spec)
+    from fal_notebook.runner.direct_program import DirectProgram  # few need it, and psutil
+
+    return DirectProgram(spec)
+
+
+class Program:
+    """One life of a runner that serves the user's function or app itself."""
+
     def __init__(self, spec: RunnerSpec) -> None:
         self._spec = spec
         self._link = Link()
@@ -123,7 +133,10 @@ class _Program:
             traceback.print_exception(error)
         logs.finish(None)
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
-        self._link.publish("FAILED", error=text)
+        await self._fail_with(text)
+
+    async def _fail_with(self, error: str) -> None:
+        self._link.publish("FAILED", error=error)
         await asyncio.sleep(FAREWELL)
         self._ending.set()
 

@@ -35,6 +35,10 @@ class RunnerSpec:
         Requests that run at the same time; sync ones get a thread each.
     orphan_timeout : float
         Seconds without a gateway after which it drains and ends.
+    exposed_port : int or None
+        The port that a server of the user's own says it listens on; None without such a server.
+    fixed_port : bool
+        That server is known to listen there, whatever ``$PORT`` says: one runner at a time.
     """
 
     runner_id: str
@@ -46,6 +50,8 @@ class RunnerSpec:
     environment: dict[str, str] = field(default_factory=dict)
     max_multiplexing: int = 1
     orphan_timeout: float = 60.0
+    exposed_port: int | None = None
+    fixed_port: bool = False
 
     @property
     def ending(self) -> str:

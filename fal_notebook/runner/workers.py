@@ -1,4 +1,4 @@
-"""Where the user's code runs: sync code in threads, async code on the loop, not too much at once."""
+"""Where the user's code runs: sync code in threads, async code on the loop, within limits."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fal_notebook.gateway.logs.lines import Line, Wanted
 from fal_notebook.gateway.logs.reader import LogReader
+from fal_notebook.gateway.logs.redaction import Redact, Redaction
 from fal_notebook.gateway.queue.table import QueuedRequest
 from fal_notebook.gateway.store import RunnerRow, Store
 
@@ -30,8 +31,9 @@ class _Found:
 class RequestLogs:
     """Finds the lines of a request; asking for them again reads only what is new."""
 
-    def __init__(self, state: Path, store: Store) -> None:
+    def __init__(self, state: Path, store: Store, redaction: Redaction) -> None:
         self._state = state
+        self._redaction = redaction
         self._store = store
         self._found: OrderedDict[str, _Found] = OrderedDict()
 
@@ -43,7 +45,7 @@ class RequestLogs:
         found = self._remembered(request)
         async with found.lock:
             if found.reader.behind(rows):
-                await asyncio.to_thread(_read_on, found, rows)
+                await asyncio.to_thread(_read_on, found, rows, self._redaction.current())
         return list(found.lines)
 
     def _remembered(self, request: QueuedRequest) -> _Found:
@@ -72,7 +74,7 @@ def _between(request: QueuedRequest) -> tuple[float, float]:
     return begin - SLACK, (request.completed_at or float("inf")) + SLACK
 
 
-def _read_on(found: _Found, rows: list[RunnerRow]) -> None:
-    found.lines.extend(found.reader.lines(rows, MOST_LINES))
+def _read_on(found: _Found, rows: list[RunnerRow], redact: Redact) -> None:
+    found.lines.extend(found.reader.lines(rows, MOST_LINES, redact))
     while found.reader.more:
-        found.lines.extend(found.reader.lines(rows, MOST_LINES))
+        found.lines.extend(found.reader.lines(rows, MOST_LINES, redact))

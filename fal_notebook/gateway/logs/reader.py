@@ -11,6 +11,7 @@ from fal_notebook.gateway import paths
 from fal_notebook.gateway.logs import pieces
 from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Line, Wanted, parse
+from fal_notebook.gateway.logs.redaction import Redact
 from fal_notebook.gateway.store import RunnerRow
 
 # One look goes through at most so many bytes, however few lines are wanted.
@@ -87,7 +88,7 @@ class LogReader:
             return True
         return pieces.size_of(self._path(row)) != self.cursor.offsets.get(row.id, 0)
 
-    def lines(self, rows: Sequence[RunnerRow], limit: int) -> Iterator[Line]:
+    def lines(self, rows: Sequence[RunnerRow], limit: int, redact: Redact = str) -> Iterator[Line]:
         """Yield at most `limit` lines; the cursor stands behind each as it is yielded.
 
         `rows` are all runners of the app that did not end before the cursor's `since`.
@@ -102,7 +103,7 @@ class LogReader:
             budget -= self._move(step)
             if step.line is not None:
                 left -= 1
-                yield step.line
+                yield {**step.line, "message": redact(step.line["message"])}
         self.cursor.tidy(self._readable(rows))
         self.more = len(behind) > AT_ONCE
 

@@ -16,6 +16,7 @@ from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import secrets
 from fal_notebook.gateway.operations.logs import log_tail
+from fal_notebook.gateway.operations.user_server import about, free_port, openapi_of
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
 from fal_notebook.options import APP_DEFAULTS, Options, app_name, explicit, parse_options
@@ -238,10 +239,16 @@ async def _roll_out(
         revision.options,
         lambda line: _step(gateway, revision, "building", line),
     )
+    if revision.direct:
+        await free_port(fleet, revision, gateway.lifecycle.stop)
     _step(gateway, revision, "starting", "runner")
     runner = deployment.runner = gateway.lifecycle.start(fleet, revision, proving=True)
+    runner.on_note = functools.partial(_step, gateway, revision, "starting")
     await runner.ready
-    revision.openapi = (revision.options.get("metadata") or {}).get("openapi") or runner.openapi
+    given = (revision.options.get("metadata") or {}).get("openapi")
+    revision.openapi = given or runner.openapi or await openapi_of(runner)
+    for note in about(revision, runner):
+        _step(gateway, revision, "note", note)
     _switch(gateway, fleet, deployment)
     runner.proving = False
 
@@ -280,6 +287,7 @@ def _finish(
     if task.cancelled() or error is not None:
         reason = deployment.reason if error is None else str(error)
         _fail(gateway, fleet, deployment, reason, cancelled=error is None)
+        _serve_again(gateway, fleet)
     unused = fleet.revision is None and key not in gateway.deployments
     if unused and gateway.fleets.get(key) is fleet:
         gateway.forget(fleet)
@@ -291,14 +299,22 @@ def _fail(
     revision, runner = deployment.revision, deployment.runner
     log: list[str] = []
     if runner is not None:
-        log = log_tail(paths.runner_log(gateway.state, runner.row.id), LOG_LINES)
+        log = log_tail(gateway, runner.row.id, LOG_LINES)
         if not runner.ended.is_set():
             gateway.lifecycle.kill(runner, reason)
+    reason = gateway.redaction.current()(reason)
     revision.state, revision.error = "FAILED", reason
     with gateway.store.transaction():
         if gateway.store.revision(revision.id) is not None:  # else the app was deleted
             gateway.store.put(revision)
         _step(gateway, revision, "failed", reason, log=log, cancelled=cancelled)
+
+
+def _serve_again(gateway: Gateway, fleet: Fleet) -> None:
+    """Let the revision that serves start runners again, if it was told to wait."""
+    app = gateway.store.app(fleet.owner, fleet.name)
+    if app is not None and fleet.revision is not None and not fleet.scaling.max_concurrency:
+        gateway.activate(app, fleet.revision)
 
 
 def _step(gateway: Gateway, revision: Revision, step: str, message: str, **more: Any) -> None:

@@ -6,14 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Line, Wanted, parse
 from fal_notebook.gateway.logs.pieces import last_lines
 from fal_notebook.gateway.logs.reader import LogReader
+from fal_notebook.gateway.logs.redaction import Redact
 from fal_notebook.gateway.operations.apps import find, past_runners
 from fal_notebook.gateway.store import RunnerRow
 
@@ -36,6 +38,10 @@ class Query:
     cursor: str | None = None
     limit: int = 1000
 
+    def __post_init__(self) -> None:
+        if self.tail < 0:
+            raise OptionError(f"tail={self.tail} is not allowed; it is a number of lines from 0 on")
+
 
 async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[str, Any]:
     """Return ``lines``, the ``cursor`` behind them, and whether there is ``more`` by now.
@@ -46,7 +52,8 @@ async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[st
     """
     find(gateway, owner, name)
     reader, rows = _begin(gateway, owner, name, query)
-    lines = await asyncio.to_thread(_page, reader, rows, query)
+    redact = gateway.redaction.current()
+    lines = await asyncio.to_thread(_page, reader, rows, query, redact)
     return {"lines": lines, "cursor": reader.cursor.dump(), "more": reader.more}
 
 
@@ -73,7 +80,10 @@ async def _follow(
         await asyncio.to_thread(reader.go_back, rows, query.tail)
     yield _event(reader)
     while not gateway.stop_requested.is_set():
-        events = await asyncio.to_thread(_events, reader, rows) if reader.behind(rows) else b""
+        events = b""
+        if reader.behind(rows):
+            redact = gateway.redaction.current()
+            events = await asyncio.to_thread(_events, reader, rows, redact)
         yield events
         if gateway.store.app(owner, name) is None:
             yield b"event: end\ndata: {}\n\n"
@@ -83,10 +93,11 @@ async def _follow(
         rows = past_runners(gateway, owner, name, reader.cursor.since)
 
 
-def log_tail(path: Path, lines: int) -> list[str]:
+def log_tail(gateway: Gateway, runner_id: str, lines: int) -> list[str]:
     """Return the last lines of a runner's log as plain text."""
+    path, redact = paths.runner_log(gateway.state, runner_id), gateway.redaction.current()
     found, _ = last_lines(path, True, lines, lambda raw: True)
-    return [parse(raw.text.decode(errors="replace"), "")["message"] for raw in found]
+    return [redact(parse(raw.text.decode(errors="replace"), "")["message"]) for raw in found]
 
 
 def _begin(
@@ -97,16 +108,16 @@ def _begin(
     return LogReader(gateway.state, query.wanted, cursor), rows
 
 
-def _page(reader: LogReader, rows: Sequence[RunnerRow], query: Query) -> list[Line]:
+def _page(reader: LogReader, rows: Sequence[RunnerRow], query: Query, redact: Redact) -> list[Line]:
     if query.cursor is not None:
-        return list(reader.lines(rows, query.limit))
+        return list(reader.lines(rows, query.limit, redact))
     reader.go_back(rows, query.tail)
-    lines = list(reader.lines(rows, query.tail + BATCH))  # some may have come meanwhile
+    lines = list(reader.lines(rows, query.tail + BATCH, redact))  # some may have come meanwhile
     return lines[max(0, len(lines) - query.tail) :]
 
 
-def _events(reader: LogReader, rows: Sequence[RunnerRow]) -> bytes:
-    return b"".join(_event(reader, line) for line in reader.lines(rows, BATCH))
+def _events(reader: LogReader, rows: Sequence[RunnerRow], redact: Redact) -> bytes:
+    return b"".join(_event(reader, line) for line in reader.lines(rows, BATCH, redact))
 
 
 def _event(reader: LogReader, line: Line | None = None) -> bytes:

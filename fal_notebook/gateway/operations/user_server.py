@@ -1,0 +1,88 @@
+"""What a deploy does for a server of the user's own: free its port, ask for its schema, tell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.headers import request_head
+from fal_notebook.gateway.store import Revision
+from fal_notebook.gateway.upstream import Pool, UpstreamError
+
+# How long a server may take to say what it is, and how much of that is read.
+TIMEOUT = 5.0
+LARGEST = 8 * 1024 * 1024
+
+
+async def free_port(fleet: Fleet, revision: Revision, stop: Callable[[Runner, str], None]) -> None:
+    """End the runners that hold the fixed port which the new revision's server may want.
+
+    Until the deploy has ended no other is started; who calls meanwhile waits.
+    """
+    before = fleet.revision
+    port = revision.options["exposed_port"]
+    held = before is not None and before.manifest.get("fixed_port")
+    if before is None or not held or before.options["exposed_port"] != port:
+        return
+    fleet.scaling = replace(
+        fleet.scaling,
+        min_concurrency=0,
+        max_concurrency=0,
+        concurrency_buffer=0,
+        concurrency_buffer_perc=0,
+    )
+    runners = list(fleet.runners.values())
+    for runner in runners:
+        stop(runner, f"revision {revision.number} needs its port {port}")
+    await asyncio.gather(*(runner.ended.wait() for runner in runners))
+
+
+async def openapi_of(runner: Runner) -> dict[str, Any]:
+    """Return what the server answers at ``/openapi.json``, {} when that is no schema."""
+    if runner.direct is None:
+        return {}
+    with contextlib.suppress(UpstreamError, asyncio.TimeoutError, ValueError):
+        found = json.loads(await asyncio.wait_for(_get(runner.direct), TIMEOUT))
+        if isinstance(found, dict) and "openapi" in found:
+            return found
+    return {}
+
+
+async def _get(pool: Pool) -> bytes:
+    added = ((b"host", b"127.0.0.1"), (b"accept", b"application/json"))
+    connection = await pool.acquire()
+    try:
+        connection.begin(request_head(b"GET", b"/openapi.json", [], added, False))
+        await connection.head()
+        content = b""
+        while connection.status == 200 and len(content) < LARGEST:
+            piece = await connection.read()
+            if not piece:
+                break
+            content += piece
+        return content
+    finally:
+        pool.release(connection)
+
+
+def about(revision: Revision, runner: Runner) -> Iterator[str]:
+    """Yield what the user should know; a fixed port is noted in the revision."""
+    if runner.direct is None:
+        return
+    port = revision.options["exposed_port"]
+    if runner.fixed_port:
+        revision.manifest["fixed_port"] = True
+        yield (
+            f"the server listens on port {port} whatever $PORT says, so there is one runner at a "
+            "time on this machine; let it listen on {port} or $PORT for more"
+        )
+    if not revision.openapi:
+        yield (
+            "no OpenAPI: the app works, but nobody is shown what it takes; serve /openapi.json or "
+            'give metadata={"openapi": …}'
+        )

@@ -1,0 +1,59 @@
+"""A process whose program is a function of the user's that starts a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import pickle
+import sys
+import traceback
+import types
+from pathlib import Path
+from typing import Any
+
+from fal_notebook.runner import logs
+from fal_notebook.runner.envelope import packages_compared, unpack
+
+
+def main(payload: str, log: str, port: int) -> None:
+    """Load the function and call it; end with 1 when it raises."""
+    logs.redirect(log)
+    status: object = 0
+    try:
+        _call(payload, port)
+    except SystemExit as ending:
+        status = ending.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    finally:
+        with contextlib.suppress(Exception):
+            logs.finish(None)
+    sys.exit(status)  # type: ignore[arg-type]  # whatever the function gave
+
+
+def _call(payload: str, port: int) -> None:
+    sys.modules["__main__"] = main_module = types.ModuleType("__main__")
+    manifest, pickled = unpack(Path(payload).read_bytes())
+    with packages_compared(manifest):
+        loaded: dict[str, Any] = pickle.loads(pickled)
+    for name, module in loaded["modules"].items():
+        sys.modules.setdefault(name, module)
+    function = loaded["function"]
+    plain = inspect.unwrap(function)
+    if isinstance(plain, types.FunctionType):
+        names = {n: v for n, v in plain.__globals__.items() if not n.startswith("__")}
+        vars(main_module).update(names)
+    first = [] if loaded["setup"] is None else [_finished(loaded["setup"]())]
+    offered = {"port": port} if "port" in inspect.signature(function).parameters else {}
+    _finished(function(*[value for value in first if value is not None], **offered))
+
+
+def _finished(result: Any) -> Any:
+    """Return a result, or what an async function gives."""
+    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+
+
+async def _awaited(result: Any) -> Any:
+    return await result

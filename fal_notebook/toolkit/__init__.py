@@ -1,0 +1,68 @@
+"""What apps are made with: files, images, models, downloads, a key-value store; names as fal's."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from fal_notebook.toolkit.downloads import (
+    clone_repository,
+    download_file,
+    download_model_weights,
+)
+from fal_notebook.toolkit.errors import (
+    DownloadError,
+    FalTookitException,
+    FileUploadException,
+    KVStoreException,
+)
+from fal_notebook.toolkit.file import CompressedFile, File
+from fal_notebook.toolkit.folders import (
+    FAL_MODEL_WEIGHTS_DIR,
+    FAL_PERSISTENT_DIR,
+    FAL_REPOSITORY_DIR,
+)
+from fal_notebook.toolkit.kv import KVStore
+from fal_notebook.toolkit.media import (
+    Audio,
+    AudioField,
+    FileField,
+    Image,
+    ImageField,
+    ImageSize,
+    ImageSizeField,
+    ImageSizeInput,
+    Video,
+    VideoField,
+    get_image_size,
+)
+from fal_notebook.toolkit.models import FalBaseModel, Hidden
+
+__all__ = [
+    "FAL_MODEL_WEIGHTS_DIR",
+    "FAL_PERSISTENT_DIR",
+    "FAL_REPOSITORY_DIR",
+    "Audio",
+    "AudioField",
+    "CompressedFile",
+    "DownloadError",
+    "FalBaseModel",
+    "FalTookitException",
+    "Field",
+    "File",
+    "FileField",
+    "FileUploadException",
+    "Hidden",
+    "Image",
+    "ImageField",
+    "ImageSize",
+    "ImageSizeField",
+    "ImageSizeInput",
+    "KVStore",
+    "KVStoreException",
+    "Video",
+    "VideoField",
+    "clone_repository",
+    "download_file",
+    "download_model_weights",
+    "get_image_size",
+]

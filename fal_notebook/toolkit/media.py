@@ -1,0 +1,138 @@
+"""Images, audio and video as files, their fields, and the sizes of images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fal_notebook.toolkit.downloads import read_url
+from fal_notebook.toolkit.file import File
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+LARGEST_IMAGE = 50 * 1024 * 1024
+ImageFormat = Literal["png", "jpeg", "jpg", "webp", "gif"]
+ImageSizePreset = Literal[
+    "square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"
+]
+_SAVING: dict[str, dict[str, int]] = {"png": {"compress_level": 1}, "jpeg": {"quality": 95}}
+
+
+class ImageSize(BaseModel):
+    """Width and height in pixels."""
+
+    width: int = Field(512, description="The width of the generated image.", gt=0, le=14142)
+    height: int = Field(512, description="The height of the generated image.", gt=0, le=14142)
+
+
+ImageSizeInput = ImageSize | ImageSizePreset
+IMAGE_SIZE_PRESETS: dict[str, ImageSize] = {
+    "square_hd": ImageSize(width=1024, height=1024),
+    "square": ImageSize(width=512, height=512),
+    "portrait_4_3": ImageSize(width=768, height=1024),
+    "portrait_16_9": ImageSize(width=576, height=1024),
+    "landscape_4_3": ImageSize(width=1024, height=768),
+    "landscape_16_9": ImageSize(width=1024, height=576),
+}
+
+
+def get_image_size(source: ImageSizeInput) -> ImageSize:
+    """Return the size that a preset's name or a size is."""
+    if isinstance(source, ImageSize):
+        return source
+    if source not in IMAGE_SIZE_PRESETS:
+        raise TypeError(f"Invalid value for ImageSize: {source}")
+    return IMAGE_SIZE_PRESETS[source]
+
+
+class Image(File):
+    """An image file."""
+
+    model_config = ConfigDict(json_schema_extra={"ui": {"field": "image"}})
+
+    width: int | None = Field(
+        None, description="The width of the image in pixels.", examples=[1024]
+    )
+    height: int | None = Field(
+        None, description="The height of the image in pixels.", examples=[1024]
+    )
+
+    @classmethod
+    def from_bytes(  # type: ignore[override]
+        cls,
+        data: bytes,
+        format: ImageFormat,
+        size: ImageSize | None = None,
+        file_name: str | None = None,
+        *,
+        request: Any = None,
+        **fals: Any,
+    ) -> Image:
+        """Store the bytes of an image of a format."""
+        made = super().from_bytes(data, f"image/{format}", file_name, request=request)
+        made.width, made.height = (size.width, size.height) if size else (None, None)
+        return made
+
+    @classmethod
+    def from_pil(
+        cls,
+        pil_image: PILImage.Image,
+        format: ImageFormat | None = None,
+        file_name: str | None = None,
+        *,
+        request: Any = None,
+        **fals: Any,
+    ) -> Image:
+        """Store a Pillow image, by default in the format that it was opened from, else as png."""
+        chosen: Any = (format or pil_image.format or "png").lower()
+        chosen = "jpeg" if chosen == "jpg" else chosen
+        buffer = io.BytesIO()
+        pil_image.save(buffer, format=chosen, **_SAVING.get(chosen, {}))
+        size = ImageSize(width=pil_image.width, height=pil_image.height)
+        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, request=request)
+
+    def to_pil(self, mode: str = "RGB") -> PILImage.Image:
+        """Download the image and return it as Pillow's, turned as its camera says."""
+        from PIL import Image as Pillow
+        from PIL import ImageOps
+
+        image = Pillow.open(io.BytesIO(read_url(self.url, LARGEST_IMAGE)))
+        return ImageOps.exif_transpose(image).convert(mode)
+
+
+class Audio(File):
+    """An audio file."""
+
+    model_config = ConfigDict(json_schema_extra={"ui": {"field": "audio"}})
+
+
+class Video(File):
+    """A video file."""
+
+    model_config = ConfigDict(json_schema_extra={"ui": {"field": "video"}})
+
+
+def _shown_as(kind: str | None) -> Callable[..., Any]:
+    def make(*args: Any, ui: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        extra = kwargs.pop("json_schema_extra", None) or {}
+        own = {**({"field": kind} if kind else {}), **(ui or {})}
+
+        def extend(schema: dict[str, Any]) -> None:
+            extra(schema) if callable(extra) else schema.update(extra)
+            schema["ui"] = {**own, **schema.get("ui", {})}
+
+        return Field(*args, json_schema_extra=extend if own else extra, **kwargs)
+
+    return make
+
+
+# Pydantic's `Field`, with a hint how a form shows it; `ui` adds others.
+FileField = _shown_as("file")
+ImageField = _shown_as("image")
+AudioField = _shown_as("audio")
+VideoField = _shown_as("video")
+ImageSizeField = _shown_as(None)

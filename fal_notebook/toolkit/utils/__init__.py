@@ -1,0 +1,1 @@
+"""Small helpers of apps, where fal has them."""
