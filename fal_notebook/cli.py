@@ -9,34 +9,22 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Iterator
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from fal_notebook import __version__, discovery, display, settings, sync
 from fal_notebook.client import Client
+from fal_notebook.command_help import Commands
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.options import app_name
 
-
-class _Commands(click.Group):
-    """Commands that name the nearest one for one that does not exist."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is named first."""
-        name = args[0]
-        nearest = get_close_matches(name, self.list_commands(ctx), n=1)
-        if nearest and self.get_command(ctx, name) is None and not name.startswith("-"):
-            ctx.fail(f"there is no command '{name}'; did you mean '{nearest[0]}'?")
-        return super().resolve_command(ctx, args)
+_PART = " The beginning or end of its id is enough."
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fal-notebook")
 def commands() -> None:
     """See and steer the apps that notebooks deployed on this machine."""
@@ -63,10 +51,17 @@ def runners(name: str | None) -> display.Table:
 @commands.command()
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until interrupted.")
-@click.option("--runner", default="", help="Lines of this runner only.")
-@click.option("--request", default="", help="Lines of this request only.")
+@click.option("--runner", default="", metavar="ID", help="Lines of this runner only.")
+@click.option("--request", default="", metavar="ID", help="Lines of this request only." + _PART)
 @click.option("--level", default="", help="Lines of at least this level, such as warning.")
-@click.option("--tail", default=200, show_default=True, help="How many past lines.")
+@click.option(
+    "--tail",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="How many past lines.",
+)
 def logs(
     name: str, follow: bool, runner: str, request: str, level: str, tail: int
 ) -> Iterator[str]:
@@ -77,7 +72,7 @@ def logs(
 
 @commands.command()
 @click.argument("name")
-@click.option("--request", default="", help="Input and traceback of this request.")
+@click.option("--request", default="", metavar="ID", help="Its input and traceback." + _PART)
 def errors(name: str, request: str) -> display.Table | display.ErrorView:
     """Show the errors of an app's requests by type and place."""
     handle = _handle(name)
@@ -129,7 +124,7 @@ def delete(name: str) -> str:
     return f"{handle.owner}/{handle.name} is deleted"
 
 
-@commands.group(cls=_Commands)
+@commands.group(cls=Commands)
 def gateway() -> None:
     """Start, stop or describe the gateway of this user."""
 
@@ -168,14 +163,14 @@ def gateway_status() -> display.Table | str:
     return display.Table(("gateway", ""), list(about.items()), "")
 
 
-@commands.group(cls=_Commands)
+@commands.group(cls=Commands)
 def keys() -> None:
     """Keys with which others call private apps."""
 
 
 @keys.command("create")
 @click.option("--scope", type=click.Choice(["API", "ADMIN"]), default="API", show_default=True)
-@click.option("--alias", default="", help="A name to recognise it by.")
+@click.option("--alias", default="", metavar="TEXT", help="A name to recognise it by.")
 def create_key(scope: str, alias: str) -> str:
     """Make a key and show it, for the only time."""
     key = sync.wait(_client().create_key(scope, alias))
@@ -196,7 +191,7 @@ def revoke_key(identity: str) -> str:
     return f"{identity} is revoked"
 
 
-@commands.group(cls=_Commands)
+@commands.group(cls=Commands)
 def secrets() -> None:
     """Secrets that apps get as environment variables (option secrets=NAME)."""
 
@@ -229,15 +224,24 @@ def delete_secret(name: str) -> str:
     return f"{name} is deleted"
 
 
-def run(arguments: list[str], prog_name: str) -> Any:
+def run(arguments: list[str], prog_name: str, variables: Mapping[str, Any] | None = None) -> Any:
     """Run a command and return what it has to show.
+
+    Parameters
+    ----------
+    arguments : list of str
+        The words of the command line.
+    prog_name : str
+        What help calls the command.
+    variables : mapping, optional
+        The notebook's, for values of options that name them.
 
     Raises
     ------
     click.ClickException, FalNotebookError
         One sentence each.
     """
-    return commands.main(arguments, prog_name=prog_name, standalone_mode=False)
+    return commands.main(arguments, prog_name=prog_name, standalone_mode=False, obj=variables or {})
 
 
 def main() -> None:
@@ -286,7 +290,8 @@ def _handle(name: str) -> Handle:
 def _values(options: tuple[str, ...]) -> dict[str, Any]:
     from fal_notebook.magics.parse import parse_line
 
-    extra, values = parse_line(" ".join(map(_quoted, options)), {})
+    variables = click.get_current_context().obj
+    extra, values = parse_line(" ".join(map(_quoted, options)), variables)
     if extra is not None:
         raise click.UsageError(f"expected key=value, got {extra!r}")
     return values

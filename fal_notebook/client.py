@@ -119,6 +119,11 @@ class Client:
         """
         return await self._json("GET", f"/api/apps/{owner}/{name}/logs", params=query)
 
+    async def find_request(self, owner: str, name: str, part: str) -> str:
+        """Return the id of the only request of an app that begins or ends with `part`."""
+        path = f"/api/apps/{owner}/{name}/requests"
+        return str((await self._json("GET", path, params={"part": part}))["id"])
+
     async def follow_logs(
         self, owner: str, name: str, **filters: Any
     ) -> AsyncIterator[dict[str, Any]]:

@@ -64,14 +64,16 @@ _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 class Progress:
     """What a deploy shows: the app, its steps so far, and how it ended.
 
-    `state` is deploying, up to date, active, failed or cancelled; `on_change` is called after
-    each change, from a worker thread.
+    `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
+    `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
+    from a worker thread.
     """
 
     owner: str
     name: str
     payload: Payload
     state: str = "deploying"
+    still_runs: bool = False
     url: str = ""
     number: int = 0
     steps: list[str] = field(default_factory=list)
@@ -173,8 +175,13 @@ def given_by(value: Any) -> dict[str, Any]:
 
 
 def _refuse_no_function(value: Any) -> None:
-    if is_app(value):
+    if is_app(value) or (isinstance(value, Handle) and given_by(value)):
         return
+    if isinstance(value, Handle):
+        raise OptionError(
+            f"{value.name} is deployed already, and its options would be lost: "
+            "run its cell again, or name all of them in deploy(handle.original, …)"
+        )
     if not callable(value) or isinstance(value, (type, types.BuiltinFunctionType)):
         raise OptionError(
             f"deploy takes a function of this program or notebook, not {reprlib.repr(value)}; "
@@ -309,14 +316,17 @@ async def _accept(
     while True:
         try:
             reply = await client.deploy(progress.owner, request)
-        except PayloadMissingError:
-            await client.upload(content)
-        except StoredSecretError as error:
-            find({error.name: content[error.start : error.end].decode()})
-            request["allowed_secrets"].append(error.name)
+        except (PayloadMissingError, StoredSecretError) as error:
+            lacking = error
         else:
             progress.accepted(reply)
             return reply
+        # Outside of the handler: what is raised here is not the consequence of an error.
+        if isinstance(lacking, StoredSecretError):
+            find({lacking.name: content[lacking.start : lacking.end].decode()})
+            request["allowed_secrets"].append(lacking.name)
+        else:
+            await client.upload(content)
 
 
 async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:
@@ -336,7 +346,7 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
-        if progress.state == "failed":
+        if progress.state in ("failed", "cancelled"):
             await _explain(client, progress)
     except GatewayUnavailableError:
         pass
@@ -346,7 +356,8 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         progress.failed("the gateway stopped during the deploy; run the cell again")
     if progress.state in ("failed", "cancelled"):
         reason = f"{progress.name}: {progress.error}"
-        raise DeployError("\n".join([reason, *progress.log[-LOG_LINES:]]))
+        lines = [reason, *progress.log[-LOG_LINES:]]
+        raise DeployError("\n".join(lines), still_runs=progress.still_runs)
 
 
 async def _explain(client: Client, progress: Progress) -> None:
@@ -355,12 +366,14 @@ async def _explain(client: Client, progress: Progress) -> None:
     hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
     with suppress(GatewayError):  # nothing runs
         running = await client.status(progress.owner, progress.name)
-        if running["number"] != progress.number:
+        progress.still_runs = running["number"] != progress.number
+        if progress.still_runs:
             hints.append(
                 f"revision {running['number']} still answers at {running['url']}, "
                 f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
             )
-    progress.failed("; ".join([progress.error, *hints]), progress.log)
+    if progress.state == "failed":
+        progress.failed("; ".join([progress.error, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:

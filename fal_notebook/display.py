@@ -189,10 +189,20 @@ def _when(at: float) -> str:
     return time.strftime("%F %T", time.localtime(at))
 
 
+def _shortly(at: float) -> str:
+    """Return the time, with its date when that is not today's."""
+    when = _when(at)
+    date, _, clock = when.partition(" ")
+    return clock if date == time.strftime("%F") else when
+
+
 def log_line(line: dict[str, Any]) -> str:
-    """Return a log line as one line of text."""
-    at = time.strftime("%H:%M:%S", time.localtime(line["at"])) if line["at"] else " " * 8
-    request = f" {line['request'][:8]}" if line["request"] else ""
+    """Return a log line as one line of text.
+
+    Of the request's id it has the end: ids of the queue begin with the time.
+    """
+    at = _shortly(line["at"]) if line["at"] else " " * 8
+    request = f" {line['request'][-8:]}" if line["request"] else ""
     return f"{at} {line['runner'][:6]}{request} {line['level']:5} {line['message']}"
 
 

@@ -117,7 +117,17 @@ class BuildError(FalNotebookError):
 
 
 class DeployError(FalNotebookError):
-    """A new revision did not come up; what ran before is still running."""
+    """A new revision did not come up; what ran before is still running.
+
+    Attributes
+    ----------
+    still_runs : bool
+        Whether there was such a revision.
+    """
+
+    def __init__(self, message: str, still_runs: bool = False) -> None:
+        super().__init__(message)
+        self.still_runs = still_runs
 
 
 class GatewayError(FalNotebookError):

@@ -19,6 +19,8 @@ from fal_notebook.submitting import QueueOptions, Submitter
 
 T = TypeVar("T")
 
+_WHOLE_ID = 32
+
 
 def shared_client() -> Client:
     """Return the client of this process; it lives on the background loop of `sync`."""
@@ -191,8 +193,11 @@ class Handle:
     ) -> list[dict[str, Any]] | Iterator[dict[str, Any]]:
         """Return the last log lines, or an iterator that goes on with new ones.
 
-        Of one runner or request if it is named, and of at least a level such as ``"warning"``.
+        At most the last `tail` of those that are kept; of one runner or request if it is named,
+        the request by its id or a unique beginning or end of it, and of at least a level such as
+        ``"warning"``.
         """
+        request = self._request_id(request, follow)
         filters: dict[str, Any] = {
             "runner": runner,
             "request": request,
@@ -209,7 +214,10 @@ class Handle:
         return self._ask(shared_client().errors)
 
     def error(self, request_id: str) -> dict[str, Any]:
-        """Return the errors whose sample is this request, with its `input` and `traceback`."""
+        """Return the errors whose sample is this request, with its `input` and `traceback`.
+
+        `request_id` may be a unique beginning or end of it.
+        """
         return self._ask(functools.partial(shared_client().error, request_id=request_id))
 
     def delete(self) -> None:
@@ -238,12 +246,22 @@ class Handle:
         return Handle, (self.owner, self.name)
 
     def __repr__(self) -> str:
-        state = ""
+        return f"<fal app {self.owner}/{self.name}{self._state()}>"
+
+    def _state(self) -> str:
+        """Say what is odd about the deploy of its cell."""
         if self._deployed is not None and not self._deployed.done():
-            state = " (deploying)"
-        elif self._deployed is not None and self._deployed.exception() is not None:
-            state = " (not deployed)"
-        return f"<fal app {self.owner}/{self.name}{state}>"
+            return " (deploying)"
+        error = self._deployed.exception() if self._deployed is not None else None
+        if error is None:
+            return ""
+        return " (redeploy failed)" if getattr(error, "still_runs", False) else " (not deployed)"
+
+    def _request_id(self, part: str, follow: bool) -> str:
+        """Return the whole id; one that is followed may have written nothing yet."""
+        if not part or (follow and len(part) == _WHOLE_ID):
+            return part
+        return self._ask(functools.partial(shared_client().find_request, part=part))
 
     # --- how it talks to the gateway ---------------------------------------------------------
     def _ask(self, method: Callable[[str, str], Coroutine[Any, Any, T]]) -> T:

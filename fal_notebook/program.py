@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
         When there is no such file or function; what the file raises leaves as it is.
     """
     name, _, wanted = target.partition("::")
-    path = Path(name)
+    path = Path(os.path.expanduser(name))  # no shell has done so for a notebook
     options, cell = split_options(values)
     if cell.entry is not None or cell.dry_run:
         raise OptionError("give the function as FILE::FUNCTION; dry_run is for cells")

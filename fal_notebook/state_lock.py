@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 _PERIOD = 0.02
+_FILE = "gateway.lock"
 
 
 def take(state: Path, timeout: float = 0.0) -> int | None:
@@ -31,12 +32,11 @@ def wait_until_free(state: Path, timeout: float = 0.0) -> bool:
 
 
 def is_on(descriptor: int, state: Path) -> bool:
-    """Say whether what is locked is still the folder of this name, and no other or none."""
+    """Say whether what is locked is still the folder of this name (or its file), and no other."""
     held = os.fstat(descriptor)
-    if not stat.S_ISDIR(held.st_mode):
-        return True
+    locked = state if stat.S_ISDIR(held.st_mode) else state / _FILE
     try:
-        return os.path.samestat(held, os.stat(state))
+        return os.path.samestat(held, os.stat(locked))
     except FileNotFoundError:
         return False
 
@@ -50,7 +50,7 @@ def _try(state: Path) -> int | None:
         return None
     except OSError:
         os.close(descriptor)
-        return _try_file(state / "gateway.lock")
+        return _try_file(state / _FILE)
     return descriptor
 
 

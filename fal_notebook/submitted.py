@@ -71,8 +71,8 @@ class Submitted:
         """Return how far the request is."""
         return sync.wait(self._status())
 
-    def logs(self, tail: int = 200) -> list[dict[str, Any]]:
-        """Return the last lines that it wrote, as ``handle.logs()`` does."""
+    def logs(self, tail: int = 10_000) -> list[dict[str, Any]]:
+        """Return what it wrote, as ``handle.logs()`` does: the last `tail` lines that are kept."""
         return sync.wait(self._logs(tail))
 
     def result(self, timeout: float | None = None) -> Any:

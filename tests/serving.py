@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import linecache
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -109,3 +111,11 @@ def post(path: str, value: Any, *headers: str) -> str:
     body = json.dumps(value)
     lines = [f"POST {path} HTTP/1.1", "Host: GATEWAY", f"Content-Length: {len(body)}", *headers]
     return "\n".join(lines) + "\n\n" + body
+
+
+def fill(folder: Path, leave: int) -> None:
+    """Write a file that leaves so many bytes free."""
+    free = os.statvfs(folder)
+    size = free.f_bavail * free.f_bsize - leave
+    with (folder / "filler").open("ab") as file:
+        file.write(bytes(size))

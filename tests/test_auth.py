@@ -52,6 +52,12 @@ def test_anything_else_is_refused(auth: Auth, header: bytes) -> None:
         auth.identify(header)
 
 
+@pytest.mark.parametrize("header", [b"Key", b"Key ", b"key  "])
+def test_a_header_without_a_key_is_told_how_to_send_one(auth: Auth, header: bytes) -> None:
+    with pytest.raises(UnauthorizedError, match="send 'Authorization: Key id:secret'"):
+        auth.identify(header)
+
+
 def test_a_runner_calls_for_its_owner_but_controls_nothing(auth: Auth) -> None:
     principal = auth.identify(b"Key r1:runner-secret")
     assert principal is not None

@@ -108,6 +108,15 @@ def test_annotations_of_a_file_are_evaluated_as_python_does(tmp_path: Path) -> N
         run("deploy", str(path))
 
 
+def test_a_file_is_found_below_the_users_home(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "at_home.py").write_text("def f(): pass\n1 / 0\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ZeroDivisionError):
+        run("deploy", "~/at_home.py")
+    with pytest.raises(CellError, match=r"~nobody-of-that-name/a\.py cannot be read"):
+        run("deploy", "~nobody-of-that-name/a.py")
+
+
 def test_a_failed_deploy_of_a_file_keeps_the_notes(tmp_path: Path, gateway) -> None:
     path = tmp_path / "noted.py"
     path.write_text(

@@ -53,8 +53,8 @@ def stopped(pid: int) -> Iterator[None]:
 # --- options --------------------------------------------------------------------------------
 def test_the_first_line_offers_every_option_with_its_sign(shell) -> None:
     names = {f"{item.name}=" for item in option_help()}
-    assert set(offered(shell, "%%fal_function ", BODY)) == names
-    assert set(offered(shell, "\n%%fal_function |")) == names
+    assert set(offered(shell, "%%fal_function digits ", BODY)) == names
+    assert set(offered(shell, "\n%%fal_function digits |")) == names
 
 
 def test_an_option_is_completed_in_the_middle_of_the_line_and_offered_once(shell) -> None:
@@ -113,6 +113,35 @@ def test_a_list_that_is_closed_and_a_broken_line_offer_nothing_of_ours(shell) ->
         assert "XS" not in offered(shell, f"%%fal_function {line}", BODY)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%%fal_function digits keep_alive=",
+        "%%fal_function digits message=o",
+        "%%fal_function digits nonsense=",
+        "%%fal_function digits machine_type=)X",
+        "%fal logs nobody --request ",
+        "%fal logs nobody --tail ",
+        "%fal status nobody ",
+        "%fal nonsense ",
+        "%fal keys create --alias o",
+        "%fal scale digits keep_alive=",
+    ],
+)
+def test_nothing_foreign_is_offered_where_only_we_know(shell, line: str) -> None:
+    """Files and builtins would be, and jedi would think of them for seconds."""
+    shell.run("open_dish = 1")
+    written = line.rpartition(" ")[2]
+    assert [text for text in offered(shell, line, BODY) if not written.endswith(text)] == []
+
+
+def test_names_of_apps_are_offered_for_the_name_of_a_cell(shell, app: str) -> None:
+    assert replacements(shell, "%%fal_function tab", BODY) == [("tab", app)]
+    assert {app, "auth="} <= set(offered(shell, "%%fal_function ", BODY))
+    assert app not in offered(shell, "%%fal_function digits ", BODY)
+    assert app not in offered(shell, "%%fal_function auth=", BODY)
+
+
 def test_the_body_and_other_lines_are_completed_as_python(shell) -> None:
     shell.run("serving_dish = 1")
     assert "serving_dish" in offered(shell, f"%%fal_function digits{BODY}    serv|")
@@ -133,12 +162,20 @@ def test_fal_offers_its_commands_and_theirs(shell) -> None:
     assert set(offered(shell, "%fal gateway stop --k")) == {"--keep-runners"}
 
 
-def test_fal_leaves_files_to_the_shell_and_deploy_has_the_options_of_a_cell(
+def test_deploy_offers_programs_and_folders_then_the_options_of_a_cell(
     shell, tmp_path, monkeypatch
 ) -> None:
-    (tmp_path / "model_file.py").touch()
+    (tmp_path / "se_folder").mkdir()
+    for name in ("model_file.py", "model_file.txt", "se_folder/inner.py", ".hidden.py"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    assert "model_file.py" in offered(shell, "%fal deploy model_f")
+    assert offered(shell, "%fal deploy model_f") == ["model_file.py"]
+    assert offered(shell, "%fal deploy ") == ["model_file.py", "se_folder/"]
+    assert offered(shell, "%fal deploy se") == ["se_folder/"]
+    assert offered(shell, "%fal deploy se_folder/") == ["se_folder/inner.py"]
+    assert offered(shell, f"%fal deploy {tmp_path}/m") == [f"{tmp_path}/model_file.py"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert offered(shell, "%fal deploy ~/m") == ["~/model_file.py"]
     assert offered(shell, "%fal deploy model_file.py machine_type=XL") == ["XL"]
 
 
@@ -151,6 +188,22 @@ def test_scale_offers_what_may_change_while_an_app_runs(shell) -> None:
 def test_names_of_apps_are_offered(shell, app: str, command: str) -> None:
     assert replacements(shell, f"%fal {command} tab") == [("tab", app)]
     assert app not in offered(shell, f"%fal {command} {app} ")
+
+
+def test_values_of_log_options_are_offered(shell, app: str, eventually) -> None:
+    assert offered(shell, f"%fal logs {app} --level ") == [
+        *("debug", "info", "warning", "error", "critical")
+    ]
+    assert offered(shell, f"%fal logs {app} --level=w") == ["warning"]
+    (runner,) = shell[app].runners()
+    assert offered(shell, f"%fal logs {app} --runner ") == [runner["id"]]
+    assert offered(shell, f"%fal logs tester/{app} --runner {runner['id'][:3]}") == [runner["id"]]
+    shell.run("%%fal_function wait=true\ndef tabbed():\n    return 1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        shell[app]()
+    (error,) = eventually(shell[app].errors)
+    eventually(lambda: offered(shell, f"%fal errors {app} --request ") == [error["request"]])
+    assert offered(shell, f"%fal logs {app} --request=") == [error["request"]]
 
 
 def test_an_option_that_takes_a_value_is_no_name(shell, app: str) -> None:

@@ -66,7 +66,8 @@ def test_a_bad_request_is_422_without_a_traceback(client: httpx.Client) -> None:
     answer = client.patch("/api/apps/tester/nobody/scaling", content=b"\xff")
     assert answer.status_code in (400, 422)
     assert client.get("/api/apps/tester/nobody").json()["error"] == "NotFoundError"
-    assert client.get("/api/apps/tester/x/logs", params={"tail": -1}).status_code == 422
+    answer = client.get("/api/apps/tester/x/logs", params={"tail": -1})
+    assert (answer.status_code, answer.json()["detail"][:22]) == (422, "tail=-1 is not allowed")
 
 
 def test_a_deploy_of_a_bad_owner_or_name_is_refused(client: httpx.Client) -> None:
@@ -163,6 +164,7 @@ async def test_a_full_disk_is_507_and_the_gateway_goes_on(tmp_path: Path) -> Non
         alias = {"alias": "x" * 50_000}
         answer = await client.post("/api/keys", params=alias)
         assert (answer.status_code, answer.json()["error"]) == (507, "DiskFullError")
+        assert answer.json()["detail"].startswith(f"no room is left in {tmp_path}: free space")
         assert (await client.get("/api/keys")).json() == []
         with sqlite3.connect(tmp_path / "store.db") as other:
             other.execute("BEGIN IMMEDIATE")

@@ -222,6 +222,32 @@ def test_what_was_at_work_when_the_gateway_died_is_done(folder: Path, eventually
     assert queue.http.get(f"{queue.url}/requests/{cancelled}").status_code in (200, 499)
 
 
+def test_old_runners_that_are_needed_are_adopted_all(folder: Path, eventually: Any) -> None:
+    gateway = discovery.ensure(folder)
+    deploy(gateway, WORK, max_concurrency=2, keep_alive=8)
+    queue = Queue(gateway)
+    requests = [queue.submit(n=n, x=0.5) for n in range(12)]
+    eventually(lambda: _states(gateway) == ["RUNNING", "RUNNING"])
+    with control(gateway) as client:
+        before = {r["id"] for r in client.get("/api/apps/tester/who/runners").json()}
+    kill(gateway, folder)
+    store = Store(folder / "store.db")
+    with store.transaction():
+        for row in store.select(RunnerRow, "state != 'TERMINATED'"):
+            row.created_at, row.ready_at = row.created_at - 1000, (row.ready_at or 0) - 1000
+            store.put(row)
+    store.close()
+    queue = Queue(discovery.ensure(folder))
+    answers = [queue.finish(request).json() for request in requests]
+    assert [answer[0] for answer in answers] == list(range(12))
+    assert {answer[2] for answer in answers} == before
+
+
+def _states(gateway: GatewayInfo) -> list[str]:
+    with control(gateway) as client:
+        return [r["state"] for r in client.get("/api/apps/tester/who/runners").json()]
+
+
 def test_a_cancel_outlives_the_gateway(folder: Path, eventually: Any) -> None:
     gateway = discovery.ensure(folder)
     deploy(gateway, WORK, max_concurrency=1)

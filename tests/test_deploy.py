@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,7 +22,7 @@ from fal_notebook.handle import Handle
 @pytest.fixture(autouse=True)
 def deleted(gateway: GatewayInfo) -> Iterator[None]:
     yield
-    for name in ("double", "table"):
+    for name in ("double", "table", "first"):
         with suppress(GatewayError):
             Handle("tester", name).delete()
 
@@ -50,10 +51,32 @@ def test_the_function_deploys_also_when_its_module_has_been_imported() -> None:
     assert callable(fal_notebook.deploy)
 
 
-def test_a_deployed_handle_is_deployed_again_from_its_original() -> None:
-    handle = fal_notebook.deploy(double, wait=True)
-    again = fal_notebook.deploy(handle, wait=True)
+def test_a_handle_is_refused_as_its_options_would_be_lost_and_its_original_is_not() -> None:
+    handle = fal_notebook.deploy(double, keep_alive=7, wait=True)
+    with pytest.raises(OptionError, match=r"run its cell again, .*deploy\(handle\.original, …\)"):
+        fal_notebook.deploy(handle)
+    again = fal_notebook.deploy(handle.original, keep_alive=7, wait=True)
     assert again.status()["revision"] == handle.status()["revision"]
+
+
+def test_the_repr_says_whether_anything_runs_after_a_failed_deploy() -> None:
+    def load() -> None:
+        raise ValueError("no weights")
+
+    first = fal_notebook.deploy(double, name="first", setup_function=load)
+    with pytest.raises(DeployError):
+        first.wait()
+    assert repr(first) == "<fal app tester/first (not deployed)>"
+    fal_notebook.deploy(double, name="first", wait=True)
+    again = fal_notebook.deploy(double, name="first", setup_function=load)
+    with pytest.raises(DeployError):
+        again.wait()
+    assert repr(again) == "<fal app tester/first (redeploy failed)>"
+    cancelled = fal_notebook.deploy(double, name="first", setup_function=lambda: time.sleep(30))
+    cancelled.cancel_deploy()
+    with pytest.raises(DeployError):
+        cancelled.wait()
+    assert repr(cancelled) == "<fal app tester/first (redeploy failed)>"
 
 
 def test_setup_function_is_an_argument() -> None:

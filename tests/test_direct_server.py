@@ -2,10 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
+from IPython.core.error import UsageError
+from serving import Wire, control
 
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import DeployError
+from fal_notebook.server_handle import ServerHandle
+
+Eventually = Callable[[Callable[[], Any]], Any]
+RAW = f"{sys.executable} {Path(__file__).with_name('raw_server.py')}"
+
+
+def cell(name: str, command: str, **options: Any) -> str:
+    given = {"exposed_port": 8000, "wait": "true", **options}
+    line = " ".join(f"{key}={value}" for key, value in given.items())
+    return f"%%fal_server {name} {line}\n{command}\n"
+
+
+@pytest.fixture(scope="module")
+def raw(gateway: GatewayInfo) -> Iterator[ServerHandle]:
+    """One raw server that most tests share."""
+    from conftest import Shell
+
+    shell = Shell()
+    shell.run(cell("raw", f"{RAW} {{port}}", max_multiplexing=8))
+    handle: ServerHandle = shell["raw"]
+    yield handle
+    handle.delete()
+
+
+def send(gateway: GatewayInfo, text: str, path: str) -> tuple[Wire, str]:
+    """Send a request line and headers through the gateway; AUTH becomes the owner's token."""
+    wire = Wire(gateway)
+    text = text.replace("PATH", f"/run/tester/raw{path}")
+    wire.send(text.replace("AUTH", f"Authorization: Bearer {gateway.token}"))
+    return wire, wire.host
+
+
+# --- what goes through ---------------------------------------------------------------------------
 def test_a_cell_with_a_command_answers_through_run(shell: Any) -> None:
     shell.run(
         "%%fal_server files exposed_port=8000 wait=true\n"
@@ -13,3 +58,316 @@ def test_a_cell_with_a_command_answers_through_run(shell: Any) -> None:
     )
     answer = shell["files"].request("GET", "/hello.txt")
     assert (answer.status_code, answer.text) == (200, "hello\n")
+
+
+def test_path_query_and_headers_arrive_as_they_were_sent(
+    gateway: GatewayInfo, raw: ServerHandle
+) -> None:
+    lines = "X-B: 2\nContent-Length: 3\nX-A:  one  two\nCookie: a=1\nX-B: 1"
+    path = "/a%2Fb//c/../%7e?x=1&x=%20&y"
+    wire, host = send(gateway, f"PUT PATH HTTP/1.1\nHost: GATEWAY\nAUTH\n{lines}\n\nabc", path)
+    with wire:
+        status, _, body = wire.response()
+    head, _, content = body.decode().partition("\r\n\r\n")
+    first, *got = head.split("\r\n")
+    sent = [
+        f"host: {host}",
+        "x-b: 2",
+        "content-length: 3",
+        "x-a: one  two",
+        "cookie: a=1",
+        "x-b: 1",
+    ]
+    assert (status, first, content) == (200, f"PUT {path} HTTP/1.1", "abc")
+    assert got[: len(sent)] == sent
+    added = [line.partition(":")[0] for line in got[len(sent) :]]
+    assert added == ["x-fal-request-id", "x-fal-caller-user-id", "x-fal-endpoint"]
+
+
+def test_a_request_without_a_body_has_no_length(raw: ServerHandle) -> None:
+    assert "content-length" not in raw.request("GET", "/echo").text
+
+
+def test_a_callers_own_fal_headers_do_not_reach_the_server(raw: ServerHandle) -> None:
+    forged = {"x-fal-runner-secret": "a", "x-fal-caller-user-id": "b", "x-fal-no-retry": "1"}
+    text = raw.request("GET", "/echo", headers=forged).text
+    assert "secret" not in text
+    assert "x-fal-caller-user-id: tester" in text
+    assert "x-fal-no-retry: 1" in text
+
+
+def test_a_chunked_body_stays_chunked(gateway: GatewayInfo, raw: ServerHandle) -> None:
+    head = "POST PATH HTTP/1.1\nHost: GATEWAY\nAUTH\nTransfer-Encoding: chunked\n\n"
+    wire, _ = send(gateway, head + "3\nxyz\n2\nuv\n0\n\n", "/echo")
+    with wire:
+        body = wire.response()[2]
+    got, _, content = body.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in got
+    assert b"content-length" not in got
+    assert re.sub(rb"[\da-f]+\r\n|\r\n", b"", content) == b"xyzuv"
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_bodies_of_any_size_go_both_ways(raw: ServerHandle, chunked: bool) -> None:
+    size = 120 * 1024 * 1024  # above max_body, which is for functions
+
+    async def pieces() -> Any:
+        for _ in range(size // 2**20):
+            yield bytes(2**20)
+
+    headers = {} if chunked else {"content-length": str(size)}
+    answer = raw.request("POST", "/count", content=pieces(), headers=headers, timeout=60)
+    assert answer.text == str(size)
+    assert len(raw.request("GET", f"/big?{size}", timeout=60).content) == size
+
+
+def test_an_answer_comes_as_it_is_and_no_redirect_is_followed(raw: ServerHandle) -> None:
+    answer = raw.request("GET", "/answer")
+    assert (answer.status_code, answer.text) == (302, "there")
+    names = [(k.lower(), v) for k, v in answer.headers.multi_items() if k != "x-fal-request-id"]
+    assert names == [
+        ("location", "http://elsewhere.invalid/"),
+        ("set-cookie", "a=1"),
+        ("x-b", "2"),
+        ("set-cookie", "b=2"),
+        ("content-length", "5"),
+    ]
+
+
+def test_events_come_as_they_are_sent(gateway: GatewayInfo, raw: ServerHandle) -> None:
+    with control(gateway) as client, client.stream("GET", "/run/tester/raw/events") as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "data: 1"
+        raw.request("GET", "/go")
+        assert list(lines) == ["", "data: 2", ""]
+
+
+def test_the_server_says_whether_it_wants_the_body(gateway: GatewayInfo, raw: ServerHandle) -> None:
+    head = "POST PATH HTTP/1.1\nHost: GATEWAY\nAUTH\nContent-Length: 3\nExpect: 100-continue\n\n"
+    wire, _ = send(gateway, head, "/asked")
+    with wire:
+        assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        body = wire.send("abc").response()[2]
+    assert b"expect: 100-continue" in body
+    assert body.endswith(b"abc")
+
+
+def test_a_body_that_the_server_does_not_want_is_not_asked_for(
+    gateway: GatewayInfo, raw: ServerHandle
+) -> None:
+    head = "POST PATH HTTP/1.1\nHost: GATEWAY\nAUTH\nContent-Length: 3\nExpect: 100-continue\n\n"
+    wire, _ = send(gateway, head, "/unwanted")
+    with wire:
+        status, headers, body = wire.response()
+    assert (status, body, headers["connection"]) == (417, b"no", "close")
+
+
+def test_a_server_that_is_silent_gets_the_body_after_a_while(
+    gateway: GatewayInfo, raw: ServerHandle
+) -> None:
+    head = "POST PATH HTTP/1.1\nHost: GATEWAY\nAUTH\nContent-Length: 3\nExpect: 100-continue\n\nabc"
+    wire, _ = send(gateway, head, "/echo")
+    with wire:
+        wire.until(b"\r\n\r\n")
+        assert wire.response()[2].endswith(b"abc")
+
+
+def test_a_server_may_close_a_connection_and_lives_on(raw: ServerHandle) -> None:
+    before = raw.request("GET", "/echo").headers["x-pid"]
+    assert raw.request("GET", "/shut").status_code == 503
+    assert raw.request("GET", "/echo").headers["x-pid"] == before
+
+
+def test_a_caller_who_goes_away_frees_the_slot(raw: ServerHandle, eventually: Eventually) -> None:
+    with contextlib.suppress(httpx.HTTPError, Exception):
+        raw.request("GET", "/wait", timeout=0.5)
+    assert eventually(lambda: "gone" in raw.request("GET", "/gone").text)
+    assert eventually(lambda: not any(r["in_flight"] for r in raw.runners()))
+
+
+# --- how it starts and ends ----------------------------------------------------------------------
+def test_several_runners_live_side_by_side(shell: Any, eventually: Eventually) -> None:
+    shell.run(cell("several", f"exec {RAW} ${{PORT}}", min_concurrency=2))
+    handle = shell["several"]
+    eventually(lambda: [r["state"] for r in handle.runners()] == ["IDLE", "IDLE"])
+
+
+def test_a_function_starts_a_server_on_the_port_it_is_given(shell: Any) -> None:
+    shell.run(
+        "%%fal_function exposed_port=8000 wait=true\n"
+        "def site(port):\n"
+        "    from http.server import HTTPServer, SimpleHTTPRequestHandler\n"
+        "    print('here')\n"
+        "    HTTPServer(('127.0.0.1', port), SimpleHTTPRequestHandler).serve_forever()\n"
+    )
+    assert shell["site"].request("GET", "/").status_code == 200
+    assert any(line["message"] == "here" for line in shell["site"].logs())
+
+
+def test_a_python_cell_of_a_server_is_a_function(shell: Any) -> None:
+    shell.run(
+        cell(
+            "page",
+            f"import os, subprocess\ndef page():\n    subprocess.run(['sh', '-c', '{RAW} $PORT'])",
+            lang="python",
+        )
+    )
+    assert shell["page"].request("GET", "/echo").status_code == 200
+    assert shell["page"].name == "page"
+
+
+def test_a_fixed_port_gets_one_runner_and_the_output_says_why(
+    shell: Any, capsys: pytest.CaptureFixture[str], unused_port: int
+) -> None:
+    shell.run(cell("fixed", f"{RAW} {unused_port}", exposed_port=unused_port, max_concurrency=3))
+    handle = shell["fixed"]
+    first = handle.request("GET", "/echo").headers["x-pid"]
+    assert "one runner at a time" in capsys.readouterr().out
+    assert handle.status()["options"]["max_concurrency"] == 1
+    shell.run(cell("fixed", f"{RAW} {unused_port} # new", exposed_port=unused_port))
+    assert shell["fixed"].request("GET", "/echo").headers["x-pid"] != first
+
+
+def test_a_failed_deploy_leaves_the_server_with_a_fixed_port(shell: Any, unused_port: int) -> None:
+    shell.run(cell("stays", f"{RAW} {unused_port}", exposed_port=unused_port))
+    with pytest.raises((DeployError, UsageError), match="exit status 7"):
+        shell.run(cell("stays", "exit 7", exposed_port=unused_port))
+    with control_of(shell) as client:
+        assert client.get("/run/tester/stays/echo").status_code == 200
+
+
+def control_of(shell: Any) -> httpx.Client:
+    from fal_notebook import discovery, settings
+
+    found = discovery.find(settings.state_folder())
+    assert found is not None
+    return control(found)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    from fal_notebook.runner.user_server import free_port
+
+    return free_port()
+
+
+def failure(shell: Any, source: str) -> str:
+    with pytest.raises((DeployError, UsageError)) as caught:
+        shell.run(source)
+    return str(caught.value)
+
+
+def test_a_server_that_ends_says_how_with_its_last_lines(
+    shell: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "for i in $(seq 1 80); do echo line $i; done; exit 3"
+    said = failure(shell, cell("ends", command))
+    assert "the server ended with exit status 3 before it opened its port" in said
+    shown = capsys.readouterr().out
+    assert "| line 31" in shown
+    assert "| line 80" in shown
+    assert "| line 30\n" not in shown
+
+
+def test_a_server_that_never_opens_its_port_is_ended(
+    shell: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = failure(shell, cell("silent", "echo waiting; sleep 600", startup_timeout=4))
+    assert "startup_timeout=4 s: the server has not opened a port yet" in said
+    assert "| waiting" in capsys.readouterr().out
+
+
+def test_a_server_on_another_port_or_address_is_named(shell: Any, unused_port: int) -> None:
+    command = f"{RAW} {unused_port} 127.0.0.9"
+    said = failure(shell, cell("elsewhere", command, startup_timeout=5))
+    assert f"listens on 127.0.0.9:{unused_port} and not on" in said
+
+
+def test_who_holds_a_fixed_port_is_named(shell: Any, unused_port: int) -> None:
+    shell.run(cell("holder", f"{RAW} {unused_port}", exposed_port=unused_port))
+    said = failure(shell, cell("second", f"{RAW} {unused_port}", exposed_port=unused_port))
+    assert f"port {unused_port} is taken by python" in said
+
+
+def test_a_server_that_dies_ends_its_runner_and_another_serves(
+    shell: Any, eventually: Eventually
+) -> None:
+    shell.run(cell("mortal", f"{RAW} {{port}}"))
+    handle = shell["mortal"]
+    handle.request("GET", "/echo")
+    assert handle.request("GET", "/die").status_code == 503
+    assert handle.request("GET", "/echo").status_code == 200
+
+
+def test_a_server_that_dies_soon_is_backed_off_from(shell: Any, eventually: Eventually) -> None:
+    shell.run(cell("dies", f"{RAW} $PORT & sleep 1; kill $!; exit 5", min_concurrency=1))
+    status = eventually(lambda: (s := shell["dies"].status())["last_error"] and s)
+    assert "the server ended with exit status 5" in status["last_error"]
+
+
+def test_a_drain_lets_the_server_finish_what_it_works_on(
+    shell: Any, eventually: Eventually
+) -> None:
+    shell.run(cell("drains", f"{RAW} {{port}}"))
+    handle, answers = shell["drains"], []
+    asking = threading.Thread(target=lambda: answers.append(handle.request("GET", "/slow").text))
+    asking.start()
+    eventually(lambda: any(r["in_flight"] for r in handle.runners()))
+    handle.delete()
+    asking.join(10)
+    assert answers == ["slow"]
+
+
+# --- what it is ----------------------------------------------------------------------------------
+def test_the_schema_is_read_from_the_server_once(shell: Any) -> None:
+    schema = json.dumps({"openapi": "3.1.0", "info": {"title": "mine"}})
+    serve = f"{sys.executable} -m http.server $PORT"
+    shell.run(cell("told", f"echo '{schema}' > openapi.json; {serve}"))
+    assert shell["told"].openapi()["info"] == {"title": "mine"}
+
+
+def test_metadata_wins_over_what_the_server_says(shell: Any) -> None:
+    shell.run("meta = {'openapi': {'openapi': '3.1.0', 'info': {'title': 'given'}}}")
+    shell.run(cell("given", f"{RAW} $PORT", metadata="meta"))
+    assert shell["given"].openapi()["info"] == {"title": "given"}
+
+
+def test_without_a_schema_the_app_works_and_says_what_is_missing(
+    shell: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run(cell("untold", f"{RAW} $PORT"))
+    assert "no OpenAPI" in capsys.readouterr().out
+    assert shell["untold"].request("GET", "/openapi.json").text.startswith("GET /openapi.json ")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("%%fal_server x lang=sh\ntrue", "exposed_port is missing"),
+        ("%%fal_server exposed_port=1\ntrue", "the app has no name"),
+        ("%%fal_server x exposed_port=1 lang=perl\ntrue", "lang=perl is not allowed"),
+        ("%%fal_server x exposed_port=1 lang=dockerfile\nFROM a", "needs the docker target"),
+        ("%%fal_server x exposed_port=1 image='a/b:1'\ntrue", "image needs the docker target"),
+        ("%%fal_server x exposed_port=1\n\n", "the cell is empty"),
+        ("%%fal_server x exposed_port=0\ntrue", "exposed_port=0 is not allowed"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_sentence(
+    shell: Any, source: str, said: str
+) -> None:
+    assert said in failure(shell, source)
+
+
+def test_a_function_with_an_image_needs_the_docker_target(shell: Any) -> None:
+    said = failure(shell, "%%fal_function exposed_port=1 image='a/b:1'\ndef f(): ...")
+    assert "image needs the docker target" in said
+
+
+def test_a_server_is_no_function(raw: ServerHandle) -> None:
+    with pytest.raises(Exception, match="send it requests with"):
+        raw(1)
+
+
+def test_a_key_in_the_command_is_refused(shell: Any) -> None:
+    key = "sk-" + "proj-" + "a1B2c3D4" * 6
+    assert "looks like" in failure(shell, cell("keyed", f"serve --key {key}"))

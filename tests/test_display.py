@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fal_notebook.deploying import Progress
@@ -70,6 +72,14 @@ def test_captured_values_are_listed_with_kind_and_size() -> None:
 def test_a_log_line_without_time_and_request_is_aligned_with_others() -> None:
     line = {"at": None, "runner": "abcdef123", "request": None, "level": "INFO", "message": "m"}
     assert log_line(line) == f"{'':8} abcdef INFO  m"
+
+
+def test_a_log_line_has_the_end_of_its_requests_id_and_a_date_that_is_not_todays() -> None:
+    line = {"runner": "abcdef123", "request": "0" * 24 + "random78", "level": "INFO"}
+    at = time.mktime((2020, 2, 3, 4, 5, 6, 0, 0, -1))
+    old = log_line({**line, "at": at, "message": "m"})
+    assert old == "2020-02-03 04:05:06 abcdef random78 INFO  m"
+    assert len(log_line({**line, "at": time.time(), "message": "m"}).split()[0]) == 8
 
 
 def test_a_failed_deploy_without_a_log_shows_none(payload) -> None:

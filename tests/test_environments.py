@@ -14,14 +14,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from runner_bench import define, notebook
 
+from fal_notebook import deploy
 from fal_notebook.backends import environments, uv_process
 from fal_notebook.backends.environments import EnvironmentSpec, ensure, ensure_runner_libraries
 from fal_notebook.backends.uv_process import reason, uv_environment
-from fal_notebook.exceptions import BuildError
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import BuildError, DeployError
 
 VERSION = platform.python_version()
 MINOR = ".".join(VERSION.split(".")[:2])
+LINUX = sys.platform == "linux"
 
 
 def spec(*layers: tuple[str, ...], **others: bool) -> EnvironmentSpec:
@@ -54,7 +58,8 @@ def no_uv(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 SLOW_BACKEND = """
 import pathlib, subprocess, sys, time
 def build_wheel(*args, **kwargs):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    sleeper = subprocess.Popen(command, start_new_session=LEAVES)
     pathlib.Path("PIDS").write_text(str(sleeper.pid))
     sleeper.wait()
 """
@@ -68,7 +73,8 @@ def build_wheel(*args, **kwargs):
 def source_package(folder: Path, backend: str) -> str:
     """Make a package whose build runs `backend`; its requirement needs no registry."""
     folder.mkdir()
-    (folder / "backend.py").write_text(backend.replace("PIDS", str(folder / "pid")))
+    code = backend.replace("PIDS", str(folder / "pid")).replace("LEAVES", str(LINUX))
+    (folder / "backend.py").write_text(code)
     (folder / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
         f'[project]\nname = "{folder.name}"\nversion = "1"\n'
@@ -295,6 +301,61 @@ async def test_a_cancelled_build_leaves_neither_processes_nor_files(
         assert not psutil.pid_exists(grandchild)
     assert processes_in(tmp_path) == []
     assert generations(tmp_path) == []
+
+
+only_linux = pytest.mark.skipif(not LINUX, reason="only Linux has child subreapers")
+
+
+def begun(package: str, eventually: Callable[..., object]) -> psutil.Process:
+    """Return what the slow build backend of a package started, when it has done so."""
+    file = Path(package) / "pid"
+    eventually(lambda: file.exists() and file.read_text())
+    return psutil.Process(int(file.read_text()))
+
+
+@only_linux
+def test_a_build_ends_with_the_process_that_wants_it(
+    tmp_path: Path, eventually: Callable[..., object]
+) -> None:
+    package = source_package(tmp_path / "slow", SLOW_BACKEND)
+    code = (
+        "import asyncio, sys, pathlib; from fal_notebook.backends.environments import *\n"
+        f"spec = EnvironmentSpec(sys.executable, {VERSION!r}, (({package!r},),))\n"
+        f"asyncio.run(ensure(pathlib.Path({str(tmp_path)!r}), spec, print))"
+    )
+    builder = psutil.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    sleeper = begun(package, eventually)
+    below = builder.children(recursive=True)
+    assert any(process.name() == "uv" for process in below)
+    builder.kill()
+    builder.wait()
+    eventually(lambda: not any(map(alive, [sleeper, *below])))
+
+
+@only_linux
+def test_what_the_killed_keeper_of_a_build_leaves_is_ended_by_the_gateway(
+    gateway: GatewayInfo, tmp_path: Path, eventually: Callable[..., object]
+) -> None:
+    package = source_package(tmp_path / "slow", SLOW_BACKEND)
+    with notebook():
+        handle = deploy(define("def f(): return 1")["f"], requirements=[package])
+    sleeper = begun(package, eventually)
+    uv = next(p for p in psutil.Process(gateway.pid).children(True) if p.name() == "uv")
+    keeper = uv.parent()
+    assert keeper is not None
+    assert keeper.pid != gateway.pid
+    keeper.kill()
+    with pytest.raises(DeployError, match="installing"):
+        handle.wait()
+    eventually(lambda: not any(map(alive, [sleeper, uv, keeper])))
+
+
+def alive(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that has ended and was not yet buried does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_after_a_cancelled_build_the_same_environment_can_be_built(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serving import Wire, control, post, with_key
+from serving import Wire, control, fill, post, with_key
 
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
@@ -132,6 +132,17 @@ def test_a_second_gateway_is_refused_whatever_files_were_removed(state: Path) ->
     assert discovery.ensure(state) == gateway
 
 
+def test_a_gateway_whose_address_was_removed_writes_it_again(state: Path, eventually: Any) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, min_concurrency=1)
+    runner = who(gateway)
+    (state / "gateway.json").unlink()
+    eventually(lambda: discovery.find(state) == gateway)
+    assert who(gateway) == runner
+    assert (state / "gateway.json").stat().st_mode & 0o777 == 0o600
+    assert "removed" not in (state / "gateway.log").read_text()
+
+
 @pytest.mark.parametrize("made_anew", [False, True])
 def test_a_gateway_whose_state_folder_was_removed_ends_with_its_runners(
     state: Path, eventually: Any, made_anew: bool
@@ -146,7 +157,7 @@ def test_a_gateway_whose_state_folder_was_removed_ends_with_its_runners(
         state.mkdir(mode=0o700)
         assert discovery.ensure(state).pid != gateway.pid
     eventually(lambda: not any(ghost in processes_of(state) for ghost in ghosts), timeout=40)
-    assert not made_anew or discovery.find(state)
+    assert discovery.find(state) if made_anew else not state.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -375,3 +386,32 @@ def test_a_gateway_that_leaves_its_runners_lets_requests_finish(
         eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"])
         os.kill(gateway.pid, signal.SIGTERM)
         assert answer.result().status_code == 200
+
+
+BIG = """
+import os, fal_notebook
+def scripted():
+    data = os.urandom(2_000_000)
+    return lambda: len(data)
+fal_notebook.deploy(scripted(), name="big")
+"""
+
+
+def test_a_script_that_deploys_to_a_full_disk_shows_one_error(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    gateway = discovery.ensure(small_disk)
+    script = tmp_path / "big.py"
+    script.write_text(BIG)
+    try:
+        fill(small_disk, leave=400_000)
+        variables = {**os.environ, "FAL_NOTEBOOK_STATE": str(small_disk)}
+        answer = subprocess.run(
+            [sys.executable, script], env=variables, capture_output=True, text=True, timeout=60
+        )
+        assert answer.returncode == 1
+        assert answer.stderr.count("Traceback") == 1
+        assert f"DiskFullError: no room is left in {small_disk}" in answer.stderr
+    finally:
+        (small_disk / "filler").unlink(missing_ok=True)
+        stop(gateway, small_disk)

@@ -207,7 +207,7 @@ async def test_why_a_runner_could_not_be_started_is_told(gateway: Gateway) -> No
     folder.write_text("in the way")
     runner = gateway.lifecycle.start(fleet)
     await runner.ended.wait()
-    assert "the runner could not be started: [Errno 20]" in runner.row.cause
+    assert "the runner could not be started: [Errno 17]" in runner.row.cause
     folder.unlink()
     (gateway.state / "moved").rename(folder)
 

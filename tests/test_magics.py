@@ -496,7 +496,42 @@ def test_a_question_mark_explains_a_command(shell, capsys) -> None:
         shell.run(source)
         assert "Usage: %fal scale" in capsys.readouterr().out
     shell.run("%fal?")
-    assert "%fal scale NAME key=value" in capsys.readouterr().out
+    assert "scale NAME KEY=VALUE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["%fal?", "%fal? ", "%fal ?", "%fal", "%fal --help"])
+def test_help_lists_every_command_with_its_options(shell, capsys, source: str) -> None:
+    shell.run(source)
+    out = capsys.readouterr().out
+    for usage in (
+        "errors NAME [--request ID]",
+        "gateway stop [--keep-runners]",
+        "keys create [--scope API|ADMIN] [--alias TEXT]",
+        "logs NAME [-f] [--runner ID] [--request ID] [--level LEVEL] [--tail N]",
+        "status [NAME]",
+        "deploy FILE[::FUNCTION] KEY=VALUE…",
+    ):
+        assert usage in out
+
+
+def test_a_blank_behind_the_question_mark_does_no_harm(shell, capsys) -> None:
+    shell.run("%%fal_function? ")
+    assert "keep_alive=10" in capsys.readouterr().out
+
+
+def test_variables_are_put_into_the_lines_of_fal(shell, capsys, tmp_path) -> None:
+    (tmp_path / "program.py").write_text("def one(): return 1\n")
+    shell.run(f"path, name, kept = {str(tmp_path / 'program.py')!r}, 'one', 33")
+    shell.run("types, note = ['XS', 'S'], 'two words $5'")
+    shell.run("%fal deploy {path}::one message={note} machine_type=$types")
+    shell.run("%fal status $name")
+    out = capsys.readouterr().out
+    assert "two words $5" in out
+    assert "['XS', 'S']" in out
+    shell.run("%fal scale {name} keep_alive={kept}")
+    assert "33" in capsys.readouterr().out
+    assert "has no variable 'nothing'" in refusal(shell, "%fal status {nothing}")
+    shell.run("%fal delete $name")
 
 
 @pytest.mark.parametrize(
@@ -518,6 +553,7 @@ def test_a_question_mark_explains_a_command(shell, capsys) -> None:
         ("logs", "Missing argument 'NAME'"),
         ("keys revoke nothing", "nothing"),
         ("logs one --tail many", "'many' is not a valid integer"),
+        ("logs one --tail -3", "Invalid value for '--tail': -3 is not in the range"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(shell, line: str, words: str) -> None:

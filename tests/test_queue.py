@@ -412,6 +412,9 @@ def control_of(_: Client) -> httpx.Client:
 
 
 # --- cancel -----------------------------------------------------------------------------------
+CANCELLED = ("the request was cancelled", "client_cancelled")
+
+
 def test_cancel_of_what_waits_completes_it(act: Client, gate: Gate, tmp_path: Path) -> None:
     path = tmp_path / "runs"
     with gate:
@@ -421,7 +424,7 @@ def test_cancel_of_what_waits_completes_it(act: Client, gate: Gate, tmp_path: Pa
         assert act.status(request).status_code == 200
         result = act.get(f"/requests/{request}")
         assert result.status_code == 499
-        assert result.json()["error_type"] == "client_cancelled"
+        assert result.json() == dict(zip(("detail", "error_type"), CANCELLED, strict=True))
         again = act.cancel(request)
         assert (again.status_code, again.json()["status"]) == (400, "ALREADY_COMPLETED")
     assert runs(path) == []
@@ -444,7 +447,11 @@ def test_cancel_of_an_async_function_ends_it(gateway: GatewayInfo, eventually: E
         request = nap.submit(n=30)
         eventually(lambda: nap.state(request)["status"] == "IN_PROGRESS")
         assert nap.cancel(request).status_code == 202
-        assert nap.finish(request).status_code == 499
+        answer = nap.finish(request)
+        assert (answer.status_code, answer.headers["x-fal-error-type"]) == (499, CANCELLED[1])
+        assert answer.json() == dict(zip(("detail", "error_type"), CANCELLED, strict=True))
+        state = nap.state(request)
+        assert (state["error"], state["error_type"]) == CANCELLED
         assert nap.finish(nap.submit(n=0.01)).json() == 0.01
         # at any moment
         for pause in (0, 0.001, 0.003, 0.01):

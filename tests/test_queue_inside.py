@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from inside import close_gateway, deployed, open_gateway
+from serving import fill
+from starlette.types import Message
 
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.queue import queue, retry
+from fal_notebook.gateway.queue.routes import QueueRoutes
+from fal_notebook.gateway.queue.table import QueuedRequest
 
 URL = "/queue/tester/app"
 
@@ -65,25 +65,6 @@ async def test_ten_attempts_and_no_more(
     await close_gateway(gateway)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MB, on which the gateway's state lies."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.xfail("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> None:
-    free = os.statvfs(folder)
-    size = free.f_bavail * free.f_bsize - leave
-    with (folder / "filler").open("ab") as file:
-        file.write(bytes(size))
-
-
 async def test_a_full_disk_is_507_and_nothing_is_half_written(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +82,8 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         answer = await client.post(URL, json={"text": "x" * 1_000_000})
         assert answer.status_code == 507
         assert answer.json()["error_type"] == "internal_error"
+        assert answer.json()["detail"].startswith(f"no room is left in {small_disk}")
+        assert "free space" in answer.json()["detail"]
         assert list((small_disk / "queue").glob("*")) == []
         accepted = []
         while (answer := await client.post(URL, json={"text": "y" * 20_000})).status_code == 200:
@@ -115,3 +98,37 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         count = gateway.queue.records.journal.read("SELECT count(*) FROM requests")[0][0]
         assert count == 1 + len(accepted)
     await close_gateway(gateway)
+
+
+async def test_the_last_piece_of_a_body_counts_too_and_is_refused_at_once(tmp_path: Path) -> None:
+    gateway = open_gateway(tmp_path)
+    await deployed(gateway, "def f(): return 1", serve=True, auth="public")
+    routes = QueueRoutes(gateway.queue, gateway.admission, no_logs, 1000)
+    pieces = [{"type": "http.request", "body": b"x" * 1001, "more_body": False}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if not pieces:
+            await asyncio.Event().wait()  # the caller keeps its connection
+        return pieces.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"gateway"), (b"transfer-encoding", b"chunked")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "headers": headers,
+        "raw_path": f"/queue/{gateway.owner}/app".encode(),
+        "query_string": b"",
+    }
+    await asyncio.wait_for(routes(scope, receive, send), 1)
+    assert sent[0]["status"] == 413
+    assert gateway.queue.records.unfinished() == []
+    await close_gateway(gateway)
+
+
+async def no_logs(request: QueuedRequest) -> list[dict[str, Any]]:
+    return []

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -303,6 +304,18 @@ def test_a_line_without_an_end_is_written_in_pieces(written: Any) -> None:
     writer.write("y" * (3 * LONGEST) + "\n")
     assert all(len(message) <= LONGEST for message in messages())
     assert len("".join(messages())) == 40_000 + 3 * LONGEST
+
+
+def test_a_huge_line_costs_no_more_than_the_same_text_in_lines(tmp_path: Path) -> None:
+    def cost(text: str) -> float:
+        with (tmp_path / "log").open("wb") as file:
+            begun = time.process_time()
+            LineWriter(file.fileno(), "INFO").write(text)
+            return time.process_time() - begun
+
+    size = 32_000_000
+    in_lines = cost(("x" * (LONGEST - 1) + "\n") * (size // LONGEST))
+    assert cost("x" * size) < 4 * in_lines
 
 
 def test_threads_of_one_request_do_not_lose_each_others_text(written: Any) -> None:

@@ -47,6 +47,8 @@ def test_where_folders_cannot_be_locked_a_file_is(
     held = state_lock.take(tmp_path)
     assert held is not None
     assert state_lock.take(tmp_path) is None
+    assert state_lock.is_on(held, tmp_path)
+    assert not state_lock.is_on(held, tmp_path / "gone")
     os.close(held)
     assert state_lock.wait_until_free(tmp_path)
     assert stat.S_IMODE((tmp_path / "gateway.lock").stat().st_mode) == 0o600

@@ -230,6 +230,17 @@ def test_iteration_tells_states_and_each_log_line_once(gateway) -> None:
         assert [line["message"] for line in submitted.logs()] == told
 
 
+def test_logs_of_a_request_are_all_that_it_wrote(gateway) -> None:
+    source = "def f():\n    for i in range(1234): print('line', i)"
+    with deployed(source) as handle:
+        submitted = handle.submit()
+        submitted.result()
+        assert [line["message"] for line in submitted.logs()] == [f"line {i}" for i in range(1234)]
+        assert [line["message"] for line in submitted.logs(tail=1)] == ["line 1233"]
+        with pytest.raises(OptionError, match="tail=-1 is not allowed; it is a number of lines"):
+            submitted.logs(tail=-1)
+
+
 def test_async_iteration_and_aio_do_not_block(gateway) -> None:
     async def follow() -> tuple[list[str], Any]:
         submitted = await handle.asubmit(0.2, 7)
@@ -264,7 +275,7 @@ def test_options_of_the_queue_are_obeyed(gateway) -> None:
         normal = handle.submit(0, "normal")
         assert low.status().queue_position == 1
         late = handle.with_options(start_timeout=1.1, no_retry=True).submit(0)
-        with pytest.raises(GatewayError, match=r"429.* wait already"):
+        with pytest.raises(GatewayError, match=r"429.* requests? wait, and fal_max"):
             handle.with_options(max_queue_length=1).submit(0)
         with pytest.raises(GatewayError, match=r"504.*x-fal-request-timeout"):
             late.result()

@@ -9,7 +9,8 @@ On disk, below the state folder (``root``)::
 
 The newest complete generation counts. A forced build makes the next one, so runners that use the
 old one are not disturbed; it stays until its folder is removed. A number is not used again for a
-build after one that broke off, since a uv that outlived a killed gateway may still write there.
+build after one that broke off, since without a keeper (macOS) a uv
+may outlive a killed gateway and still write there.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ async def _ensure(
     with os_errors_translated(place.folder):
         if not force and (found := place.latest()):
             return found
-        place.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (place.folder.parent, place.folder):
+            folder.mkdir(exist_ok=True)  # not the state folder: when it was removed it stays so
         async with _locked(place.folder / ".lock", progress):
             if not force and (found := place.latest()):
                 return found

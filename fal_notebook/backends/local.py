@@ -94,6 +94,16 @@ class LocalBackend:
         self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
     ) -> dict[str, str]:
         """Use the kernel's interpreter, or an environment made by uv for the requirements."""
+        try:
+            return await self._environment(manifest, options, progress)
+        except BuildError:
+            if self._adopts:  # if somebody killed uv's keeper, what it kept came here
+                await self._end_strays()
+            raise
+
+    async def _environment(
+        self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
+    ) -> dict[str, str]:
         interpreter, minor = manifest["interpreter"], manifest["python"]
         layers = options.get("requirements")
         if not layers:

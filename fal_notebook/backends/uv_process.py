@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -16,8 +17,10 @@ import uv
 
 from fal_notebook.backends import children
 from fal_notebook.exceptions import BuildError
+from fal_notebook.runner import keeper
 
 Progress = Callable[[str], None]
+_LINUX = sys.platform == "linux"
 
 ELAPSED_EVERY = 2.0
 """Seconds between two signs of life of a build that has nothing else to say."""
@@ -75,8 +78,7 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
             await process.wait()
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):  # it ended this moment
-                os.killpg(process.pid, signal.SIGKILL)
+            _end(process)
             await process.wait()
     if process.returncode:
         raise BuildError(f"{what} failed: {reason(said)}")
@@ -84,6 +86,7 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
 
 async def _start(arguments: Sequence[str], cwd: Path) -> asyncio.subprocess.Process:
     return await children.start(
+        *_keeper(),
         _program(),
         *arguments,
         cwd=cwd,
@@ -93,6 +96,20 @@ async def _start(arguments: Sequence[str], cwd: Path) -> asyncio.subprocess.Proc
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # a process group of its own, build backends included
     )
+
+
+def _keeper() -> list[str]:
+    """Return what a command begins with of which nothing outlives this process (Linux)."""
+    return [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())] if _LINUX else []
+
+
+def _end(process: asyncio.subprocess.Process) -> None:
+    """Have uv ended with all its children: by its keeper, elsewhere as a group."""
+    with suppress(ProcessLookupError, PermissionError):  # it ended this moment
+        if _LINUX:
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _program() -> str:

@@ -27,8 +27,8 @@ from fal_notebook.runner.server import Server
 STOP_GRACE = 15.0
 # How long to try for the state folder, which others lock for a moment to see if it is free.
 TAKE_TIMEOUT = 0.5
-# How often the state folder is looked for.
-LOOK_PERIOD = 5.0
+# How often the state folder, and the address in it, is looked for.
+LOOK_PERIOD = 1.0
 # How long requests may finish when it ends without its runners.
 FINISH_GRACE = 5.0
 # So long a completed request of the queue is kept (seconds).
@@ -72,7 +72,7 @@ async def _serve(state: Path, held: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
     discovery.write(state, info)
-    haunting = asyncio.ensure_future(_end_without_state(gateway, held))
+    haunting = asyncio.ensure_future(_stay_found(gateway, held))
     await gateway.stop_requested.wait()
     haunting.cancel()
     discovery.withdraw(state, info)
@@ -87,11 +87,14 @@ async def _serve(state: Path, held: int) -> None:
     await serving
 
 
-async def _end_without_state(gateway: Gateway, held: int) -> None:
-    """End with all runners when somebody has removed the state: nobody finds them any more."""
-    while state_lock.is_on(held, gateway.state) and discovery.is_published(gateway.state):
+async def _stay_found(gateway: Gateway, held: int) -> None:
+    """Keep the address in the state folder; end with all runners when that was removed."""
+    while state_lock.is_on(held, gateway.state):
+        if not discovery.is_published(gateway.state):
+            with contextlib.suppress(OSError):  # a full disk: later
+                discovery.write(gateway.state, gateway.info)
         await asyncio.sleep(LOOK_PERIOD)
-    _LOG.warning("%s was removed: the gateway ends with its runners", gateway.state)
+    _LOG.warning("%s was removed or replaced: the gateway ends with its runners", gateway.state)
     gateway.request_stop(keep_runners=False)
 
 

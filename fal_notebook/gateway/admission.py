@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fal_notebook.exceptions import UnauthorizedError
-from fal_notebook.gateway.auth import Auth, Principal, may_run
+from fal_notebook.gateway.auth import SEND_KEY, Auth, Principal, may_run
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.headers import is_pickle
 
 _WHY = {
-    401: "this app needs a key: send 'Authorization: Key id:secret'",
+    401: f"this app needs a key: {SEND_KEY}",
     403: "this key may not call this app",
 }
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from fal_notebook.exceptions import UnauthorizedError
 from fal_notebook.gateway.store import Key
 
+# What to do, for every refusal of who sends no key.
+SEND_KEY = "send 'Authorization: Key id:secret'"
+
 OWNER, ADMIN, API, RUNNER = "OWNER", "ADMIN", "API", "RUNNER"
 
 
@@ -79,6 +82,8 @@ class Auth:
         if scheme.lower() == b"bearer" and hmac.compare_digest(value, self._token):
             return self._owner
         if scheme.lower() == b"key":
+            if not value.strip():
+                raise UnauthorizedError(f"there is no key in the header: {SEND_KEY}")
             identity, _, secret = value.decode("latin-1").partition(":")
             return self._by_key(identity, secret)
         raise UnauthorizedError("the Authorization header is not valid here")

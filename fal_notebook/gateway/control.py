@@ -16,7 +16,16 @@ from fal_notebook import __version__, exceptions
 from fal_notebook.discovery import PROTOCOL
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.lines import Wanted
-from fal_notebook.gateway.operations import apps, blobs, deploy, errors, keys, logs, secrets
+from fal_notebook.gateway.operations import (
+    apps,
+    blobs,
+    deploy,
+    errors,
+    keys,
+    logs,
+    requests,
+    secrets,
+)
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
@@ -176,10 +185,15 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         """Change scaling options."""
         return apps.scale(gateway, owner, name, values)
 
-    @router.get("/{owner}/{name}/errors/{request_id}")
+    @router.get("/{owner}/{name}/errors/{request_id:path}")
     async def error(owner: str, name: str, request_id: str) -> dict[str, Any]:
         """The errors whose sample is this request, with its input and traceback."""
         return errors.error(gateway, owner, name, request_id)
+
+    @router.get("/{owner}/{name}/requests")
+    async def find_request(owner: str, name: str, part: str) -> dict[str, str]:
+        """The id of the only request that begins or ends with `part`."""
+        return await requests.find(gateway, owner, name, part)
 
     @router.get("/{owner}/{name}/logs")
     async def read_logs(
@@ -188,7 +202,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         runner: str = "",
         request: str = "",
         level: str = "",
-        tail: Annotated[int, Query(ge=0)] = 200,
+        tail: int = 200,
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
         follow: bool = False,

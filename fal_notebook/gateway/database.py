@@ -13,16 +13,21 @@ from fal_notebook.exceptions import DiskFullError, StoreError
 
 
 @contextlib.contextmanager
-def io_errors() -> Iterator[None]:
-    """Translate errors of SQLite and of the file system: full, or not usable."""
+def io_errors(folder: Path) -> Iterator[None]:
+    """Translate errors of SQLite and of the file system in a folder: full, or not usable."""
     try:
         yield
-    except sqlite3.Error as error:
-        full = "full" in str(error)
-        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskFullError if full else StoreError)(f"the gateway's state: {error}") from error
+    except (sqlite3.Error, OSError) as error:
+        if _is_full(error):
+            message = f"no room is left in {folder}: free space on its disk and try again"
+            raise DiskFullError(message) from None
+        raise StoreError(f"the gateway's state in {folder}: {error}") from error
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "full" in str(error)
 
 
 def connect(
@@ -46,7 +51,7 @@ def connect(
     StoreError
         When the file was written by a newer version (it is left untouched) or cannot be used.
     """
-    with io_errors():
+    with io_errors(path.parent):
         # A file that another connection of this process has open must not be opened and closed:
         # that drops its locks, and who looks from outside then removes the log that is written to.
         with contextlib.suppress(FileExistsError):

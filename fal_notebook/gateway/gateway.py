@@ -35,7 +35,8 @@ from fal_notebook.gateway.storage.routes import StorageRoutes
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.gateway.webhooks import message
-from fal_notebook.gateway.webhooks.delivery import Deliverer, Sender
+from fal_notebook.gateway.webhooks.delivery import Deliverer
+from fal_notebook.gateway.webhooks.sender import Sender
 from fal_notebook.gateway.webhooks.signing import Signer
 from fal_notebook.gateway.webhooks.table import DeliveryTable
 from fal_notebook.machines import MachineType, this_host

@@ -70,10 +70,10 @@ class Lifecycle:
         """Take over a runner that outlived an earlier gateway, or record that it did not.
 
         It serves again once its link says that it lives; its keep_alive starts anew, for nobody
-        knows when its last request was.
+        knows when its last request was, and until then it is one that has just begun to start.
         """
         ending = row.state in ("DRAINING", "TERMINATING")
-        runner = Runner(row, since=row.ready_at or row.created_at)
+        runner = Runner(row, since=time.time())
         if row.ready_at is not None and not ending:
             runner.last_request_at = time.time()
             row.state = "SETUP"

@@ -11,9 +11,10 @@ def blob(state: Path, digest: str) -> Path:
 
 
 def runner_folder(state: Path, runner_id: str) -> Path:
-    """Return a runner's working folder, made when it is missing."""
+    """Return a runner's working folder, made when it is missing; the state folder is not."""
     folder = state / "runners" / runner_id
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in (folder.parent, folder):
+        path.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 

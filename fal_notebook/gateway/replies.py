@@ -58,11 +58,28 @@ def _reply(status: int, content: Any, request_id: str, headers: list[Header]) ->
     return reply
 
 
+class Reading:
+    """A ``receive`` that remembers whether the request's body was read to its end."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def __call__(self) -> Message:
+        """Return the next message."""
+        message = await self._receive()
+        self.ended = not message.get("more_body", False)
+        return message
+
+
 async def refuse(reply: Reply, receive: Receive, send: Send) -> None:
     """Send an answer to a request whose body was not read, then read it away for a while.
 
     A connection that is closed while its caller still sends is reset, and the answer with it.
     """
+    if isinstance(receive, Reading) and receive.ended:
+        await reply(send)
+        return
 
     async def unfinished(message: Message) -> None:
         if message["type"] == "http.response.body":

@@ -209,6 +209,7 @@ class Store:
         self.followers: list[Callable[[Event], None]] = []
         self._pending: list[Event] = []
         self._depth = 0
+        self._folder = path.parent
         self._db = connect(path, MIGRATIONS)
 
     def close(self) -> None:
@@ -218,7 +219,7 @@ class Store:
     def _execute(
         self, statement: str, arguments: tuple[Any, ...] | dict[str, Any] = ()
     ) -> sqlite3.Cursor:
-        with io_errors():
+        with io_errors(self._folder):
             return self._db.execute(statement, arguments)
 
     @contextmanager

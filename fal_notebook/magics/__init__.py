@@ -14,13 +14,13 @@ def register(shell: Any) -> None:
     """Add the magics and their completion to a shell."""
     from fal_notebook.magics import completion
     from fal_notebook.magics.cell_magic import app_magic, function_magic, server_magic
-    from fal_notebook.magics.fal import asked_for_help, fal
+    from fal_notebook.magics.fal import asked_for_help, line_magic
 
     unregister(shell)
     shell.register_magic_function(function_magic(shell), "cell", "fal_function")
     shell.register_magic_function(app_magic(shell), "cell", "fal_app")
     shell.register_magic_function(server_magic(shell), "cell", "fal_server")
-    shell.register_magic_function(fal, "line", "fal")
+    shell.register_magic_function(line_magic(shell), "line", "fal")
     shell.input_transformers_cleanup.append(asked_for_help)
     completion.register(shell)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,21 +17,24 @@ _ITEM = re.compile(r"[\[(,]\s*")
 
 @dataclass(frozen=True)
 class Found:
-    """The part of the line that is replaced, by which texts, and what these are."""
+    """The part of the line that is replaced, by which texts, and what each of these is."""
 
     fragment: str
-    texts: list[str]
-    kind: str
+    texts: Mapping[str, str]
 
 
 def fitting(fragment: str, texts: Iterable[str], kind: str) -> Found:
     """Return what of `texts` begins with what is written."""
-    return Found(fragment, [text for text in texts if text.startswith(fragment)], kind)
+    return Found(fragment, {text: kind for text in texts if text.startswith(fragment)})
 
 
 def cell_line(text: str, place: Place) -> Found:
     """Return what fits the end of ``[NAME] key=value …``."""
-    return option(*last_word(text), place, [item.name for item in option_help()])
+    before, word = last_word(text)
+    found = option(before, word, place, [item.name for item in option_help()])
+    if before.strip() or found.fragment != word:
+        return found
+    return Found(word, {**found.texts, **fitting(word, place.names.apps(), "name").texts})
 
 
 def last_word(text: str) -> tuple[str, str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import click
 
 from fal_notebook import cli
 from fal_notebook.magics.candidates import Found, fitting, last_word, option
 from fal_notebook.magics.values import Place
 from fal_notebook.options import SCALING, option_help
+from fal_notebook.runner.log_levels import LEVELS
 
 
 def fal_line(text: str, place: Place) -> Found:
@@ -29,41 +35,74 @@ def fal_line(text: str, place: Place) -> Found:
 def _of_command(
     command: click.Command, path: list[str], words: list[str], word: str, place: Place
 ) -> Found:
-    pending, position = _read(command, words)
+    pending, given = _read(command, words)
+    name, sign, text = word.partition("=")
+    if pending is None and sign:
+        pending, word = _options(command).get(name), text if name in _options(command) else word
     if pending is not None:
-        choices = pending.type.choices if isinstance(pending.type, click.Choice) else []
-        return fitting(word, map(str, choices), "value")
+        return fitting(word, _values(pending, given, place), "value")
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
-    named = dict(enumerate(argument.name for argument in arguments)).get(position)
-    if arguments and arguments[-1].nargs == -1 and position >= len(arguments) - 1:
+    if arguments and arguments[-1].nargs == -1 and len(given) >= len(arguments) - 1:
         return option(" ".join(words), word, place, _pairs(path))
     if word.startswith("-"):
         return fitting(word, _flags(command), "option")
-    return fitting(word, _names(named or "", path, place), "name")
+    named = arguments[len(given)].name or "" if len(given) < len(arguments) else ""
+    if named == "target":
+        return fitting(word, _programs(word), "path")
+    return fitting(word, _names(named, path, place), "name")
 
 
-def _read(command: click.Command, words: list[str]) -> tuple[click.Option | None, int]:
-    """Return the option whose value comes next, if any, and how many arguments stand before."""
-    options = {text: p for p in command.params if isinstance(p, click.Option) for text in p.opts}
-    pending, position = None, 0
+def _read(command: click.Command, words: list[str]) -> tuple[click.Option | None, list[str]]:
+    """Return the option whose value comes next, if any, and the arguments that stand before."""
+    options = _options(command)
+    pending: click.Option | None = None
+    given: list[str] = []
     for word in words:
         if pending is not None:
             pending = None
         elif word in options:
             pending = None if options[word].is_flag else options[word]
         elif not word.startswith("-"):
-            position += 1
-    return pending, position
+            given.append(word)
+    return pending, given
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    return {text: p for p in command.params if isinstance(p, click.Option) for text in p.opts}
+
+
+def _values(pending: click.Option, given: Sequence[str], place: Place) -> Iterable[str]:
+    """Return the values of an option of a command about the app that is named first."""
+    if isinstance(pending.type, click.Choice):
+        return map(str, pending.type.choices)
+    if pending.name == "level":
+        return map(str.lower, LEVELS)
+    of_app = {"runner": place.names.runners, "request": place.names.failed}
+    return of_app[pending.name](given[0]) if given and pending.name in of_app else []
 
 
 def _flags(command: click.Command) -> list[str]:
-    options = [p for p in command.params if isinstance(p, click.Option)]
-    return [text for option in options for text in option.opts if text.startswith("--")]
+    return [text for text in _options(command) if text.startswith("--")]
 
 
 def _pairs(path: list[str]) -> list[str]:
     known = [item.name for item in option_help()]
     return [name for name in known if name in SCALING] if path == ["scale"] else known
+
+
+def _programs(word: str) -> list[str]:
+    """Return the Python files and folders whose paths begin with a word."""
+    folder, slash, _ = word.rpartition("/")
+    with contextlib.suppress(OSError):
+        found = sorted(Path(os.path.expanduser(folder + slash)).iterdir())
+        shown = [path for path in found if not path.name.startswith(".")]
+        folders = {path: "/" for path in shown if path.is_dir()}
+        return [
+            f"{folder}{slash}{path.name}{folders.get(path, '')}"
+            for path in shown
+            if path in folders or path.suffix == ".py"
+        ]
+    return []
 
 
 def _names(argument: str, path: list[str], place: Place) -> list[str]:

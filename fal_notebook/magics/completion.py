@@ -52,8 +52,10 @@ class Matcher:
         found = self._found(context)
         if found is None:
             return {"completions": []}
+        # Only who offers something may keep the others from guessing: then it is what is written.
+        texts = found.texts or {found.fragment: "text"}
         return {
-            "completions": [SimpleCompletion(text, type=found.kind) for text in found.texts],
+            "completions": [SimpleCompletion(text, type=kind) for text, kind in texts.items()],
             "matched_fragment": found.fragment,
             "ordered": True,
             "suppress": True,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from fal_notebook import discovery, settings
 from fal_notebook.exceptions import SettingError
@@ -38,6 +39,19 @@ class GatewayNames:
     def keys(self) -> list[str]:
         """Return the ids of keys."""
         return self._known("/api/keys", lambda key: str(key["id"]))
+
+    def runners(self, app: str) -> list[str]:
+        """Return the ids of an app's runners."""
+        return self._of_app(app, "runners", lambda runner: str(runner["id"]))
+
+    def failed(self, app: str) -> list[str]:
+        """Return the ids of the requests that are samples of an app's errors."""
+        return self._of_app(app, "errors", lambda error: str(error["request"]))
+
+    def _of_app(self, app: str, what: str, name: Callable[[Any], str]) -> list[str]:
+        with suppress(SettingError):
+            return self._known(f"{_path(app)}/{what}", name)
+        return []
 
     def _known(self, path: str, name: Callable[[Any], str]) -> list[str]:
         question = self._questions.get(path)
@@ -72,6 +86,12 @@ class _Question:
             info = discovery.published(settings.state_folder())
             if info is not None:
                 self.names = [self._name(item) for item in discovery.ask(info, self._path)]
+
+
+def _path(app: str) -> str:
+    """Return where the gateway tells of an app that is called as on a command line."""
+    owner, _, name = app.rpartition("/")
+    return f"/api/apps/{quote(owner or settings.owner(), '')}/{quote(name.replace('_', '-'), '')}"
 
 
 def _app(app: Any) -> str:

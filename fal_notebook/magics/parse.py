@@ -63,7 +63,7 @@ def parse_line(line: str, namespace: Mapping[str, Any]) -> tuple[str | None, dic
     words = [word for word in words if word]
     name = None
     if words and not _PAIR.fullmatch(words[0]) and words[0][0] not in "-=":
-        name = str(_expand(_scalar(words.pop(0), is_text=True), namespace))
+        name = str(expand(_scalar(words.pop(0), is_text=True), namespace))
     values: dict[str, Any] = {}
     for key, text in map(_pair, words):
         if key in values:
@@ -97,12 +97,12 @@ def _value(key: str, text: str, namespace: Mapping[str, Any]) -> Any:
         return _variable(text, namespace, _QUOTE_IT if key == "image" else "")
     if key in _LISTS and text.lower() not in _CONSTANTS:
         return _list(key, text, namespace)
-    return _expand(_scalar(text, is_text=key in _TEXTS), namespace)
+    return expand(_scalar(text, is_text=key in _TEXTS), namespace)
 
 
 def _list(key: str, text: str, namespace: Mapping[str, Any]) -> Any:
     bracketed = _in_brackets(text)
-    items = _expand(_items(key, text), namespace)
+    items = expand(_items(key, text), namespace)
     if bracketed or len(items) > 1:
         return items
     # A variable may hold the whole list, and a machine type may stand alone.
@@ -157,13 +157,13 @@ def _literal(text: str) -> Any:
             return text
 
 
-def _expand(value: Any, namespace: Mapping[str, Any]) -> Any:
-    """Put variables into a text or the items of a list.
+def expand(value: Any, namespace: Mapping[str, Any]) -> Any:
+    """Put the variables into a text or the items of a list that it names, as ``{var}`` or ``$var``.
 
     Dicts stay as they are: an OpenAPI document is full of ``$ref`` and ``{id}``.
     """
     if isinstance(value, list):
-        return [_expand(item, namespace) for item in value]
+        return [expand(item, namespace) for item in value]
     if not isinstance(value, str):
         return value
     whole = _REFERENCE.fullmatch(value)

@@ -4,6 +4,9 @@ Processes whose parent has died become children of the keeper (a "child subreape
 that left the runner's session or cleared their environment. When the runner has ended, the
 keeper records how, kills what is left, and ends too. What a killed keeper leaves comes to the
 zygote, its own parent, in the same way.
+
+As a program of its own, ``python keeper.py PARENT COMMAND…``, it keeps any command so. It imports
+nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -50,14 +54,46 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
     os._exit(0)
 
 
+def keep_command(parent: int, command: list[str]) -> None:
+    """Run a command and exit as it does; never returns.
+
+    All that it started ends with it, with `parent`, or when this process is told to (SIGTERM).
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: _end(1))
+    adopt_orphans()
+    _end_with(parent, signal.SIGTERM)
+    me = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _end_with(me)
+        _execute(command)
+    status = _wait_for(child)
+    _end(status if status >= 0 else 128 - status)
+
+
+def _execute(command: list[str]) -> None:
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(2, f"error: {command[0]} cannot be executed: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _end(status: int) -> None:
+    _end_children()
+    os._exit(status)
+
+
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_with(parent: int) -> None:
-    """Have this process killed as soon as its parent has ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _end_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have this process sent a signal as soon as its parent has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it was too late to be told
         os._exit(1)
 
@@ -104,3 +140,7 @@ def kill_children(spared: Collection[int] = ()) -> list[int]:
                     os.kill(int(name), signal.SIGKILL)
                     killed.append(int(name))
     return killed
+
+
+if __name__ == "__main__":
+    keep_command(int(sys.argv[1]), sys.argv[2:])

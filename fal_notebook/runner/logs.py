@@ -60,11 +60,11 @@ class LineWriter(io.TextIOBase):
         *lines, rest = (self._pending.pop(key, "") + text).split("\n")
         for line in lines:
             self._record(key[0], line)
-        while len(rest) >= LONGEST:
-            self._record(key[0], rest[:LONGEST])
-            rest = rest[LONGEST:]
-        if rest:
-            self._pending[key] = rest
+        whole = len(rest) - len(rest) % LONGEST
+        for start in range(0, whole, LONGEST):
+            self._record(key[0], rest[start : start + LONGEST])
+        if whole < len(rest):
+            self._pending[key] = rest[whole:]
         return len(text)
 
     def finish(self, request: str | None) -> None:

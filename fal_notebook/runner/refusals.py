@@ -72,6 +72,14 @@ def _shown(error: Any) -> Any:
     return {} if error["type"] == "json_invalid" else error["input"]
 
 
+def cancelled() -> Response:
+    """Return fal's answer to who cancelled; whoever has gone does not see it."""
+    kind = "client_cancelled"
+    body = to_json({"detail": "the request was cancelled", "error_type": kind})
+    headers = {"x-fal-error-type": kind}
+    return Response(body, status_code=499, headers=headers, media_type="application/json")
+
+
 def error_response(status: int, detail: Any, headers: dict[str, str] | None = None) -> Response:
     """Return an answer in FastAPI's shape of errors."""
     body = to_json({"detail": detail}, fallback=str, inf_nan_mode="null")

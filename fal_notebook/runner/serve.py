@@ -16,7 +16,7 @@ from fal_notebook.runner import frames, logs
 from fal_notebook.runner.answers import Call, answer
 from fal_notebook.runner.fastapi_route import FastApiRoute
 from fal_notebook.runner.link import Link, disconnected
-from fal_notebook.runner.refusals import error_response
+from fal_notebook.runner.refusals import cancelled, error_response
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.spec import LINK
 
@@ -194,7 +194,7 @@ async def _unless_gone(answer: Awaitable[Response], gone: asyncio.Future[None]) 
             return answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
-        return error_response(499, "cancelled: the caller has gone")
+        return cancelled()
     finally:
         gone.cancel()
         answering.cancel()

@@ -33,11 +33,15 @@ def parse(text: str, runner: str) -> Line:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A filter: of one runner, of one request, of at least one level; "" is any."""
+    """A filter: of one runner, of one request, of at least one level; "" is any.
+
+    `part` is what the request's id begins or ends with.
+    """
 
     runner: str = ""
     request: str = ""
     level: str = ""
+    part: str = ""
 
     @classmethod
     def of(cls, runner: str = "", request: str = "", level: str = "") -> Wanted:
@@ -55,21 +59,30 @@ class Wanted:
 
     def may_match(self, raw: bytes) -> bool:
         """Say at little cost whether a line of the file is worth parsing."""
+        if self.part and self.part.encode() not in raw:
+            return False
         return not self.request or self._request_bytes() in raw
 
     @property
     def narrow(self) -> bool:
         """Whether some lines of a runner are not wanted."""
-        return bool(self.request or self.level)
+        return bool(self.request or self.level or self.part)
 
     def matches(self, line: Line) -> bool:
         """Say whether a line of the right runner is wanted."""
         if self.request and line["request"] != self.request:
             return False
+        if self.part and not has_part(line["request"] or "", self.part):
+            return False
         return not self.level or _rank(line["level"]) >= _rank(self.level)
 
     def _request_bytes(self) -> bytes:
         return json.dumps(self.request).encode()
+
+
+def has_part(request: str, part: str) -> bool:
+    """Say whether a request's id begins or ends with `part`."""
+    return request.startswith(part) or request.endswith(part)
 
 
 def _rank(level: str) -> int:

@@ -31,16 +31,17 @@ async def store(gateway: Gateway, digest: str, content: AsyncIterator[bytes]) ->
     DiskFullError
     """
     path = paths.blob(gateway.state, digest)
-    path.parent.mkdir(exist_ok=True, mode=0o700)
     temporary = path.with_suffix(f".{os.urandom(4).hex()}")
     try:
-        with io_errors():
+        with io_errors(path.parent):
+            path.parent.mkdir(exist_ok=True, mode=0o700)
             size, found = await _write(temporary, content)
         if found != digest:
             raise OptionError("the payload does not match its SHA-256; deploy again")
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return size
 
 

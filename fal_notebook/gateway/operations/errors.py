@@ -9,6 +9,7 @@ from typing import Any
 from fal_notebook.exceptions import NotFoundError
 from fal_notebook.gateway.errors import KEPT
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.operations import requests
 from fal_notebook.gateway.operations.apps import find
 from fal_notebook.gateway.store import ErrorGroup
 
@@ -29,15 +30,20 @@ def errors(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
 def error(gateway: Gateway, owner: str, name: str, request_id: str) -> dict[str, Any]:
     """Return the group whose sample is this request, with its input and traceback.
 
+    `request_id` may be its beginning or its end.
+
     Raises
     ------
     NotFoundError
         When there is none.
+    OptionError
+        When there are several.
     """
     find(gateway, owner, name)
-    where = "owner = ? AND app = ? AND request = ? ORDER BY last_seen DESC"
-    for group in gateway.store.select(ErrorGroup, where, owner, name, request_id):
-        return asdict(group)
+    groups = requests.failed(gateway, owner, name, request_id)
+    if groups:
+        request = requests.the_only({group.request for group in groups}, request_id)
+        return asdict(next(group for group in groups if group.request == request))
     raise NotFoundError(
         f"request {request_id} is not the sample of an error of {owner}/{name}; "
         f"'%fal errors {name}' lists those that are, '%fal logs {name} --request {request_id}' "

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.cursor import Cursor
@@ -36,6 +37,10 @@ class Query:
     tail: int = 200
     cursor: str | None = None
     limit: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.tail < 0:
+            raise OptionError(f"tail={self.tail} is not allowed; it is a number of lines from 0 on")
 
 
 async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Spool:
         if self._file is None:
             return b"".join(self._pending)
         await self._flush()
-        with io_errors():
+        with io_errors(self._path.parent):
             await asyncio.to_thread(self._sync, self._file)
         return None
 
@@ -60,7 +60,7 @@ class Spool:
 
     async def _flush(self) -> None:
         data, self._pending, self._size = b"".join(self._pending), [], 0
-        with io_errors():
+        with io_errors(self._path.parent):
             await asyncio.to_thread(self._append, memoryview(data))
 
     def _append(self, data: memoryview) -> None:
@@ -89,7 +89,7 @@ async def pieces(content: bytes | None, path: Path) -> AsyncGenerator[bytes, Non
     if content is not None:
         yield content
         return
-    with io_errors():
+    with io_errors(path.parent):
         file = path.open("rb")
     with file:
         while data := await asyncio.to_thread(file.read, PIECE):
@@ -100,5 +100,5 @@ def size(content: bytes | None, path: Path) -> int:
     """Return the length of a body in bytes."""
     if content is not None:
         return len(content)
-    with io_errors():
+    with io_errors(path.parent):
         return path.stat().st_size

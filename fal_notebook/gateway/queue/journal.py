@@ -46,6 +46,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+        self._folder = path.parent
         self._writer = connect(path, migrations, synchronous="FULL", any_thread=True)
         self._reader = connect(path, migrations)
         self._reader.execute("PRAGMA query_only = ON")
@@ -73,7 +74,7 @@ class Journal:
 
     def read(self, query: str, *arguments: Any) -> list[sqlite3.Row]:
         """Return the rows that a query finds among what has been committed."""
-        with io_errors():
+        with io_errors(self._folder):
             return self._reader.execute(query, arguments).fetchall()
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class Journal:
     def _commit(self, batch: list[_Change]) -> None:
         """Commit a batch; one change that fails takes no other with it, a full disk all."""
         try:
-            with io_errors():
+            with io_errors(self._folder):
                 self._writer.execute("BEGIN IMMEDIATE")
                 for change in batch:
                     self._apply(change)
@@ -117,7 +118,7 @@ class Journal:
     def _apply(self, change: _Change) -> None:
         self._writer.execute("SAVEPOINT change")
         try:
-            with io_errors():
+            with io_errors(self._folder):
                 change.value = change.apply(self._writer)
         except DiskFullError:
             raise

@@ -158,7 +158,7 @@ class Queue:
     ) -> None:
         """Complete a request, or put it back when its failure allows."""
         delay = None
-        if failure is not None and request.number in self._cancelled:
+        if request.number in self._cancelled and (failure or _is_cancelled(answer)):
             answer = _CANCELLED
         elif failure is not None:
             delay = retry.decide(_policy(fleet, request), failure, request.attempts)
@@ -263,6 +263,11 @@ class Queue:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("work on a queued request failed", exc_info=error)
+
+
+def _is_cancelled(answer: Answer) -> bool:
+    """Whether a runner answered that it ended the request because of its cancel."""
+    return answer.error_type == _CANCELLED.error_type
 
 
 def _policy(fleet: Fleet, request: QueuedRequest) -> retry.Policy:

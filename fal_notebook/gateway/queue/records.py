@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sqlite3
 import time
@@ -31,6 +32,7 @@ class Records:
     def __init__(self, state: Path) -> None:
         self.journal = Journal(state / "queue.db", [table.SCHEMA + webhooks.SCHEMA])
         self._folder = state / "queue"
+        self._state = state
         self._last: int = self.journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]
 
     # --- one request, as its life goes -------------------------------------------------------
@@ -84,6 +86,13 @@ class Records:
         """Return a request, None when there is none of this id."""
         rows = self.journal.read(table.SELECT + "id = ?", request_id)
         return table.load(rows[0]) if rows else None
+
+    async def ids(self, owner: str, app: str, part: str) -> set[str]:
+        """Return ids of an app's requests that begin or end with `part`; a look at every id."""
+        found = self.find(part)
+        if found is not None and (found.owner, found.app) == (owner, app):
+            return {part}
+        return await asyncio.to_thread(table.ids, self._state / "queue.db", owner, app, part)
 
     def load(self, number: int) -> QueuedRequest:
         """Return the request of a number that was given out."""

@@ -17,7 +17,7 @@ from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
-from fal_notebook.gateway.replies import error_reply, json_reply, refuse
+from fal_notebook.gateway.replies import Reading, error_reply, json_reply, refuse
 from fal_notebook.gateway.webhooks import targets
 
 # A status stream looks this often for what nobody announces: position and log lines.
@@ -52,6 +52,7 @@ class QueueRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        receive = Reading(receive)
         parts = scope["raw_path"].split(b"/", 4)  # "", queue, owner, app, path
         try:
             if len(parts) < 4:
@@ -117,7 +118,8 @@ class QueueRoutes:
             await targets.check(request.webhook, self._webhook_allow)
         limit = submission.max_queue_length(scope)
         if limit is not None and len(app.waiting.backlog) >= limit:
-            raise RefusedRequestError(429, f"{len(app.waiting.backlog)} requests wait already")
+            detail = f"{len(app.waiting.backlog)} requests wait, and fal_max_queue_length={limit}"
+            raise RefusedRequestError(429, detail)
         spool = self._records.spool(request.id)
         self._arriving.add(request.id)
         try:
@@ -149,21 +151,24 @@ class QueueRoutes:
         await refuse(json_reply(told, known.id), receive, send)  # its body is not needed
 
     async def _read(self, receive: Receive, spool: Any, announced: int) -> bytes | None:
-        size, more = announced, True
-        received = 0
+        self._refuse_above_limit(announced)
+        received, more = 0, True
         while more:
-            if max(size, received) > self._max_body:
-                detail = f"the request body is above max_body={self._max_body} bytes"
-                raise RefusedRequestError(413, detail)
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             piece = message.get("body", b"")
             received += len(piece)
+            self._refuse_above_limit(received)
             await spool.write(piece)
             more = message.get("more_body", False)
         content: bytes | None = await spool.finish()
         return content
+
+    def _refuse_above_limit(self, length: int) -> None:
+        if length > self._max_body:
+            detail = f"the request body is above max_body={self._max_body} bytes"
+            raise RefusedRequestError(413, detail)
 
     # --- what became of it -------------------------------------------------------------------
     async def _status(

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,15 +33,15 @@ class Files:
 
     def __init__(self, state: Path, quota: int) -> None:
         self._folder = state / "storage"
+        # What is on its way there is of a gateway that was killed.
+        shutil.rmtree(self._folder / "incoming", ignore_errors=True)
         for name in ("files", "parts", "incoming"):
-            with io_errors():
+            with io_errors(self._folder):
                 (self._folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self.table = FileTable(state / "storage.db")
         self.room = Room(quota, self._remove_expired)
         self.parts = Parts(self._folder / "parts", self.room)
         self.room.used = self.table.total() + sum(self.parts.uploads().values())
-        for path in (self._folder / "incoming").iterdir():  # of a gateway that was killed
-            path.unlink()
 
     def close(self) -> None:
         """Close the table."""
@@ -61,7 +62,7 @@ class Files:
         before = self.table.find(file.id)
         kept = replace(file, size=size)
         try:
-            with io_errors():
+            with io_errors(self._folder):
                 content.replace(self._path(file.id))
             self.table.put(kept)
         except BaseException:

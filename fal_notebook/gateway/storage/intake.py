@@ -92,7 +92,7 @@ async def to_file(body: Body, path: Path, room: Room) -> int:
 async def _finish(spool: Spool, path: Path) -> None:
     small = await spool.finish()
     if small is not None:
-        with io_errors():
+        with io_errors(path.parent):
             path.write_bytes(small)
 
 

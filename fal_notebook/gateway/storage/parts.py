@@ -28,7 +28,7 @@ class Parts:
     def add(self, upload: str, number: int, content: Path) -> str:
         """Take a part over and return its tag."""
         tag = secrets.token_hex(_TAG_LENGTH)
-        with io_errors():
+        with io_errors(self._folder):
             (self._folder / upload).mkdir(parents=True, exist_ok=True, mode=0o700)
             content.replace(self._folder / upload / f"{number}-{tag}")
         return tag
@@ -50,7 +50,7 @@ class Parts:
         if size > limit:
             raise RefusedRequestError(413, f"the upload is above max_upload={limit} bytes")
         try:
-            with io_errors():
+            with io_errors(self._folder):
                 await asyncio.to_thread(_join, files, target)
         except BaseException:
             self._room.give_back(_remove(target))
@@ -71,6 +71,7 @@ class Parts:
         return {
             folder.name: sum(path.lstat().st_size for path in folder.iterdir())
             for folder in self._folder.iterdir()
+            if folder.is_dir()
         }
 
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, UnauthorizedError
 from fal_notebook.gateway.auth import Auth, Principal
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
-from fal_notebook.gateway.replies import BAD_REQUEST, Reply, error_reply, refuse
+from fal_notebook.gateway.replies import BAD_REQUEST, Reading, error_reply, refuse
 from fal_notebook.gateway.storage import download
 from fal_notebook.gateway.storage.call import Call
 from fal_notebook.gateway.storage.files import Files
@@ -80,16 +80,16 @@ class StorageRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        body = _Watched(receive)
+        body = Reading(receive)
         try:
             await self._dispatch(scope, body, send)
         except ClientGoneError:
             pass
         except FalNotebookError as error:
             reply = error_reply(_STATUS.get(type(error), 500), str(error), kind=_kind(error))
-            await body.refuse(reply, send)
+            await refuse(reply, body, send)
         except RefusedRequestError as error:
-            await body.refuse(error_reply(error.status, str(error)), send)
+            await refuse(error_reply(error.status, str(error)), body, send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
@@ -162,23 +162,6 @@ class StorageRoutes:
     async def _delete(self, call: Call) -> None:
         self.files.remove(self._find(call))
         await call.answer({"deleted": True})
-
-
-class _Watched:
-    """A request's body; knows whether there is more of it."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._more = True
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        self._more = message.get("more_body", False)
-        return message
-
-    async def refuse(self, reply: Reply, send: Send) -> None:
-        """Send an answer; what the caller still sends is read away."""
-        await (refuse(reply, self, send) if self._more else reply(send))
 
 
 def _kind(error: FalNotebookError) -> str:

@@ -40,6 +40,7 @@ class FileTable:
     """The rows; used from the gateway's event loop only."""
 
     def __init__(self, path: Path) -> None:
+        self._folder = path.parent
         self._db = connect(path, (_SCHEMA,))
 
     def close(self) -> None:
@@ -48,7 +49,7 @@ class FileTable:
 
     def put(self, file: StoredFile) -> None:
         """Add or replace a row."""
-        with io_errors():
+        with io_errors(self._folder):
             self._db.execute(f"INSERT OR REPLACE INTO files VALUES ({_MARKS})", astuple(file))
 
     def find(self, identity: str) -> StoredFile | None:
@@ -57,7 +58,7 @@ class FileTable:
 
     def delete(self, identity: str) -> None:
         """Remove a row."""
-        with io_errors():
+        with io_errors(self._folder):
             self._db.execute("DELETE FROM files WHERE id = ?", (identity,))
 
     def over(self, now: float, begun_before: float) -> list[StoredFile]:
@@ -67,15 +68,15 @@ class FileTable:
 
     def ids(self) -> set[str]:
         """Return the ids of all files."""
-        with io_errors():
+        with io_errors(self._folder):
             return {row[0] for row in self._db.execute("SELECT id FROM files")}
 
     def total(self) -> int:
         """Return the bytes of all files."""
-        with io_errors():
+        with io_errors(self._folder):
             return int(self._db.execute("SELECT COALESCE(SUM(size), 0) FROM files").fetchone()[0])
 
     def _select(self, where: str, *arguments: object) -> list[StoredFile]:
-        with io_errors():
+        with io_errors(self._folder):
             found = self._db.execute(f"SELECT * FROM files WHERE {where}", arguments)
             return [StoredFile(*row) for row in found]

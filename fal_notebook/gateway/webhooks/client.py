@@ -5,48 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
 
 import httpcore
 
 from fal_notebook.exceptions import WebhookDeliveryError
 from fal_notebook.gateway.webhooks import targets
 
-# Seconds for all of one attempt, and for connecting to one of several addresses.
+Make = Callable[[], Awaitable[tuple[Mapping[str, str], bytes]]]
+
+# Seconds for all of one attempt, and in it for connecting to one of several addresses.
 TIMEOUT = 15.0
 CONNECT_TIMEOUT = 5.0
-# Bytes of an answer that are read, so that the target is not cut off while it writes.
+# Bytes of an answer that are read.
 READ_AT_MOST = 64 * 1024
 
 _FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
-
-
-class _GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Resolves once, checks every address, connects to one of just these."""
-
-    def __init__(
-        self,
-        target: targets.Target,
-        allow: str,
-        resolve: targets.Resolve,
-        network: httpcore.AsyncNetworkBackend,
-    ) -> None:
-        self._target = target
-        self._allow = allow
-        self._resolve = resolve
-        self._network = network
-
-    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> Any:
-        # TLS is put upon this stream by the pool, with the name, not the address.
-        checked = await targets.addresses(self._target, self._allow, self._resolve)
-        failure: Exception = OSError("no address")
-        for address in checked:
-            try:
-                return await self._network.connect_tcp(address, port, timeout=CONNECT_TIMEOUT)
-            except _FAILURES as error:
-                failure = error
-        raise failure
 
 
 class Client:
@@ -70,8 +44,8 @@ class Client:
         self._resolve = resolve
         self._network = network or httpcore.AnyIOBackend()
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
-        """Return the status that the target answered.
+    async def post(self, url: str, make: Make) -> int:
+        """Return the status that the target answered; its message is made once it is connected.
 
         Raises
         ------
@@ -82,7 +56,7 @@ class Client:
         """
         target = targets.parse(url)
         try:
-            return await asyncio.wait_for(self._post(target, headers, body), self._timeout)
+            return await asyncio.wait_for(self._post(target, make), self._timeout)
         except asyncio.TimeoutError:
             raise WebhookDeliveryError(
                 f"{target.origin} did not answer within {self._timeout:g} s"
@@ -92,27 +66,56 @@ class Client:
                 f"{target.origin} cannot be reached: {error or type(error).__name__}"
             ) from error
 
-    async def _post(self, target: targets.Target, headers: Mapping[str, str], body: bytes) -> int:
+    async def _post(self, target: targets.Target, make: Make) -> int:
         url = httpcore.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path
         )
-        sent = {"Host": target.authority, **headers, "Content-Length": str(len(body))}
-        async with (
-            self._pool(target) as pool,
-            pool.stream("POST", url, headers=list(sent.items()), content=body) as response,
-        ):
-            read = 0
-            async for chunk in response.aiter_stream():
-                read += len(chunk)
-                if read >= READ_AT_MOST:
-                    break
-            return int(response.status)
+        stream = await self._connect(target)
+        async with httpcore.AsyncHTTP11Connection(url.origin, stream) as connection:
+            headers, body = await make()
+            sent = {"Host": target.authority, **headers, "Content-Length": str(len(body))}
+            request = connection.stream("POST", url, headers=list(sent.items()), content=body)
+            async with request as response:
+                await _read(response)
+                return int(response.status)
 
-    def _pool(self, target: targets.Target) -> httpcore.AsyncConnectionPool:
-        guard = _GuardedNetwork(target, self._allow, self._resolve, self._network)
-        context = self._tls if target.scheme == "https" else None
-        return httpcore.AsyncConnectionPool(ssl_context=context, network_backend=guard)
+    async def _connect(self, target: targets.Target) -> httpcore.AsyncNetworkStream:
+        """Resolve once, check every address, connect to one of just these."""
+        checked = await targets.addresses(target, self._allow, self._resolve)
+        failure: Exception = OSError("no address")
+        for address in checked:
+            try:
+                stream = await self._network.connect_tcp(
+                    address, target.port, timeout=CONNECT_TIMEOUT
+                )
+                return await self._secured(stream, target)
+            except _FAILURES as error:
+                failure = error
+        raise failure
+
+    async def _secured(
+        self, stream: httpcore.AsyncNetworkStream, target: targets.Target
+    ) -> httpcore.AsyncNetworkStream:
+        """Put TLS upon a stream, for the name, not the address."""
+        if target.scheme == "http":
+            return stream
+        try:
+            return await stream.start_tls(self._tls, target.host, CONNECT_TIMEOUT)
+        except BaseException:
+            await stream.aclose()
+            raise
 
     @functools.cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpcore.default_ssl_context()
+        context = httpcore.default_ssl_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+async def _read(response: httpcore.Response) -> None:
+    """Read an answer, so that its target is not cut off while it writes, but no more than that."""
+    read = 0
+    async for chunk in response.aiter_stream():
+        read += len(chunk)
+        if read >= READ_AT_MOST:
+            return

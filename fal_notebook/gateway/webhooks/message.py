@@ -3,72 +3,72 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fal_notebook.gateway.queue.records import Records
+from fal_notebook.gateway.queue.table import QueuedRequest
+
+# Bytes of an answer that a webhook takes along; many are on their way at once, each in memory.
+LARGEST = 1_000_000
 
 
-async def of_request(records: Records, request_id: str) -> bytes | None:
-    """Return the webhook of a completed request, None when that is forgotten."""
+def of_request(records: Records, request_id: str) -> Callable[[], Awaitable[bytes]] | None:
+    """Return what makes the webhook of a completed request, None when that is forgotten."""
     request = records.find(request_id)
-    if request is None:
-        return None
+    return None if request is None else functools.partial(_make, records, request)
+
+
+async def _make(records: Records, request: QueuedRequest) -> bytes:
     answer = records.answer(request)
-    _, pieces = records.answer_content(request, answer)
-    payload = b"".join([piece async for piece in pieces])
+    size, pieces = records.answer_content(request, answer)
+    async with contextlib.aclosing(pieces):
+        payload = None if size > LARGEST else b"".join([piece async for piece in pieces])
     kind = dict(answer.headers).get(b"content-type", b"").decode("latin-1")
-    return await asyncio.to_thread(
-        body, request.id, request.id, answer.status, payload, kind, request.error
-    )
+    return await asyncio.to_thread(body, request, answer.status, payload, size, kind)
 
 
 def body(
-    request_id: str,
-    gateway_request_id: str,
+    request: QueuedRequest,
     status_code: int,
-    payload: bytes,
+    payload: bytes | None,
+    size: int,
     content_type: str,
-    error: str,
 ) -> bytes:
     """Return what a webhook says about a finished request.
 
     Parameters
     ----------
-    gateway_request_id : str
-        The id of the last attempt; the request's own when there was one only.
-    status_code, payload, content_type
-        The app's answer; no payload when there was none.
-    error : str
-        Why there is no answer, or empty.
+    status_code, payload, size, content_type
+        The app's answer; its payload is None when it is too large.
     """
-    ok = 200 <= status_code < 300 and not error
-    if not ok:
-        error = error or f"Invalid status code: {status_code}"
-    value, payload_error = _parse(payload, content_type) if ok or payload else (None, None)
+    ok = 200 <= status_code < 300 and not request.error
+    value, left_out = _parse(payload, size, content_type) if ok or size else (None, None)
+    place = f"{request.owner}/{request.app}/requests/{request.id}"
     fields = {
-        "request_id": request_id,
-        "gateway_request_id": gateway_request_id,
+        "request_id": request.id,
+        "gateway_request_id": request.id,
         "status": "OK" if ok else "ERROR",
         "payload": value,
-        "error": error or None,
-        "payload_error": payload_error,
+        "error": None if ok else request.error or f"Invalid status code: {status_code}",
+        "payload_error": left_out and f"The response {left_out}; fetch it from /queue/{place}",
     }
     return json.dumps(fields, allow_nan=False).encode()
 
 
-def _parse(payload: bytes, content_type: str) -> tuple[Any, str | None]:
-    """Return the payload's value, or None and the sentence that says why there is none."""
+def _parse(payload: bytes | None, size: int, content_type: str) -> tuple[Any, str | None]:
+    """Return the payload's value, or None and why there is none."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
-        return None, _left_out(f"is {kind}, not JSON")
+        return None, f"is {kind}, not JSON"
+    if payload is None:
+        return None, f"has {size:,} bytes, more than the {LARGEST:,} that a webhook takes along"
     try:
         value = json.loads(payload)
         json.dumps(value, allow_nan=False)  # NaN, or a number that became infinite
     except (ValueError, RecursionError):
-        return None, _left_out("is not valid JSON")
+        return None, "is not valid JSON"
     return value, None
-
-
-def _left_out(why: str) -> str:
-    return f"The response {why}; fetch it from the queue with the request id."

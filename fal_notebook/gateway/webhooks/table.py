@@ -14,9 +14,27 @@ T = TypeVar("T")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS webhooks (
-  request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, url TEXT NOT NULL, host TEXT NOT NULL,
+  request_id TEXT PRIMARY KEY, user_id TEXT NOT NULL, url TEXT NOT NULL, target TEXT NOT NULL,
   attempt INTEGER NOT NULL, next_at REAL NOT NULL, error TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS webhooks_by_time ON webhooks (next_at, host, request_id);
+CREATE INDEX IF NOT EXISTS webhooks_by_time ON webhooks (next_at);
+CREATE INDEX IF NOT EXISTS webhooks_by_target ON webhooks (target, next_at, request_id);
+"""
+
+# The targets are looked up one after the other in the index: a dead one costs one step, however
+# many rows it has.
+_ALL = """
+known (target) AS (
+  SELECT MIN(target) FROM webhooks UNION ALL
+  SELECT (SELECT MIN(target) FROM webhooks WHERE target > known.target)
+  FROM known WHERE target IS NOT NULL)
+"""
+_THESE = "known (target) AS (SELECT value FROM json_each(?5))"
+_DUE = """
+SELECT webhooks.* FROM known CROSS JOIN webhooks ON request_id = (
+  SELECT request_id FROM webhooks WHERE target = known.target AND next_at <= ?1
+  AND request_id NOT IN (SELECT value FROM json_each(?4)) ORDER BY next_at LIMIT 1)
+WHERE known.target NOT IN (SELECT value FROM json_each(?3))
+ORDER BY attempt > 0, next_at LIMIT ?2
 """
 
 
@@ -32,12 +50,16 @@ class Journal(Protocol):
 
 @dataclass(frozen=True)
 class Delivery:
-    """A webhook to deliver; `attempt` counts those that failed, `error` is the last one's."""
+    """A webhook to deliver.
+
+    `target` is the URL's host and port; `attempt` counts those that failed, `error` is the last
+    one's.
+    """
 
     request_id: str
     user_id: str
     url: str
-    host: str
+    target: str
     attempt: int
     next_at: float
     error: str
@@ -47,7 +69,7 @@ def add(connection: sqlite3.Connection, request_id: str, user_id: str, url: str,
     """Add a delivery, in the transaction that records the request's end; once for each request."""
     connection.execute(
         "INSERT OR IGNORE INTO webhooks VALUES (?, ?, ?, ?, 0, ?, '')",
-        (request_id, user_id, url, targets.parse(url).host, at),
+        (request_id, user_id, url, targets.parse(url).address, at),
     )
 
 
@@ -58,16 +80,28 @@ class DeliveryTable:
         self._journal = journal
 
     def due(
-        self, now: float, hosts: Collection[str] = (), requests: Collection[str] = ()
-    ) -> Delivery | None:
-        """Return the delivery that is due longest, but of none of these hosts and requests."""
+        self,
+        now: float,
+        limit: int,
+        full: Collection[str] = (),
+        requests: Collection[str] = (),
+        only: Collection[str] | None = None,
+    ) -> list[Delivery]:
+        """Return the delivery of each target that is due longest, those never tried before retries.
+
+        Parameters
+        ----------
+        full, requests
+            Targets and requests to leave out.
+        only : collection of str, optional
+            The targets to look at; all without it.
+        """
+        lists = (full, requests) if only is None else (full, requests, only)
         rows = self._journal.read(
-            "SELECT * FROM webhooks WHERE next_at <= ?"
-            " AND host NOT IN (SELECT value FROM json_each(?))"
-            " AND request_id NOT IN (SELECT value FROM json_each(?)) ORDER BY next_at LIMIT 1",
-            *(now, json.dumps(list(hosts)), json.dumps(list(requests))),
+            f"WITH RECURSIVE {_ALL if only is None else _THESE} {_DUE}",
+            *(now, limit, *(json.dumps(list(names)) for names in lists)),
         )
-        return Delivery(**rows[0]) if rows else None
+        return [Delivery(**row) for row in rows]
 
     def next_at(self, after: float) -> float | None:
         """Return when the next delivery becomes due (unix seconds), None when there is none."""

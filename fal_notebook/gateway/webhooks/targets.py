@@ -19,7 +19,8 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 # A submit waits this long (seconds) for a name; what takes longer is checked at delivery only.
 CHECK_TIMEOUT = 3.0
-RESOLVER_THREADS = 16
+# As many as webhooks may be on their way: a name that hangs holds its thread for a while.
+RESOLVER_THREADS = 256
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
@@ -49,7 +50,7 @@ class Target:
     @property
     def authority(self) -> str:
         """The host, and the port if it is not the scheme's own."""
-        return self._shown_host if self.port == _PORTS[self.scheme] else self._with_port
+        return self._shown_host if self.port == _PORTS[self.scheme] else self.address
 
     @property
     def origin(self) -> str:
@@ -61,13 +62,14 @@ class Target:
         return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
-    def _with_port(self) -> str:
+    def address(self) -> str:
+        """Host and port: what is dead or alive as one."""
         return f"{self._shown_host}:{self.port}"
 
     def is_listed(self, allow: str) -> bool:
         """Whether `allow`, a comma list of host[:port], names it."""
         listed = {entry.strip().lower() for entry in allow.split(",")}
-        return bool(listed & {self._shown_host, self._with_port})
+        return bool(listed & {self._shown_host, self.address})
 
 
 def parse(url: str) -> Target:
@@ -102,7 +104,7 @@ def _host(netloc: str, host: str) -> str:
         return str(ipaddress.IPv6Address(host))
     if not _HOST.fullmatch(host):
         raise ValueError("a host")
-    return host
+    return host.removesuffix(".")  # no resolver knows 127.0.0.1. for what it is
 
 
 def _malformed(why: str) -> WebhookUrlError:
