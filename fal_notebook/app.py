@@ -43,6 +43,8 @@ class App:
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__()
         cls._fal_keywords = keywords
+        if any(isinstance(getattr(base, "original", None), type) for base in _written(cls)):
+            type.__setattr__(cls, "__orig_bases__", cls.__bases__)  # a handle stood there
         app_definition.check(cls, _line())
 
     def setup(self) -> Any:
@@ -74,6 +76,12 @@ class App:
 def is_app(value: Any) -> bool:
     """Say whether `value` is a class made from `App`."""
     return isinstance(value, type) and issubclass(value, App) and value is not App
+
+
+def _written(cls: type) -> tuple[Any, ...]:
+    """Return the bases as they stand in the class statement, where they are not classes."""
+    bases: tuple[Any, ...] = vars(cls).get("__orig_bases__", ())
+    return bases
 
 
 def _line() -> int:

@@ -49,6 +49,10 @@ class AppHandle(Handle):
             f"{', '.join(endpoints)}"
         )
 
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        """Stand for the class where another is derived from it: its name is bound to this."""
+        return (self._class,)
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._endpoints})
 

@@ -79,6 +79,16 @@ def analyse(source: str, entry: str | None = None) -> Cell:
     return Cell(source, _entry(entry, functions, defined), functions, defined, imported)
 
 
+def classes(source: str) -> tuple[str, ...]:
+    """Return the classes that are defined at module level, in order; errors as of `analyse`."""
+    tree = _parse(source)
+    _refuse_await(tree)
+    names = _unique(n.name for n in _module_level(tree) if isinstance(n, ast.ClassDef))
+    if not names:
+        raise CellError("the cell defines no class to deploy; add one that derives from fal.App")
+    return names
+
+
 def warnings(
     source: str, first_line: int = 1, captured: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[str, ...]:

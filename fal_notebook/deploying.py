@@ -259,8 +259,8 @@ def app_identity(
 ) -> tuple[str, str]:
     """Return owner and name of the app."""
     owner = cell.owner or options.team or settings.owner()
-    own_name: Callable[[Any], str] = app_name_of if is_app(function) else name_of
-    return owner, app_name(options.name or name or own_name(function))
+    own_name = app_name_of(function) if is_app(function) else name or name_of(function)
+    return owner, app_name(options.name or own_name)
 
 
 def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from IPython.core.error import UsageError
 from runner_bench import Bench, LiveRunner, define, notebook
 from serving import control
 
@@ -370,3 +371,50 @@ def lazily(n: int) -> int:
             assert lazily.status()["options"]["keep_alive"] == 3
         finally:
             lazily.delete()
+
+
+# --- %%fal_app ----------------------------------------------------------------------------------
+CELL = """
+import fal_notebook as fal
+from pydantic import BaseModel
+class Asked(BaseModel):
+    n: int
+class Base(fal.App):
+    keep_alive = 5
+    def setup(self):
+        self.offset = 10
+class Counter(Base):
+    max_concurrency = 3
+    @fal.endpoint("/add")
+    def add(self, asked: Asked) -> int:
+        return asked.n + self.offset
+"""
+
+
+def test_the_cell_magic_deploys_the_last_app_and_its_line_wins(shell: Any) -> None:
+    shell.run(f"%%fal_app max_concurrency=2 wait=true\n{CELL}")
+    counter = shell["Counter"]
+    assert counter.name == "counter"
+    assert shell.run("Counter.add(n=1)") == 11
+    assert shell.run("Counter.add(Asked(n=2))") == 12
+    assert shell.run("Counter.local.add(Asked(n=3))") == 13
+    options = counter.status()["options"]
+    assert (options["max_concurrency"], options["keep_alive"]) == (2, 5)
+    derived = "class More(Counter):\n    pass"
+    shell.run(f"%%fal_app other wait=true\n{derived}")
+    assert shell["More"].name == "other"
+    assert shell.run("More.add(n=1)") == 11
+
+
+WRONG_CELLS = {
+    "x = 1": "the cell defines no class to deploy",
+    "class A: pass": "`A` is no app",
+    "import fal\nclass A(fal.App): pass": "import fal_notebook as fal",
+    "import fal_notebook as fal\nclass A(fal.App): pass": "class `A` has no endpoint",
+}
+
+
+@pytest.mark.parametrize("cell", WRONG_CELLS)
+def test_a_cell_without_an_app_is_refused_in_a_sentence(shell: Any, cell: str) -> None:
+    with pytest.raises(UsageError, match="%%fal_app: .*" + WRONG_CELLS[cell]):
+        shell.run(f"%%fal_app\n{cell}")

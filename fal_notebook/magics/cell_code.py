@@ -56,6 +56,11 @@ class CellCode:
         with self._syntax_errors():
             return cells.analyse(self._source, wanted).entry
 
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the cell's classes; errors as of `entry`."""
+        with self._syntax_errors():
+            return cells.classes(self._source)
+
     def defined(self) -> set[str]:
         """Return the names that the code binds in the notebook; errors as of `entry`."""
         with self._syntax_errors():

@@ -23,6 +23,21 @@ def function_magic(shell: Any) -> Any:
     return fal_function
 
 
+def app_magic(shell: Any) -> Any:
+    """Return ``%%fal_app`` for one shell."""
+
+    @no_var_expand
+    def fal_app(line: str, cell: str) -> None:
+        """Deploy the cell's last App class as an autoscaled HTTP app."""
+        __tracebackhide__ = True
+        from fal_notebook.magics.app import AppMagic
+
+        AppMagic(shell).cell(line, cell)
+
+    fal_app.getdoc = _app_help  # type: ignore[attr-defined]
+    return fal_app
+
+
 def server_magic(shell: Any) -> Any:
     """Return ``%%fal_server`` for one shell."""
 
@@ -42,6 +57,12 @@ def _help() -> str:
     from fal_notebook.magics.function import cell_help
 
     return cell_help()
+
+
+def _app_help() -> str:
+    from fal_notebook.magics.app import app_help
+
+    return app_help()
 
 
 def _server_help() -> str:

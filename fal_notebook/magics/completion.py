@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fal_notebook.magics.values import Place
 
 _IDENTIFIER = "fal_notebook"
-_CELL = re.compile(r"\s*%%fal_(?:function|server)[ \t]+")
+_CELL = re.compile(r"\s*%%fal_(?:function|app|server)[ \t]+")
 _LINE = re.compile(r"\s*(?:[\w., ]+=\s*)?%fal[ \t]+")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,6 @@ from fal_notebook.magics.usage import one_line
 from fal_notebook.options import CellOptions, Options, help_text, option_help, split_options
 from fal_notebook.payload import Payload
 
-_MAGIC = "%%fal_function"
 _HELP = """Deploy the cell's last function (or ``entry=``) as an autoscaled HTTP app.
 
 ::
@@ -43,34 +42,63 @@ def cell_help() -> str:
 class FunctionMagic:
     """The magic for one shell."""
 
-    magic = _MAGIC
+    magic = "%%fal_function"
 
     def __init__(self, shell: Any) -> None:
         self._shell = shell
 
     def cell(self, line: str, cell: str) -> None:
-        """Run the cell, then deploy its function."""
+        """Run the cell, then deploy what it defines."""
         __tracebackhide__ = True
         namespace = self._shell.user_ns
         code = CellCode(self._shell, cell)
         with one_line(self.magic):
-            entry = code.entry(_check(line, BeforeCell(namespace, code.defined())))
-        before = namespace.get(entry)
+            wanted = _check(line, BeforeCell(namespace, code.defined()))
+            names = self.candidates(code, wanted)
+        before = {n: namespace[n] for n in names if isinstance(namespace.get(n), Handle)}
         try:
-            code.run()
+            self._run(code)
             with one_line(self.magic):
-                options, cell_options = _parse(line, namespace)
-                self._deploy(entry, options, cell_options, code.source)
+                self._deploy(self.chosen(names), *parse_line(line, namespace), code.source)
         finally:
             # What was not deployed leaves the handle of what runs in its place.
-            if isinstance(before, Handle) and not isinstance(namespace.get(entry), Handle):
-                namespace[entry] = before
+            for name, handle in before.items():
+                if not isinstance(namespace.get(name), Handle):
+                    namespace[name] = handle
 
-    def _deploy(self, entry: str, options: Options, cell: CellOptions, source: str) -> None:
-        function = self._shell.user_ns.get(entry)
-        if not callable(function):
-            raise CellError(f"`{entry}` is not a function when the cell has run")
-        self._send(function, entry, options, cell, source)
+    def candidates(self, code: CellCode, wanted: str | None) -> Sequence[str]:
+        """Return the names of which one may be deployed, before the cell runs."""
+        return [code.entry(wanted)]
+
+    def chosen(self, names: Sequence[str]) -> str:
+        """Return the name that is deployed when the cell has run.
+
+        Raises
+        ------
+        CellError
+            When there is none.
+        """
+        if not callable(self._shell.user_ns.get(names[-1])):
+            raise CellError(f"`{names[-1]}` is not a function when the cell has run")
+        return names[-1]
+
+    def _run(self, code: CellCode) -> None:
+        __tracebackhide__ = True
+        try:
+            code.run()
+        except ModuleNotFoundError as error:
+            if error.name != "fal":
+                raise
+            with one_line(self.magic):
+                raise CellError(
+                    "fal's own SDK is not installed here; write `import fal_notebook as fal`, "
+                    "or install it with `%pip install fal`"
+                ) from None
+
+    def _deploy(self, entry: str, name: str | None, values: dict[str, Any], source: str) -> None:
+        function = self._shell.user_ns[entry]
+        options = split_line(name, {**deploying.given_by(function), **values})
+        self._send(function, entry, *options, source)
 
     def _send(
         self, function: Any, entry: str, options: Options, cell: CellOptions, source: str
@@ -151,10 +179,6 @@ def _show_captured(payload: Payload, inherited: dict[str, Any], notices: list[st
         print(line)
     for note in (*notices, *payload.warnings):
         print(f"note: {note}")
-
-
-def _parse(line: str, namespace: dict[str, Any]) -> tuple[Options, CellOptions]:
-    return split_line(*parse_line(line, namespace))
 
 
 def split_line(name: str | None, values: dict[str, Any]) -> tuple[Options, CellOptions]:

@@ -21,7 +21,7 @@ import cloudpickle
 
 from fal_notebook.exceptions import CaptureError
 
-_OWN_FOLDER = Path(__file__).resolve().parent
+_OWN_FOLDER = Path(__file__).resolve().parents[1]
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
