@@ -87,6 +87,11 @@ class Calls:
     async def stream(self) -> Any:
         return await items(self.client.stream(STREAM_APP, {"n": 3}))
 
+    async def upload(self) -> Any:
+        if len(sys.argv) < 5:
+            return None  # no variable redirects it
+        return await settled(self.client.upload(b"hello", "text/plain", "hello.txt"))
+
 
 async def outcomes(calls: Calls) -> dict[str, Any]:
     """Each method's outcome, or its error."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import fal_client
 import fal_client.client
+import httpx
 import pytest
 from fal_client import SyncClient
 from serving import control, deployed
@@ -193,6 +194,14 @@ def test_stream(outcome, gateway) -> None:
         answer = api.post("/run/tester/count", json={"n": 3}).text
     direct = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
     assert outcome["stream"] == direct == [{"i": 0}, {"i": 1}, {"i": 2}]
+
+
+def test_upload(outcome, way: str, gateway) -> None:
+    if way == "attributes":
+        url = outcome["upload"]
+        assert url.startswith(gateway.url)
+        answer = httpx.get(url)
+        assert (answer.headers["content-type"], answer.text) == ("text/plain", "hello")
 
 
 def test_what_is_no_stream_is_streamed_as_one_event(client, gateway) -> None:
