@@ -313,6 +313,26 @@ def test_a_failed_setup_says_why(bench: Bench) -> None:
     assert failed["error"] == "OSError: no weights"
 
 
+def test_an_error_shows_the_lines_of_its_class(shell: Any) -> None:
+    cell = """%%fal_app wait=true
+import fal_notebook as fal
+
+class Broken(fal.App):
+    @fal.endpoint("/")
+    def fail(self, n: int) -> int:
+        left = n - 1
+        return self.divided(left)
+    def divided(self, left):
+        return 1 // left  # the culprit
+"""
+    shell.run(cell)
+    with pytest.raises(ZeroDivisionError) as error:
+        shell.run("Broken.fail(n=1)")
+    shown = error.value.__cause__.remote_traceback  # type: ignore[union-attr]
+    assert "return self.divided(left)" in shown
+    assert "line 10, in divided\n    return 1 // left  # the culprit" in shown
+
+
 # --- how it is captured -------------------------------------------------------------------------
 def test_a_class_takes_along_what_it_needs() -> None:
     payload = capture(app_in("class A(Base):\n    @fal.endpoint('/')\n    def f(self): shout('')"))

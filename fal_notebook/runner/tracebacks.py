@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import concurrent.futures
+import functools
 import linecache
 import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 
 # Frames between the server and the user's code, which tell the user nothing.
 OURS = tuple(
@@ -41,9 +43,33 @@ class Tracebacks:
         """Tell linecache the lines of cells, whose files do not exist here."""
         for frame, _ in traceback.walk_tb(trace):
             code = frame.f_code
-            source = self._sources.get(code.co_name)
-            if source is not None and not os.path.exists(code.co_filename):
-                _add(code.co_filename, code.co_firstlineno - 1, source.splitlines(keepends=True))
+            found = self._source_of(code)
+            if found is not None and not os.path.exists(code.co_filename):
+                source, line = found
+                start = code.co_firstlineno - line
+                _add(code.co_filename, max(start, 0), source.splitlines(keepends=True))
+
+    def _source_of(self, code: CodeType) -> tuple[str, int] | None:
+        """Return the source that holds a function, and the line in it where that begins."""
+        own = self._sources.get(code.co_name)
+        if own is not None:
+            return own, 1
+        holder = getattr(code, "co_qualname", "").partition(".")[0]  # since Python 3.11
+        classes = [self._sources[holder]] if holder in self._sources else self._sources.values()
+        lines = ((text, _line_in(text, code.co_name)) for text in classes)
+        return next(((text, line) for text, line in lines if line), None)
+
+
+@functools.lru_cache(maxsize=64)
+def _line_in(source: str, name: str) -> int:
+    """Return the line at which a class's source defines a method, with its decorators; or 0."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    try:
+        nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds) and n.name == name]
+    except SyntaxError:
+        return 0
+    starts = (min(d.lineno for d in (*n.decorator_list, n)) for n in nodes)
+    return next(starts, 0)
 
 
 def chained(error: BaseException) -> Iterator[BaseException]:
