@@ -77,7 +77,7 @@ FORMATS: tuple[Format, ...] = (
     _format("a GitLab token", "glpat-", r"[A-Za-z0-9_-]{20,}"),
     _format("an Anthropic key", "sk-ant-", r"[A-Za-z0-9_-]{32,}"),
     _format("an OpenAI key", "sk-", r"(?:(?:proj|svcacct|admin)-[\w-]{32,}|[A-Za-z0-9]{32,})"),
-    _format("a Hugging Face token", "hf_", r"[A-Za-z0-9]{34}(?![A-Za-z0-9])"),
+    _format("a Hugging Face token", "hf_", r"[A-Za-z0-9]{34,40}(?![A-Za-z0-9])"),
     _format("a Slack token", "xox", r"[abeprs]-[0-9]+-[A-Za-z0-9-]{12,}"),
     _format("a Slack webhook", "hooks.slack.com/services/", r"T\w{6,}/B\w{6,}/\w{16,}"),
     _format("a Google API key", "AIza", r"[A-Za-z0-9_-]{35}(?![A-Za-z0-9])"),
