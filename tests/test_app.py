@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -304,6 +305,26 @@ def test_a_runner_that_ends_tells_its_app(
     os.kill(runner.pid, signal.SIGTERM)
     eventually(lambda: not runner.alive())
     assert runner.log()[-2:] == ["told TERMINATING", "torn down after 1"]
+
+
+def test_a_cancel_route_runs_while_all_slots_are_taken(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/work")
+    def work(self) -> str:
+        self.cancelled = threading.Event()
+        self.count = 1
+        return "stopped" if self.cancelled.wait(20) else "late"
+    @fal.endpoint("/work/cancel")
+    def stop(self) -> None:
+        while not self.count:
+            time.sleep(0.01)
+        self.cancelled.set()
+"""
+    runner = start(bench, body)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(post, runner, "/work")
+        assert post(runner, "/work/cancel").status_code == 200
+        assert working.result().json() == "stopped"
 
 
 def test_a_failed_setup_says_why(bench: Bench) -> None:
