@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import javascript
 import pytest
 
 from fal_notebook import cli, discovery
@@ -54,6 +55,14 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("JPY_SESSION_NAME", raising=False)
         yield state
         cli.run(["gateway", "stop"], "fal-notebook")
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which fal's JavaScript client is installed, once per run."""
+    folder = tmp_path_factory.mktemp("js")
+    javascript.install(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

