@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import SHUT_RDWR
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from IPython.core.error import UsageError
 from serving import Wire, control
+from websockets.asyncio.client import connect as async_connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import DeployError
@@ -371,3 +378,167 @@ def test_a_server_is_no_function(raw: ServerHandle) -> None:
 def test_a_key_in_the_command_is_refused(shell: Any) -> None:
     key = "sk-" + "proj-" + "a1B2c3D4" * 6
     assert "looks like" in failure(shell, cell("keyed", f"serve --key {key}"))
+
+
+# --- WebSockets ----------------------------------------------------------------------------------
+SOCKETS = f"{sys.executable} {Path(__file__).with_name('socket_server.py')}"
+
+
+@pytest.fixture(scope="module")
+def sockets(gateway: GatewayInfo) -> Iterator[ServerHandle]:
+    """A server of the library `websockets`."""
+    from conftest import Shell
+
+    shell = Shell()
+    shell.run(cell("sockets", f"{SOCKETS} {{port}}", max_multiplexing=2000, request_timeout=600))
+    handle: ServerHandle = shell["sockets"]
+    yield handle
+    handle.delete()
+
+
+def open_socket(gateway: GatewayInfo, path: str, **options: Any) -> ClientConnection:
+    url = gateway.url.replace("http", "ws") + "/run/tester" + path
+    headers = {"authorization": f"Bearer {gateway.token}"}
+    return connect(url, additional_headers=headers, proxy=None, **options)
+
+
+def test_a_websocket_goes_both_ways(gateway: GatewayInfo, sockets: ServerHandle) -> None:
+    with open_socket(gateway, "/sockets/a%20b?c=d", subprotocols=["other", "chat"]) as socket:
+        assert socket.subprotocol == "chat"
+        assert "permessage-deflate" in socket.response.headers["sec-websocket-extensions"]
+        assert socket.recv() == "/a%20b?c=d"
+        for sent in ("text", b"bytes", "", "x" * 300_000):
+            socket.send(sent)
+            assert socket.recv() == sent
+        assert socket.ping().wait(5)
+
+
+def test_close_codes_pass_in_both_directions(
+    gateway: GatewayInfo, sockets: ServerHandle, eventually: Eventually
+) -> None:
+    with open_socket(gateway, "/sockets/") as socket:
+        socket.recv()
+        socket.send("close 4321 because")
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv()
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4321, "because")
+    with open_socket(gateway, "/sockets/") as socket:
+        socket.recv()
+        socket.close(4999, "mine")
+    with open_socket(gateway, "/sockets/") as socket:
+        socket.recv()
+        socket.send("last close")
+        assert socket.recv() == "4999 mine"
+
+
+def test_a_slow_reader_holds_its_server_back(gateway: GatewayInfo, sockets: ServerHandle) -> None:
+    with open_socket(gateway, "/sockets/", max_queue=1, compression=None) as socket:
+        socket.recv()
+        before = gateway_memory(gateway)
+        socket.send("flood 200")  # MB; nobody reads for now
+        time.sleep(1)
+        assert gateway_memory(gateway) - before < 32 * 2**20
+        assert sum(len(socket.recv()) for _ in range(200)) == 200 * 2**20
+
+
+def gateway_memory(gateway: GatewayInfo) -> int:
+    return int(psutil.Process(gateway.pid).memory_info().rss)
+
+
+def test_a_thousand_idle_websockets_cost_little(
+    gateway: GatewayInfo, sockets: ServerHandle, eventually: Eventually
+) -> None:
+    async def many() -> None:
+        url = gateway.url.replace("http", "ws") + "/run/tester/sockets/"
+        headers = {"authorization": f"Bearer {gateway.token}"}
+        before = gateway_memory(gateway)
+        found = []
+        for _ in range(20):
+            opening = [
+                async_connect(url, additional_headers=headers, proxy=None, open_timeout=60)
+                for _ in range(50)
+            ]
+            found += await asyncio.gather(*opening)
+        assert sockets.runners()[0]["in_flight"] == 1000
+        assert gateway_memory(gateway) - before < 60 * 2**20
+        await asyncio.gather(*(socket.close() for socket in found))
+
+    asyncio.run(many())
+    eventually(lambda: sockets.runners()[0]["in_flight"] == 0)
+
+
+def test_a_socket_whose_caller_is_gone_frees_its_slot(
+    gateway: GatewayInfo, sockets: ServerHandle, eventually: Eventually
+) -> None:
+    with open_socket(gateway, "/sockets/") as socket:
+        socket.recv()
+        assert sockets.runners()[0]["in_flight"] == 1
+        socket.socket.shutdown(SHUT_RDWR)
+        eventually(lambda: sockets.runners()[0]["in_flight"] == 0)
+
+
+def test_a_server_that_ends_closes_its_sockets(shell: Any, gateway: GatewayInfo) -> None:
+    shell.run(cell("ending", f"{SOCKETS} {{port}}"))
+    with open_socket(gateway, "/ending/") as socket:
+        socket.recv()
+        socket.send("die")
+        with pytest.raises(ConnectionClosed):
+            socket.recv()
+
+
+def test_a_server_may_refuse_a_websocket(gateway: GatewayInfo, sockets: ServerHandle) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        open_socket(gateway, "/sockets/refused")
+    assert refused.value.response.status_code == 403
+    assert refused.value.response.body == b"not here\n"
+
+
+KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+VERSION = "Sec-WebSocket-Version: 13"
+ASKED = "Host: GATEWAY\nAUTH\nConnection: Upgrade\nUpgrade: websocket\n"
+
+
+def test_what_the_server_gets_of_an_upgrade(gateway: GatewayInfo, raw: ServerHandle) -> None:
+    lines = f"X-B: 1\n{KEY}\n{VERSION}\nSec-WebSocket-Protocol: chat"
+    wire, host = send(gateway, f"GET PATH HTTP/1.1\n{ASKED}{lines}\n\n", "/websocket/%41?q=1")
+    with wire:
+        assert wire.head()[0] == 101
+        frame = wire.until(b"\r\n\r\n")[4:].decode()
+        wire.send(b"any bytes at all, no frames!")
+        assert wire.until(b"!") == b"any bytes at all, no frames!"
+    first, *got = frame.lower().split("\r\n")
+    assert first == "get /websocket/%41?q=1 http/1.1"
+    sent = [f"host: {host}", *(line.lower() for line in lines.split("\n"))]
+    assert got[: len(sent)] == sent
+    assert "secret" not in frame
+    assert {"connection: upgrade", "upgrade: websocket"} <= set(got)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        (f"GET PATH HTTP/1.1\n{ASKED}{VERSION}\n\n", 400, "Sec-WebSocket-Key must hold 16 bytes"),
+        (f"GET PATH HTTP/1.1\n{ASKED}{KEY}\n\n", 400, "Sec-WebSocket-Version: 13"),
+        (f"POST PATH HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 400, "asked for with GET"),
+        (f"GET PATHx HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 404, "no such app"),
+        (
+            f"GET PATH HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\nOrigin: http://evil.invalid\n\n",
+            403,
+            "other web pages",
+        ),
+        (
+            f"GET PATH HTTP/1.1\n{ASKED.replace('AUTH', 'X-A: b')}{KEY}\n{VERSION}\n\n",
+            401,
+            "needs a key",
+        ),
+        (f"GET /api/x HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 501, "only apps serve WebSockets"),
+    ],
+)
+def test_an_upgrade_that_cannot_be_is_refused(
+    gateway: GatewayInfo, raw: ServerHandle, asked: str, status: int, said: str
+) -> None:
+    wire, _ = send(gateway, asked, "")
+    with wire:
+        got, _, body = wire.response()
+    assert got == status
+    assert said in body.decode()

@@ -123,7 +123,8 @@ class Caller:
     async def ask(self, fleet: Fleet) -> None:
         scope = {"method": "POST", "query_string": b"", "http_version": "1.1", "headers": []}
         request = exchange.Request(scope, {}, b"/", "r", None)
-        await direct.DirectRequest(fleet, request, self._kill, 10**6).run(self._receive, self._send)
+        forward = exchange.Exchange(fleet, request, self._kill, 10**6)
+        await direct.DirectRequest(fleet, request, forward).run(self._receive, self._send)
 
     def _kill(self, runner: Runner, cause: str) -> None:
         runner.row.state = "TERMINATING"

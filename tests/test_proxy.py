@@ -132,18 +132,18 @@ def test_a_target_in_absolute_form_is_served(gateway: GatewayInfo, act: str) -> 
             assert wire.response()[::2] == (200, b"2.0")
 
 
-def test_a_websocket_is_refused_in_one_sentence_and_the_log_says_nothing(
+def test_a_function_serves_no_websocket_and_the_log_says_nothing(
     gateway: GatewayInfo, act: str, private_state: Path
 ) -> None:
     log = private_state / "gateway.log"
     before = log.read_text()
     asked = "Host: GATEWAY\nConnection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n"
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
     with Wire(gateway) as wire:
-        wire.send(f"GET /run/tester/act HTTP/1.1\n{asked}Sec-WebSocket-Key: eA==\n\n")
+        wire.send(f"GET /run/tester/act HTTP/1.1\n{asked}{key}\n\n")
         status, headers, body = wire.response()
-    assert (status, headers["connection"]) == (501, "close")
-    detail = "the gateway serves no WebSockets; send a POST, its answer may be a stream"
-    assert json.loads(body) == {"detail": detail, "error_type": "bad_request"}
+    assert (status, headers["connection"]) == (405, "close")
+    assert json.loads(body) == {"detail": "Method Not Allowed"}
     assert log.read_text() == before
 
 

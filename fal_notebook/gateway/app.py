@@ -17,6 +17,7 @@ from fal_notebook.gateway.protocol import TARGET
 from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.replies import Reply, error_reply, json_reply, refuse
 from fal_notebook.gateway.storage.routes import PREFIXES
+from fal_notebook.gateway.tunnel import TUNNEL, malformed
 
 # With this key receivers check webhooks; fal publishes its own at the same path.
 JWKS = "/.well-known/jwks.json"
@@ -36,7 +37,7 @@ class GatewayApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", TUNNEL):
             return
         if js_proxy.is_proxied(scope):
             try:
@@ -74,8 +75,11 @@ class GatewayApp:
         if b"upgrade" in headers and _has_body(headers):
             # The parser would take the body for what follows the upgrade: another request.
             return error_reply(400, "a request with a body cannot ask for an upgrade", close=True)
-        if headers.get(b"upgrade", b"").lower() == b"websocket":
-            detail = "the gateway serves no WebSockets; send a POST, its answer may be a stream"
+        if scope["type"] == TUNNEL:
+            if wrong := malformed(scope["method"], headers):
+                return error_reply(400, wrong)
+        elif headers.get(b"upgrade", b"").lower() == b"websocket":
+            detail = "only apps serve WebSockets, at /run/{owner}/{app}"
             return error_reply(501, detail, close=True)
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             detail = "a body may be sent chunked; no other transfer coding is understood"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 from starlette.types import Receive, Send
 
@@ -34,18 +33,14 @@ class DirectRequest:
 
     Parameters
     ----------
-    kill : callable
-        Ends a runner at once: ``kill(runner, cause)``.
-    max_body : int
-        Largest body in bytes.
+    exchange : Exchange
+        What to do with a runner.
     """
 
-    def __init__(
-        self, app: Fleet, request: Request, kill: Callable[[Runner, str], None], max_body: int
-    ) -> None:
+    def __init__(self, app: Fleet, request: Request, exchange: Exchange) -> None:
         self._app = app
         self._request = request
-        self._exchange = Exchange(app, request, kill, max_body)
+        self._exchange = exchange
         self._started = time.perf_counter()
 
     async def run(self, receive: Receive, send: Send) -> None:

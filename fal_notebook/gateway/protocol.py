@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fal_notebook.gateway.tunnel import TUNNEL, Caller
 
 # The extension of a request's scope that holds a target in absolute form.
 TARGET = "fal_notebook.target"
@@ -13,6 +19,18 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
+
+
+def _tunnel_scope(scope: Any, url: bytes, caller: Caller) -> Any:
+    parsed = httptools.parse_url(url)
+    return {
+        **scope,
+        "type": TUNNEL,
+        "path": unquote(parsed.path.decode("ascii")),
+        "raw_path": parsed.path,
+        "query_string": parsed.query or b"",
+        "extensions": {TUNNEL: caller},
+    }
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -35,6 +53,23 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Stay silent: the app says to the caller that there is no such upgrade."""
+
+    def _should_upgrade_to_ws(self) -> bool:
+        return self.url.startswith(b"/run/")
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection to a `Caller`, and the request to the app as any other."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.send_400_response("The request before this upgrade is not answered yet.")
+            return
+        caller = Caller()
+        caller.connection_made(self.transport)
+        self.connections.discard(self)
+        self.transport.set_protocol(caller)
+        scope = _tunnel_scope(self.scope, self.url, caller)
+        task = self.loop.create_task(self.app(scope, caller.receive, caller.send))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def data_received(self, data: bytes) -> None:
         """Refuse a head that does not end."""

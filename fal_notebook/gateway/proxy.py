@@ -10,9 +10,10 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook.gateway.admission import Admission, RefusedCallerError
 from fal_notebook.gateway.direct import DirectRequest
-from fal_notebook.gateway.exchange import Request
+from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
+from fal_notebook.gateway.tunnel import TUNNEL, Tunnel
 
 
 class Proxy:
@@ -55,7 +56,9 @@ class Proxy:
             return
         request = Request(scope, headers, path, request_id, admitted.principal)
         max_body = sys.maxsize if app.direct else self._max_body
-        await DirectRequest(app, request, self._kill, max_body).run(receive, send)
+        kind = Tunnel if scope["type"] == TUNNEL else Exchange
+        exchange = kind(app, request, self._kill, max_body)
+        await DirectRequest(app, request, exchange).run(receive, send)
 
 
 def _has_schema(app: Fleet) -> bool:

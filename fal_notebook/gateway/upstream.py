@@ -45,6 +45,8 @@ class RefusedError(UpstreamError):
 class Connection(asyncio.Protocol):
     """One connection; one exchange at a time: `send` a request, `head`, then `read` to the end."""
 
+    accepts_upgrade = False
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -80,11 +82,17 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except httptools.HttpParserUpgrade as error:
+            self.upgraded(data[error.args[0] :])
+        except httptools.HttpParserError as error:
             self._fail(f"the runner sent no valid HTTP: {error}", "runner_connection_error")
         if self._buffered > HIGH_WATER and self._transport is not None:
             self._transport.pause_reading()
         self._notify()
+
+    def upgraded(self, data: bytes) -> None:
+        """Refuse what nobody asked for; `data` follows the head."""
+        self._fail("the runner upgraded a connection", "runner_connection_error")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a body that runs until the close; fail any other exchange that is incomplete."""
@@ -127,7 +135,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Take the status; an interim answer (1xx) is dropped with its headers."""
         status = self._parser.get_status_code()
-        if status < 200:
+        if status < 200 and not (status == 101 and self.accepts_upgrade):
             self.headers.clear()
             self._interim = True
         elif not self.complete:
@@ -306,7 +314,7 @@ class Pool:
             connection = self._idle.pop()
             if connection.reusable:
                 return connection
-        return await self._open()
+        return await self.open(Connection)
 
     async def notify(self, request: bytes) -> int:
         """Send a request of which only the status matters; return that, 0 without an answer."""
@@ -327,23 +335,24 @@ class Pool:
         ------
         RefusedError
         """
-        self.release(await self._open())
+        self.release(await self.open(Connection))
 
-    async def _open(self) -> Connection:
+    async def open(self, kind: type[Connection]) -> Connection:
+        """Return a new connection, which is the caller's own to close; raises as `acquire`."""
         try:
-            return await self._connect()
+            return await self._connect(kind)
         except OSError as error:
             raise RefusedError(f"the runner does not accept: {error}") from error
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, kind: type[Connection]) -> Connection:
         loop = asyncio.get_running_loop()
         if not self._address:
             raise ConnectionError("it has no address")
         if self._address.startswith("unix:"):
-            _, connection = await loop.create_unix_connection(Connection, self._address[5:])
+            _, connection = await loop.create_unix_connection(kind, self._address[5:])
         else:
             host, _, port = self._address.removeprefix("tcp:").rpartition(":")
-            _, connection = await loop.create_connection(Connection, host.strip("[]"), int(port))
+            _, connection = await loop.create_connection(kind, host.strip("[]"), int(port))
         return connection
 
     def release(self, connection: Connection) -> None:
