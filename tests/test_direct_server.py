@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -23,8 +26,10 @@ from websockets.asyncio.client import connect as async_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import DeployError
+from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_handle import ServerHandle
 
 Eventually = Callable[[Callable[[], Any]], Any]
@@ -542,3 +547,79 @@ def test_an_upgrade_that_cannot_be_is_refused(
         got, _, body = wire.response()
     assert got == status
     assert said in body.decode()
+
+
+# --- over what happens meanwhile -----------------------------------------------------------------
+def test_a_queued_request_reaches_the_server(
+    gateway: GatewayInfo, raw: ServerHandle, eventually: Eventually
+) -> None:
+    with control(gateway) as client:
+        told = client.post("/queue/tester/raw/echo/a?b=c", content=b"body").json()
+        eventually(lambda: client.get(told["status_url"]).json()["status"] == "COMPLETED")
+        text = client.get(told["response_url"]).text
+    assert text.startswith("POST /echo/a?b=c HTTP/1.1\r\n")
+    assert text.endswith("\r\n\r\nbody")
+    assert "secret" not in text
+
+
+def test_a_websocket_ends_with_request_timeout_and_its_server_lives(
+    shell: Any, gateway: GatewayInfo, eventually: Eventually
+) -> None:
+    shell.run(cell("brief", f"{SOCKETS} {{port}}", request_timeout=1))
+    runner = shell["brief"].runners()[0]["id"]
+    with open_socket(gateway, "/brief/") as socket:
+        socket.recv()
+        with pytest.raises(ConnectionClosed):
+            socket.recv(10)
+    left = eventually(lambda: [r for r in shell["brief"].runners() if not r["in_flight"]])
+    assert [r["id"] for r in left] == [runner]
+
+
+def test_nothing_of_a_server_outlives_its_runner(shell: Any, eventually: Eventually) -> None:
+    command = f"IGNORE_SIGTERM=1 setsid {RAW} {{port}} & wait"
+    shell.run(cell("stubborn", command, termination_grace_period_seconds=1))
+    pid = int(shell["stubborn"].request("GET", "/echo").headers["x-pid"])
+    shell["stubborn"].delete()
+    eventually(lambda: not psutil.pid_exists(pid))
+
+
+def test_the_next_gateway_adopts_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    folder = tmp_path / "private-state"
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(folder))
+    command = ServerCommand("adopted", f"{RAW} $PORT")
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: _stop(folder))
+        with control(discovery.ensure(folder)) as client:
+            _deploy(client, command)
+            before = eventually(lambda: _pid(client))
+            os.kill(discovery.ensure(folder).pid, signal.SIGKILL)
+        discovery.wait_until_gone(folder)
+        with control(discovery.ensure(folder)) as client:
+            assert _pid(client) == before
+
+
+def _deploy(client: httpx.Client, command: ServerCommand) -> None:
+    payload = command.capture({}, (), {})
+    digest = hashlib.sha256(payload.content).hexdigest()
+    client.put(f"/api/blobs/{digest}", content=payload.content).raise_for_status()
+    request = {
+        "name": command.name,
+        "digest": payload.digest,
+        "payload": digest,
+        "manifest": payload.manifest,
+        "options": {"exposed_port": 8000, "keep_alive": 60},
+        "notebook": "test",
+    }
+    client.post("/api/apps/tester", json=request).raise_for_status()
+
+
+def _pid(client: httpx.Client) -> str:
+    return client.get("/run/tester/adopted/echo").headers.get("x-pid", "")
+
+
+def _stop(folder: Path) -> None:
+    with control(discovery.ensure(folder)) as client:
+        client.post("/api/gateway/stop")
+    discovery.wait_until_gone(folder)

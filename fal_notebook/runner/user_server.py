@@ -96,14 +96,10 @@ class UserServer:
 
     def listens(self) -> set[tuple[str, int]]:
         """Return the addresses on which its processes listen."""
-        found = set()
+        found: set[tuple[str, int]] = set()
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                # psutil 6 renamed the method; both names are used in the wild.
-                connections = getattr(process, "net_connections", process.connections)
-                for each in connections("tcp"):
-                    if each.status == psutil.CONN_LISTEN:
-                        found.add((each.laddr.ip, each.laddr.port))
+                found |= _listening(process)
         return found
 
     async def address(self, *ports: int) -> tuple[str, int] | None:
@@ -137,11 +133,15 @@ def holder(port: int) -> str:
     """Return who listens on a port of this machine, as far as one may see."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            connections = getattr(process, "net_connections", process.connections)
-            for each in connections("tcp"):
-                if each.status == psutil.CONN_LISTEN and each.laddr.port == port:
-                    return f"{process.name()} (process {process.pid})"
+            if any(number == port for _, number in _listening(process)):
+                return f"{process.name()} (process {process.pid})"
     return ""
+
+
+def _listening(process: psutil.Process) -> set[tuple[str, int]]:
+    old = not hasattr(process, "net_connections")  # psutil 6 gave the method this name
+    connections = process.connections("tcp") if old else process.net_connections("tcp")
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
 
 
 def _covers(listening: set[tuple[str, int]], host: str, port: int) -> bool:
