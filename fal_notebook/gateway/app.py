@@ -16,8 +16,9 @@ from fal_notebook.gateway.logs.of_request import RequestLogs
 from fal_notebook.gateway.protocol import TARGET
 from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.replies import Reply, error_reply, json_reply, refuse
+from fal_notebook.gateway.splice import TUNNEL
 from fal_notebook.gateway.storage.routes import PREFIXES
-from fal_notebook.gateway.tunnel import TUNNEL, malformed
+from fal_notebook.gateway.tunnel import malformed
 
 # With this key receivers check webhooks; fal publishes its own at the same path.
 JWKS = "/.well-known/jwks.json"

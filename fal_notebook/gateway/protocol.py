@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fal_notebook.gateway.tunnel import TUNNEL, Caller
+from fal_notebook.gateway.splice import TUNNEL, Caller
 
 # The extension of a request's scope that holds a target in absolute form.
 TARGET = "fal_notebook.target"

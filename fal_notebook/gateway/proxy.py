@@ -13,7 +13,8 @@ from fal_notebook.gateway.direct import DirectRequest
 from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
-from fal_notebook.gateway.tunnel import TUNNEL, Tunnel
+from fal_notebook.gateway.splice import TUNNEL
+from fal_notebook.gateway.tunnel import Tunnel
 
 
 class Proxy:
