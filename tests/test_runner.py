@@ -515,9 +515,9 @@ def f(pid): return pid
 
 
 def test_a_runner_with_a_gateway_stays(bench: Bench, eventually: Any) -> None:
-    runner = start(bench, "def f(): return 1", orphan_timeout=0.2)
-    lone = start(bench, "def f(): return 1", orphan_timeout=0.2)
+    runner = start(bench, "def f(): return 1", orphan_timeout=1.5)
     with runner.client() as client, client.stream("GET", "/", headers=STATES):
+        lone = start(bench, "def f(): return 1", orphan_timeout=1.5)
         eventually(lambda: not lone.alive())
         assert runner.alive()
 
