@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, by the command that people run, and leave nothing behind."""
+"""The notebooks run as they stand, the quickstart by `make demo`, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
+
+from fal_notebook import sync
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.handle import shared_client
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -86,3 +92,26 @@ def test_demo_cleans_up_when_interrupted(private: Path) -> None:
     assert demo.returncode == 1
     assert "Interrupted." in output
     assert_nothing_is_left(private)
+
+
+def printed(notebook: nbformat.NotebookNode, cell_id: str) -> str:
+    """What a cell of an executed notebook wrote to stdout."""
+    outputs = next(cell.outputs for cell in notebook.cells if cell.id == cell_id)
+    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+
+
+def test_a_server_is_brought_directly_and_behind_an_app(gateway: GatewayInfo) -> None:
+    notebook = nbformat.read(NOTEBOOKS / "02-bring-your-server.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=180, shutdown_kernel="immediate").execute()
+    assert re.fullmatch(
+        r"http://127\.0\.0\.1:\d+/run/tester/my-server\n"
+        r"200 \{'path': '/\S+\.png'\}\n\['/api/generate'\]\n",
+        printed(notebook, "direct-call"),
+    )
+    content_type, url = printed(notebook, "proxy-call").split()
+    content = httpx.get(url).raise_for_status().content
+    assert (content_type, content[:8]) == ("image/png", b"\x89PNG\r\n\x1a\n")
+    shown = next(cell.outputs for cell in notebook.cells if cell.id == "picture")
+    assert "image/png" in shown[0].data
+    left = {app["name"] for app in sync.wait(shared_client().apps())}
+    assert left.isdisjoint({"my-server", "my-server-proxy"})
