@@ -58,7 +58,7 @@ def no_uv(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 SLOW_BACKEND = """
 import pathlib, subprocess, sys, time
 def build_wheel(*args, **kwargs):
-    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
     sleeper = subprocess.Popen(command, start_new_session=LEAVES)
     pathlib.Path("PIDS").write_text(str(sleeper.pid))
     sleeper.wait()

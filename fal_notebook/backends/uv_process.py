@@ -25,6 +25,9 @@ _LINUX = sys.platform == "linux"
 ELAPSED_EVERY = 2.0
 """Seconds between two signs of life of a build that has nothing else to say."""
 
+LOOK_EVERY = 0.5
+"""Seconds between two looks whether a silent uv is still there."""
+
 # What another interpreter or project means for uv must not reach the environments made here;
 # index, proxy, CA and cache settings must.
 _DROPPED = re.compile(
@@ -132,15 +135,25 @@ def uv_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 async def _lines(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
     # Not readline: it gives up on a line above 64 KiB, and a build backend may print one.
-    assert process.stderr is not None
     rest = b""
-    while chunk := await process.stderr.read(65536):
+    while chunk := await _read(process):
         *lines, rest = re.split(rb"[\r\n]", rest + chunk)
         for line in lines:
             if text := _plain(line):
                 yield text
     if text := _plain(rest):
         yield text
+
+
+async def _read(process: asyncio.subprocess.Process) -> bytes:
+    """Return what comes next, b"" at the end; what outlives a killed uv may keep its pipe open."""
+    assert process.stderr is not None
+    while True:
+        try:
+            return await asyncio.wait_for(process.stderr.read(65536), LOOK_EVERY)
+        except asyncio.TimeoutError:
+            if process.returncode is not None:
+                return b""
 
 
 def _plain(line: bytes) -> str:
