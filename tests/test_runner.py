@@ -514,6 +514,18 @@ def f(pid): return pid
     eventually(lambda: not psutil.pid_exists(child))
 
 
+def test_a_runner_without_a_gateway_does_not_wait_for_ever_for_what_it_does(
+    bench: Bench, eventually: Any
+) -> None:
+    source = "import time\ndef f(): print('begun'); time.sleep(1000)"
+    runner = start(bench, source, orphan_timeout=0.4)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(runner.value)
+        eventually(lambda: "begun" in runner.log())
+        eventually(lambda: not runner.alive())
+        assert working.exception() is not None
+
+
 def test_a_runner_with_a_gateway_stays(bench: Bench, eventually: Any) -> None:
     runner = start(bench, "def f(): return 1", orphan_timeout=1.5)
     with runner.client() as client, client.stream("GET", "/", headers=STATES):

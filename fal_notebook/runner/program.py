@@ -101,7 +101,8 @@ class Program:
         serving = asyncio.ensure_future(self._server.serve([listen(self._spec.socket)]))
         tasks = [asyncio.ensure_future(c) for c in (self._start(), self._watch())]
         await self._ending.wait()
-        await self._drain()
+        tasks += [asyncio.ensure_future(c) for c in (self._drain(), self._abandoned())]
+        await asyncio.wait(tasks[-2:], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         self._server.stop()
@@ -142,12 +143,17 @@ class Program:
 
     async def _watch(self) -> None:
         """End when no gateway has been connected for `orphan_timeout` seconds."""
-        timeout = self._spec.orphan_timeout
-        while True:
-            await asyncio.sleep(min(5.0, timeout / 4))
-            alone = time.monotonic() - self._link.last_seen
-            if not self._link.gateways and alone > timeout:
-                self._ending.set()
+        await self._alone(self._spec.orphan_timeout)
+        self._ending.set()
+
+    async def _abandoned(self) -> None:
+        """Return when a drain has gone on for too long without the gateway that would end it."""
+        await self._alone(2 * self._spec.orphan_timeout)
+
+    async def _alone(self, seconds: float) -> None:
+        """Return when no gateway has been connected for so long."""
+        while self._link.gateways or time.monotonic() - self._link.last_seen <= seconds:
+            await asyncio.sleep(min(5.0, self._spec.orphan_timeout / 4))
 
     async def _drain(self) -> None:
         """Finish what is in flight, and what the gateway had sent before it knew."""
