@@ -240,6 +240,20 @@ def test_callers_cannot_forge_headers_of_the_platform() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "name", [b"x_fal_caller_user_id", b"x-fal_anything", b"x_fal-runner_secret"]
+)
+def test_a_header_that_wsgi_would_read_as_the_platforms_is_dropped(name: bytes) -> None:
+    assert not any(b"mine" in line for line in _head((name, b"mine")))
+
+
+def test_connection_names_no_header_away_that_says_where_a_body_ends() -> None:
+    named = (b"connection", b"Host, Content-Length, Transfer-Encoding, x-mine")
+    headers = [named, (b"host", b"h"), (b"content-length", b"3"), (b"x-mine", b"a")]
+    head = request_head(b"POST", b"/", headers, [], False, as_it_came=True)
+    assert head == b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n"
+
+
 def test_headers_of_one_hop_end_there_also_those_that_connection_names() -> None:
     hop = ((b"connection", b"close, X-Mine"), (b"x-mine", b"1"), (b"te", b"trailers"))
     kept = ((b"accept", b"a"), (b"accept", b"b"))

@@ -29,6 +29,10 @@ _ONCE = frozenset(
         *(b"content-type", b"content-length", b"transfer-encoding"),
     )
 )
+# Headers by which the platform speaks to apps; a server on WSGI takes '_' for '-'.
+_PLATFORM = frozenset((b"x-fal-", b"x_fal_", b"x-fal_", b"x_fal-"))
+# Without these a body has no end, or another one: `Connection` cannot name them away.
+_END_TO_END = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _PICKLE = CONTENT_TYPE.encode()
 
 
@@ -80,7 +84,7 @@ def request_head(
         hidden |= {b"authorization"}
     lines = [method + b" " + target + b" HTTP/1.1"]
     for name, value in headers:
-        if name in hidden or (name[:6] == b"x-fal-" and name not in _CALLER_MAY_SET):
+        if name in hidden or (name[:6] in _PLATFORM and name not in _CALLER_MAY_SET):
             continue
         lines.append(name + b": " + value)
     lines += [name + b": " + value for name, value in added]
@@ -109,4 +113,4 @@ def _hop_by_hop(headers: list[Header]) -> frozenset[bytes]:
     for name, value in headers:
         if name == b"connection":
             named.update(part.strip().lower() for part in value.split(b","))
-    return _HOP_BY_HOP | named if named else _HOP_BY_HOP
+    return _HOP_BY_HOP | (named - _END_TO_END) if named else _HOP_BY_HOP
