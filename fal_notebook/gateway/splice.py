@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import http
+import http.client
 from typing import cast
 
 from starlette.types import Message
@@ -112,6 +112,6 @@ class Caller(Side, asyncio.Protocol):
 
 
 def head_of(status: int, headers: list[Header]) -> bytes:
-    """Return the head of an answer."""
-    first = b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode())
+    """Return the head of an answer; a status without a name, such as 499, has no phrase."""
+    first = b"HTTP/1.1 %d %b" % (status, http.client.responses.get(status, "").encode())
     return b"\r\n".join([first, *(name + b": " + value for name, value in headers)]) + b"\r\n\r\n"
