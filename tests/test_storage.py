@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import fal_client.client
 import httpx
 import javascript
+import PIL.Image
 import psutil
 import pytest
 from fal_client import AsyncClient, SyncClient
@@ -89,7 +90,7 @@ def test_fals_client_uploads_data_files_and_images(
 ) -> None:
     path = tmp_path / "päper.txt"
     path.write_text("text")
-    image = pytest.importorskip("PIL.Image").new("RGB", (4, 3))
+    image = PIL.Image.new("RGB", (4, 3))
     for url, kind, name in (
         (client.upload(b"\0data", "audio/wav", "a.wav"), "audio/wav", "a.wav"),
         (client.upload("text", "text/plain; charset=utf-8"), "text/plain; charset=utf-8", ""),
