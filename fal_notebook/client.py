@@ -187,6 +187,10 @@ class Client:
         """Remove a secret."""
         await self._json("DELETE", f"/api/secrets/{name}")
 
+    async def check_secrets(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Have a payload and names of secrets refused as a deploy of them would be."""
+        return await self._json("POST", "/api/secrets/check", json=request)
+
     # --- calls -------------------------------------------------------------------------------
     @asynccontextmanager
     async def run(

@@ -12,7 +12,7 @@ import reprlib
 import sys
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,6 +56,8 @@ NEEDS_DOCKER = (
     "{} needs the docker target, which this release does not have; on the local target write the "
     "command that starts the server into the cell (lang=sh)"
 )
+# Captures once more, to look for the values of these secrets.
+Find = Callable[[Mapping[str, str]], Payload]
 # What uv tells people who make an environment by hand.
 _FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
 
@@ -244,6 +246,9 @@ def dry_run(
     if isinstance(function, Handle):
         function = function.original
     payload = _captured(function, options, cell, "")
+    if options.secrets or (settings.state_folder() / settings.SECRETS_KEY).exists():
+        find = functools.partial(_captured, function, options, cell, "")
+        sync.wait(_check_secrets(payload, find, options.secrets or ()))
     inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
     return payload, inherited, _not_effective(options)
 
@@ -304,27 +309,44 @@ async def _accept(
     client: Client,
     progress: Progress,
     request: dict[str, Any],
-    find: Callable[[Mapping[str, str]], Payload],
+    find: Find,
 ) -> dict[str, Any]:
-    """Ask for the deploy until it is taken; the payload is sent only when the gateway lacks it.
+    """Ask for the deploy until it is taken."""
+    ask = functools.partial(client.deploy, progress.owner)
+    reply = await _until_taken(client, ask, request, progress.payload.content, find)
+    progress.accepted(reply)
+    return reply
+
+
+async def _check_secrets(payload: Payload, find: Find, declared: Collection[str]) -> None:
+    """Refuse of a payload what a deploy would refuse of it."""
+    client, request = shared_client(), {"declared": list(declared)}
+    await _until_taken(client, client.check_secrets, request, payload.content, find)
+
+
+async def _until_taken(
+    client: Client,
+    ask: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]],
+    request: Mapping[str, Any],
+    content: bytes,
+    find: Find,
+) -> dict[str, Any]:
+    """Ask until it is answered; the payload is sent only when the gateway lacks it.
 
     The gateway tells where in the payload a stored secret stands; `find` captures once more, to
     say in which variable, or to find that it may travel there.
     """
-    content = progress.payload.content
-    request = {**request, "payload": hashlib.sha256(content).hexdigest(), "allowed_secrets": []}
+    digest, allowed = hashlib.sha256(content).hexdigest(), list[str]()
+    request = {**request, "payload": digest, "allowed_secrets": allowed}
     while True:
         try:
-            reply = await client.deploy(progress.owner, request)
+            return await ask(request)
         except (PayloadMissingError, StoredSecretError) as error:
             lacking = error
-        else:
-            progress.accepted(reply)
-            return reply
         # Outside of the handler: what is raised here is not the consequence of an error.
         if isinstance(lacking, StoredSecretError):
             find({lacking.name: content[lacking.start : lacking.end].decode()})
-            request["allowed_secrets"].append(lacking.name)
+            allowed.append(lacking.name)
         else:
             await client.upload(content)
 

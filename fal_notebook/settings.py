@@ -20,6 +20,9 @@ else:
 
 T = TypeVar("T", int, str)
 
+# The file of the state folder under whose key secrets are encrypted; made with the first one.
+SECRETS_KEY = "secrets.key"
+
 _KINDS: dict[type, str] = {int: "a whole number", str: "text"}
 
 

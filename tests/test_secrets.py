@@ -53,6 +53,17 @@ def test_a_stored_secret_in_a_payload_is_refused_by_the_name_of_the_variable(she
     assert VALUE not in str(refused.value)
 
 
+def test_a_dry_run_refuses_what_a_deploy_would(shell, stored) -> None:
+    shell.run(f"settings = {{'words': {VALUE!r}}}")
+    leak = "def leak() -> str:\n    return settings['words']\n"
+    with pytest.raises(UsageError, match="`settings`") as refused:
+        shell.run(f"%%fal_function dry_run=true\n{leak}")
+    assert VALUE not in str(refused.value)
+    shell.run(f"%%fal_function dry_run=true allow_secret=settings secrets={stored}\n{leak}")
+    with pytest.raises(UsageError, match="there is no secret NEVER_SET"):
+        shell.run("%%fal_function dry_run=true secrets=NEVER_SET\ndef f() -> int:\n    return 1\n")
+
+
 def test_allow_secret_lets_a_stored_secret_travel_in_one_variable(shell, stored) -> None:
     shell.run(f"words = {VALUE!r}")
     shell.run("%%fal_function allow_secret=words wait=true\ndef told() -> str:\n    return words\n")

@@ -254,6 +254,12 @@ def _secret_routes(gateway: Gateway) -> APIRouter:
         """Every secret by name, never a value."""
         return secrets.list_secrets(gateway)
 
+    @router.post("/check")
+    async def check(request: secrets.SecretsCheck) -> dict[str, Any]:
+        """Refuse a payload, or names, as a deploy would."""
+        secrets.check(gateway, request)
+        return {"checked": True}
+
     @router.put("/{name}")
     async def put(name: str, value: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
         """Store a secret."""

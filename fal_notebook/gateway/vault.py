@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fal_notebook.exceptions import GatewayError
+from fal_notebook.settings import SECRETS_KEY
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -16,7 +17,7 @@ class Vault:
     """Encrypts and decrypts with the key of a state folder, which is made at first use."""
 
     def __init__(self, state: Path) -> None:
-        self._path = state / "secrets.key"
+        self._path = state / SECRETS_KEY
         self._fernet: Fernet | None = None
 
     def encrypt(self, value: str) -> str:

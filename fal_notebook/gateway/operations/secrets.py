@@ -6,7 +6,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from fal_notebook.exceptions import OptionError, StoredSecretError
+from pydantic import BaseModel, Field
+
+from fal_notebook.exceptions import OptionError, PayloadMissingError, StoredSecretError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Secret
@@ -51,6 +53,27 @@ def delete(gateway: Gateway, name: str) -> None:
     with gateway.store.transaction():
         gateway.store.delete_secret(name)
         gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "deleted"})
+
+
+class SecretsCheck(BaseModel):
+    """A payload that was uploaded, the secrets that may stand in it, and those declared."""
+
+    payload: str = Field(pattern=r"^[0-9a-f]{64}$")
+    allowed_secrets: list[str] = []
+    declared: list[str] = []
+
+
+def check(gateway: Gateway, request: SecretsCheck) -> None:
+    """Say of a payload and of names what their deploy would.
+
+    Raises
+    ------
+    PayloadMissingError, StoredSecretError, NotFoundError
+    """
+    if not paths.blob(gateway.state, request.payload).is_file():
+        raise PayloadMissingError("the payload was not uploaded; run the cell again")
+    refuse_in_payload(gateway, request.payload, request.allowed_secrets)
+    gateway.secrets(request.declared)
 
 
 def refuse_in_payload(gateway: Gateway, payload: str, allowed: Collection[str]) -> None:
