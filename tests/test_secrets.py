@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from IPython.core.error import UsageError
 from serving import control
 
-from fal_notebook import cli
+from fal_notebook import cli, settings
 from fal_notebook.exceptions import NotFoundError, OptionError
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import Secret, Store
@@ -176,3 +179,36 @@ def test_every_form_of_a_value_is_redacted(tmp_path: Path, value: str) -> None:
     store.delete_secret("S")
     assert value not in redaction.current()(value)
     store.close()
+
+
+FAILS = """
+%%fal_function secrets=VAULT_WORDS wait=true setup_function=up min_concurrency=1
+def fails() -> int:
+    import os; return os.getpid()
+"""
+UP = "def up():\n    import os\n    raise ValueError('wrong ' + os.environ['VAULT_WORDS'])"
+
+
+def test_a_secret_shows_in_no_failed_start(shell, gateway, stored, eventually, tmp_path) -> None:
+    shell.run(UP)
+    with pytest.raises(UsageError) as caught:
+        shell.run(FAILS.strip())
+    once = UP.replace("    raise", f"    if os.path.exists('{tmp_path}/x'): raise")
+    shell.run(f"{once}\n    open('{tmp_path}/x', 'w')")
+    shell.run(FAILS.strip())
+    with control(gateway) as api:
+        psutil.Process(shell["fails"]()).kill()
+        status = eventually(
+            lambda: (got := api.get("/api/apps/tester/fails").json())["last_error"] and got
+        )
+        assert "[secret VAULT_WORDS]" in status["last_error"]
+        told = [str(caught.value), str(status), api.get("/api/apps/tester/fails/runners").text]
+    with contextlib.closing(sqlite3.connect(private_store())) as store:
+        told += [str(row) for row in store.execute("SELECT data FROM events")]
+        told += [str(row) for row in store.execute("SELECT * FROM runners")]
+    told.append((settings.state_folder() / "gateway.log").read_text())
+    assert [text for text in told if VALUE in text] == []
+
+
+def private_store() -> Path:
+    return settings.state_folder() / "store.db"

@@ -96,8 +96,11 @@ class Gateway:
         self.redaction = Redaction(self.store, self.vault)
         self.errors = Errors(self.store, self.events.errors, self.redaction)
         self.backend = LocalBackend(state, sockets_folder(self.store))
-        launcher = Launcher(state, self.store, self.backend, info.url, self.declared)
-        self.lifecycle = Lifecycle(self.store, self.backend, launcher, self._poke)
+        self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
+        self.tls = TlsPort(state, self.host_check)
+        launcher = Launcher(state, self.store, self.backend, info.url, self.declared, self.tls.open)
+        parts = self.store, self.backend, launcher, self._poke, self.redaction
+        self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics()
         self.metrics.add(Gauges(self.fleets.values, self.backend.stats))
@@ -114,8 +117,6 @@ class Gateway:
         )
         self.webhooks = Deliverer(DeliveryTable(self.queue.records.journal), sender)
         self.queue.on_webhook = self.webhooks.notify
-        self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
-        self.tls = TlsPort(state, self.host_check)
 
     def restore(self) -> None:
         """Serve what the store says is active; adopt runners that still live."""

@@ -13,6 +13,7 @@ from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway import link
 from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Runner
 from fal_notebook.gateway.launch import Launcher
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.states import ENDING, States
 from fal_notebook.gateway.store import Revision
 from fal_notebook.gateway.upstream import UpstreamError
@@ -31,16 +32,25 @@ class Life:
     ----------
     spawn : callable
         Runs a coroutine beside, and logs when it fails.
+    redaction : Redaction
+        For what the runner tells, which may hold values of secrets.
     """
 
     def __init__(
-        self, runner: Runner, states: States, backend: Backend, launcher: Launcher, spawn: Spawn
+        self,
+        runner: Runner,
+        states: States,
+        backend: Backend,
+        launcher: Launcher,
+        spawn: Spawn,
+        redaction: Redaction,
     ) -> None:
         self._runner = runner
         self._states = states
         self._backend = backend
         self._launcher = launcher
         self._spawn = spawn
+        self._redaction = redaction
         self._note = ""
 
     async def run(self, revision: Revision, adopted: bool) -> None:
@@ -144,13 +154,16 @@ class Life:
     def _heard(self, line: dict[str, Any]) -> None:
         state = line["state"]
         if state == "SETUP" and "note" in line:
-            self._note = line["note"]
+            self._note = self._redacted(line["note"])
             self._runner.on_note(self._note)
         elif state == "FAILED":
-            self._states.failed(line["error"])
+            self._states.failed(self._redacted(line["error"]))
         elif state == "IDLE" and self._runner.live:
             self._states.ready(line["openapi"], line.get("address"), line.get("fixed_port", False))
         elif state == "ENDED":
-            self._runner.row.cause = line["cause"]
+            self._runner.row.cause = self._redacted(line["cause"])
         elif state == "DRAINING":
             self.stop("the runner was told to end")
+
+    def _redacted(self, told: str) -> str:
+        return self._redaction.current()(told)

@@ -14,6 +14,7 @@ from fal_notebook.backends.base import Backend
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.life import Life
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.states import States
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
@@ -39,7 +40,9 @@ class Lifecycle:
         backend: Backend,
         launcher: Launcher,
         on_change: Callable[[Fleet], None],
+        redaction: Redaction,
     ) -> None:
+        self._redaction = redaction
         self._store = store
         self._backend = backend
         self._launcher = launcher
@@ -115,7 +118,8 @@ class Lifecycle:
         runner.pool = Pool(runner.row.address)
         fleet.runners[runner.row.id] = runner
         states = States(fleet, runner, self._store, self._on_change)
-        life = Life(runner, states, self._backend, self._launcher, self._spawn)
+        parts = self._backend, self._launcher, self._spawn, self._redaction
+        life = Life(runner, states, *parts)
         self._lives[runner] = life
         if not adopted:
             states.enter("PENDING")
