@@ -212,3 +212,26 @@ def test_a_secret_shows_in_no_failed_start(shell, gateway, stored, eventually, t
 
 def private_store() -> Path:
     return settings.state_folder() / "store.db"
+
+
+SEES = """
+%%fal_server sees exposed_port=8000 secrets=VAULT_WORDS wait=true
+test "$VAULT_WORDS" || exit 3; exec {python} -m http.server $PORT --bind 127.0.0.1
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_secret_stands_in_no_process_list(shell, stored, private_state) -> None:
+    shell.run(SEES.strip().format(python=sys.executable))
+    shell.run(SHOUTS.strip())
+    shell["shouts"]()
+    holding = {}
+    for process in psutil.process_iter():
+        for what in ("cmdline", "environ"):
+            with contextlib.suppress(OSError):
+                if VALUE.encode() in Path(f"/proc/{process.pid}/{what}").read_bytes():
+                    holding[process.pid] = (what, process.name(), process.cmdline())
+    runners = {r["id"] for name in ("sees", "shouts") for r in shell[name].runners()}
+    for pid, (what, *about) in holding.items():  # the user's own server, and nobody else
+        assert what == "environ", about
+        assert psutil.Process(pid).environ().get("FAL_RUNNER_ID") in runners, about
