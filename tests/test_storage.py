@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import Wire, control, deployed, with_key
 
-from fal_notebook import discovery
+from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import DiskFullError
 from fal_notebook.gateway.exchange import RefusedRequestError
@@ -224,6 +225,11 @@ def test_ranges_head_and_etag(stored: Callable[..., str]) -> None:
         ("bytes=100-", 416, b""),
         ("bytes=-0", 416, b""),
         ("bytes=5-2", 200, content),
+        ("bytes=0-1,5-6", 200, content),  # several: the whole file, as RFC 9110 allows
+        ("bytes=-500", 206, content),
+        ("bytes=0-0", 206, content[:1]),
+        ("bytes=99999999999999999999-", 416, b""),
+        ("bytes=x-1", 200, content),
         ("lines=1-2", 200, content),
     ):
         answer = httpx.get(url, headers={"range": asked})
@@ -249,9 +255,23 @@ def test_a_range_is_never_outside_the_file(size: int, first: int | None, last: i
 
 
 def test_urls_are_on_the_base_the_upload_came_by(gateway: GatewayInfo, key: str) -> None:
-    base = gateway.url.replace("127.0.0.1", "localhost")
-    answer = httpx.post(f"{base}/storage/files", content=b"x", headers=with_key(key))
-    assert answer.json()["url"].startswith(base)
+    with control(gateway) as api:
+        tls = api.post("/api/gateway/tls").json()
+    trusted = ssl.create_default_context(cafile=tls["bundle"])
+    http = f"http://localhost:{urlsplit(gateway.url).port}"
+    for base in (http, f"https://127.0.0.1:{tls['port']}", f"https://localhost:{tls['port']}"):
+        with httpx.Client(
+            base_url=base, headers=with_key(key), verify=trusted, trust_env=False
+        ) as client:
+            whole = client.post("/storage/files", content=b"x").json()["url"]
+            token = client.post("/rest/storage/auth/token").json()["base_url"]
+            begun = client.post("/cdn/files/upload/multipart").json()["access_url"]
+            target = {"x-fal-target-url": "https://rest.fal.ai/storage/upload/initiate"}
+            proxied = client.post("/proxy", headers=target).json()
+            for url in (whole, token, begun, *proxied.values()):
+                assert url.startswith(f"{base}/"), url
+            assert client.put(proxied["upload_url"], content=b"y").status_code == 200
+            assert (client.get(whole).text, client.get(proxied["file_url"]).text) == ("x", "y")
 
 
 # --- who may ---------------------------------------------------------------------------------
@@ -275,6 +295,32 @@ def test_uploads_need_a_key_and_reading_needs_none(
     token = {"authorization": f"Bearer {gateway.token}"}
     assert httpx.delete(url, headers=token).status_code == 200
     assert httpx.get(url).status_code == 404
+
+
+def test_a_users_files_are_not_anothers_to_change(
+    gateway: GatewayInfo, http: httpx.Client, stored: Callable[..., str]
+) -> None:
+    guest = cli.run(["keys", "create", "--user", "guest"], "fal-notebook").splitlines()[0]
+    theirs, url = {**http.headers, **with_key(guest)}, stored(b"mine")
+    begun = http.post("/cdn/files/upload/multipart", headers={"content-type": "a/b"}).json()
+    parts = f"{begun['access_url']}/multipart/{begun['uploadId']}"
+    bearer = httpx.post(f"{gateway.url}/rest/storage/auth/token", headers=theirs).json()["token"]
+    for headers in (theirs, {"authorization": f"Bearer {bearer}"}):
+        for method, path in (
+            ("DELETE", url),
+            ("PUT", f"{parts}/1"),
+            ("POST", f"{parts}/complete"),
+        ):
+            answer = httpx.request(method, path, headers=headers, content=b"{}")
+            assert (answer.status_code, "another user's" in answer.text) == (403, True), path
+    part = http.put(f"{parts}/1", content=b"part").json()
+    assert http.post(f"{parts}/complete", json={"parts": [part]}).status_code == 200
+    assert (httpx.get(url).text, httpx.get(begun["access_url"]).text) == ("mine", "part")
+    own = httpx.post(f"{gateway.url}/storage/files", content=b"x", headers=theirs).json()["url"]
+    assert http.delete(own).status_code == 403  # an API key controls nobody else's files
+    assert httpx.delete(own, headers=theirs).status_code == 200
+    cli.run(["keys", "revoke", guest.partition(":")[0]], "fal-notebook")
+    assert httpx.delete(url, headers=theirs).status_code == 401
 
 
 def test_a_signed_upload_url_is_for_one_upload_and_expires(http: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_RANGE = re.compile(r" *bytes *= *(\d{0,18}) *- *(\d{0,18}) *", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r" *bytes *= *(\d{0,999}) *- *(\d{0,999}) *", re.ASCII | re.IGNORECASE)
 
 
 class UnsatisfiableError(Exception):
