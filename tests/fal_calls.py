@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fal_client
+import PIL.Image
 
 if len(sys.argv) > 4:
     exec(Path(sys.argv[4]).read_text())
@@ -91,6 +92,17 @@ class Calls:
         if len(sys.argv) < 5:
             return None  # no variable redirects it
         return await settled(self.client.upload(b"hello", "text/plain", "hello.txt"))
+
+    async def upload_file(self) -> Any:
+        if len(sys.argv) < 5:
+            return None
+        return await settled(self.client.upload_file(Path(__file__)))
+
+    async def upload_image(self) -> Any:
+        if len(sys.argv) < 5:
+            return None
+        image = PIL.Image.new("RGB", (4, 3), "red")
+        return await settled(self.client.upload_image(image, "png"))
 
 
 async def outcomes(calls: Calls) -> dict[str, Any]:

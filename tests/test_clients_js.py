@@ -84,9 +84,16 @@ def test_subscribe(outcomes, direct, mode: str) -> None:
     assert "saying hi" in lines(outcome["updates"][-1])
 
 
-def test_stream(outcomes) -> None:
-    assert outcomes["stream"] == [{"i": 0}, {"i": 1}, {"i": 2}]
+def test_stream(outcomes, gateway: GatewayInfo) -> None:
+    with control(gateway) as api:
+        answer = api.post("/run/tester/count", json={"n": 3}).text
+    direct = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: ")]
+    assert outcomes["stream"] == direct == [{"i": 0}, {"i": 1}, {"i": 2}]
 
 
 def test_storage_upload(outcomes) -> None:
     assert outcomes["upload"] == ["text/plain", "hello"]
+
+
+def test_storage_upload_in_parts(outcomes) -> None:
+    assert outcomes["multipart"] == ["video/mp4", True, True]

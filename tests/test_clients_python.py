@@ -5,6 +5,7 @@ Each is called by ``fal_calls.py``, a process that has nothing but what `client-
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import fal_client
 import fal_client.client
 import httpx
+import PIL.Image
 import pytest
 from fal_client import SyncClient
 from serving import control, deployed
@@ -196,12 +198,35 @@ def test_stream(outcome, gateway) -> None:
     assert outcome["stream"] == direct == [{"i": 0}, {"i": 1}, {"i": 2}]
 
 
-def test_upload(outcome, way: str, gateway) -> None:
-    if way == "attributes":
-        url = outcome["upload"]
-        assert url.startswith(gateway.url)
-        answer = httpx.get(url)
-        assert (answer.headers["content-type"], answer.text) == ("text/plain", "hello")
+@pytest.fixture
+def uploaded(gateway, outcomes) -> Callable[[str, str], httpx.Response]:
+    """What is read of a file that a client has uploaded; its attributes are what turn uploads."""
+
+    def get(kind: str, method: str) -> httpx.Response:
+        url = outcomes(kind, "attributes")[method]
+        assert str(url).startswith(f"{gateway.url}/storage/files/"), url
+        return httpx.get(url)
+
+    return get
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_upload(uploaded, kind: str) -> None:
+    answer = uploaded(kind, "upload")
+    assert (answer.headers["content-type"], answer.text) == ("text/plain", "hello")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_upload_file(uploaded, kind: str) -> None:
+    answer = uploaded(kind, "upload_file")
+    assert answer.content == Path(__file__).with_name("fal_calls.py").read_bytes()
+    assert answer.headers["content-type"].startswith("text/x-python")
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_upload_image(uploaded, kind: str) -> None:
+    image = PIL.Image.open(io.BytesIO(uploaded(kind, "upload_image").content))
+    assert (image.size, image.getpixel((0, 0))) == ((4, 3), (255, 0, 0))
 
 
 def test_what_is_no_stream_is_streamed_as_one_event(client, gateway) -> None:

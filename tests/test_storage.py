@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import fal_client.client
 import httpx
-import javascript
 import PIL.Image
 import psutil
 import pytest
@@ -160,27 +159,6 @@ def test_fals_javascript_protocol_in_parts(http: httpx.Client) -> None:
         assert answer.status_code == 200
     assert httpx.get(made["file_url"]).text == "122333"
     assert httpx.put(f"{url}/4?{query}", content="4").status_code == 409
-
-
-SCRIPT = """
-const { fal } = require("@fal-ai/client");
-const [base, key, size] = process.argv.slice(1);
-// What `proxyUrl` will do is done here: the client's own targets become the gateway's.
-fal.config({ credentials: key, requestMiddleware: async (r) =>
-  ({ ...r, url: r.url.replace("https://rest.fal.ai", base + "/rest") }) });
-const file = new File([Buffer.alloc(Number(size), 7)], "x.png", { type: "image/png" });
-fal.storage.upload(file).then((url) => console.log(url));
-"""
-
-
-@pytest.mark.parametrize("size", [10, 91 * MIB])
-def test_fals_javascript_client_uploads(
-    key: str, gateway: GatewayInfo, package: Path, size: int
-) -> None:
-    arguments = ["-e", SCRIPT, "--", gateway.url, key, str(size)]
-    written = javascript.run(arguments, {**os.environ, "NODE_PATH": str(package / "node_modules")})
-    answer = httpx.get(written.strip())
-    assert (answer.headers["content-type"], answer.content) == ("image/png", b"\7" * size)
 
 
 def test_runners_upload_with_their_own_key(gateway: GatewayInfo) -> None:

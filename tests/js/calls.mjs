@@ -44,6 +44,13 @@ const calls = {
     const answer = await fetch(url);
     return [answer.headers.get("content-type"), await answer.text()];
   },
+  multipart: async () => {
+    const content = Buffer.alloc(91 * 1024 * 1024, "ab");
+    const url = await fal.storage.upload(new File([content], "big.mp4", { type: "video/mp4" }));
+    const answer = await fetch(url);
+    const same = content.equals(Buffer.from(await answer.arrayBuffer()));
+    return [answer.headers.get("content-type"), url.endsWith("/big.mp4"), same];
+  },
 };
 
 process.on("unhandledRejection", () => {}); // of a stream that fails; its outcome tells
