@@ -48,6 +48,8 @@ def endpoint(
 
     def mark(method: F) -> F:
         _refuse_wrong(method, path)
+        if is_websocket:
+            _refuse_no_handler(method)
         setattr(method, _MARK, RouteSignature(path, is_websocket, health_check))
         return method
 
@@ -66,6 +68,16 @@ def _refuse_wrong(method: Any, path: str) -> None:
     if hasattr(method, _MARK):
         first = getattr(method, _MARK).path
         raise AppDefinitionError(f"{where} has two paths, {first!r} and {path!r}; give it one")
+
+
+def _refuse_no_handler(method: Any) -> None:
+    where = f"endpoint `{method.__name__}` (line {method.__code__.co_firstlineno})"
+    if not inspect.iscoroutinefunction(method):
+        raise AppDefinitionError(f"{where} is a WebSocket and must be async; make it async def")
+    if len(inspect.signature(method).parameters) < 2:
+        raise AppDefinitionError(
+            f"{where} has no parameter for its WebSocket; add one, as in socket: WebSocket"
+        )
 
 
 def route_of(member: Any) -> RouteSignature | None:

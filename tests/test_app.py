@@ -178,15 +178,15 @@ def test_endpoints_share_one_instance_that_was_set_up_in_its_thread(bench: Bench
 def test_the_document_names_every_endpoint_in_order(bench: Bench) -> None:
     body = """
     @fal.endpoint("/z")
-    def last(self, input: Prompt) -> Drawn:
+    def zed(self, input: Prompt) -> Drawn:
         '''Draw.'''
     @fal.endpoint("/a")
-    def other(self, token: Annotated[str, Header()], n: int) -> Drawn: pass
+    def one(self, token: Annotated[str, Header()], n: int) -> Drawn: pass
 """
     document = start(bench, body).openapi()
     assert document["x-fal-order-paths"] == ["/count", "/z", "/a"]
     operation = document["paths"]["/z"]["post"]
-    assert (operation["operationId"], operation["description"]) == ("last", "Draw.")
+    assert (operation["operationId"], operation["description"]) == ("zed", "Draw.")
     prompt = document["components"]["schemas"]["Prompt"]
     assert prompt["x-fal-order-properties"] == ["prompt", "steps"]
     assert prompt["properties"]["prompt"]["ui"] == {"important": True}

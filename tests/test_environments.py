@@ -552,5 +552,6 @@ def test_the_runner_libraries_are_named_as_dependencies_of_the_package() -> None
         lines = requires("fal-notebook") or []
     except PackageNotFoundError:
         pytest.fail("the tests run against the installed package")
-    names = {Requirement(line).name for line in lines} | {"uvloop"}  # uvicorn[standard] brings it
+    names = {Requirement(line).name for line in lines}
+    names |= {"uvloop", "websockets"}  # uvicorn[standard] brings them
     assert {Requirement(line).name for line in environments.RUNNER_LIBRARIES} <= names

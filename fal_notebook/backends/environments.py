@@ -44,12 +44,14 @@ RUNNER_LIBRARIES = (
     "cloudpickle>=3.0",
     "httptools>=0.6",
     "httpx>=0.27",
+    "msgpack>=1.0",
     "packaging>=23",
     "psutil>=5.9",
     "pydantic>=2.7",
     "starlette>=0.40",
     "uvicorn>=0.30",
     "uvloop>=0.19; sys_platform != 'win32'",
+    "websockets>=13",
 )
 """What the runner imports besides the user's own packages; they bring what they need."""
 

@@ -87,6 +87,7 @@ class Launcher:
             environment=self._environment(row, revision),
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
+            grace=revision.options["termination_grace_period_seconds"],
             exposed_port=revision.options["exposed_port"] if revision.direct else None,
             fixed_port=revision.manifest.get("fixed_port", False),
         )

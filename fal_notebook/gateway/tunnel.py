@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import http
 from typing import cast
 
@@ -20,6 +21,10 @@ from fal_notebook.gateway.headers import Header, response_headers
 from fal_notebook.gateway.splice import TUNNEL, Caller, Side, head_of
 from fal_notebook.gateway.upstream import Connection
 from fal_notebook.gateway.watch import Watch
+from fal_notebook.runner.spec import LINK
+
+# A handler of ours that is told to end, and then its caller, get so many seconds for it.
+FAREWELL = 3.0
 
 _UPGRADE: tuple[Header, ...] = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
 
@@ -98,7 +103,7 @@ class Tunnel(Exchange):
             if watch.client_gone:
                 raise ClientGoneError
             if server.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                await self._join(server, watch)
+                await self._join(server, runner, watch)
             else:
                 await self._send_response(server, runner, send, watch)
         finally:
@@ -109,7 +114,7 @@ class Tunnel(Exchange):
         target = path + b"?" + query if query else path
         return self._head(runner, b"GET", target, *_UPGRADE, as_it_came=True)
 
-    async def _join(self, server: _Upgrading, watch: Watch) -> None:
+    async def _join(self, server: _Upgrading, runner: Runner, watch: Watch) -> None:
         """Pass bytes until one side ends; the caller has as long as any request."""
         caller: Caller = self._request.scope["extensions"][TUNNEL]
         self.status = server.status
@@ -119,6 +124,30 @@ class Tunnel(Exchange):
         watch.with_caller = True
         try:
             await server.lost.wait()
+            if runner.direct is None:
+                watch.with_caller = False
+                await self._closed(runner, b"the caller has gone")
+        except asyncio.CancelledError:
+            if watch.timed_out and watch.with_caller and runner.direct is None:
+                await self._close_late(server, runner)
+            raise
         finally:
             if caller.transport is not None:
                 caller.transport.close()
+
+    async def _closed(self, runner: Runner, reason: bytes) -> None:
+        """Wait until the handler has ended: until then it holds its slot."""
+        head = self._head(
+            runner, b"POST", b"/", (b"content-length", b"0"), (LINK, b"close " + reason)
+        )
+        if await runner.pool.notify(head) == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            self._kill(runner, "the app failed with an error of its GPU")
+
+    async def _close_late(self, server: _Upgrading, runner: Runner) -> None:
+        """Have the socket closed for request_timeout; a handler that stays costs its runner."""
+        try:
+            await asyncio.wait_for(self._closed(runner, b"request_timeout"), FAREWELL)
+            with contextlib.suppress(asyncio.TimeoutError):  # of a caller that does not answer
+                await asyncio.wait_for(server.lost.wait(), FAREWELL)
+        except asyncio.TimeoutError:
+            self._kill(runner, "request_timeout")

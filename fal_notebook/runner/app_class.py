@@ -8,10 +8,10 @@ from typing import Any
 
 from fal_notebook import ref
 from fal_notebook.app import App
-from fal_notebook.app_definition import http_endpoints
 from fal_notebook.endpoints import endpoints_of
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.served import Served, define_in_main, fill_main
+from fal_notebook.runner.sockets import SocketRoute
 from fal_notebook.runner.workers import Workers
 
 CANCEL = "/cancel"
@@ -23,8 +23,6 @@ class ServedApp(Served):
     Attributes
     ----------
     app : App
-    websockets : dict of str to bound method
-        What each WebSocket path calls.
     """
 
     def __init__(
@@ -38,7 +36,6 @@ class ServedApp(Served):
         define_in_main(cls)
         self.app = cls()
         self.own_hints = cls.provide_hints is not App.provide_hints
-        self.websockets: dict[str, Any] = {}
 
     async def setup(self) -> None:
         """Run the app's `setup`, then make the routes.
@@ -50,19 +47,17 @@ class ServedApp(Served):
         """
         ref.set_current_app(self.app)
         await self.workers.run(self.app.setup)
-        cls = type(self.app)
-        paths = {route.path for route in endpoints_of(cls).values()}
-        for name, route in http_endpoints(cls).items():
+        routes = endpoints_of(type(self.app))
+        paths = {route.path for route in routes.values()}
+        for name, hints in self._hints.items():  # in their order; a pickled class has lost it
+            route, method = routes[name], getattr(self.app, name)
+            if route.is_websocket:
+                self.sockets[route.path] = SocketRoute(name, route, method, hints, self.workers)
+                continue
             # A route of its own below another's path is called about a request that holds a slot.
             base = route.path.removesuffix(CANCEL) or "/"
             aside = route.path.endswith(CANCEL) and base in paths
-            method = getattr(self.app, name)
-            self.add(name, route.path, method, self._hints.get(name, {}), aside=aside)
-        self.websockets = {
-            route.path: getattr(self.app, name)
-            for name, route in endpoints_of(cls).items()
-            if route.is_websocket
-        }
+            self.add(name, route.path, method, hints, aside=aside)
         os.environ["FAL_RUNNER_STATE"] = "RUNNING"
 
     async def health(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -10,6 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.schema import Signature
+from fal_notebook.runner.sockets import SocketRoute
 
 _REF = "#/components/schemas/{model}"
 
@@ -23,13 +25,20 @@ class _AnySchema(GenerateJsonSchema):
         return {}
 
 
-def openapi(title: str, description: str | None, routes: Mapping[str, Any]) -> dict[str, Any]:
+def openapi(
+    title: str,
+    description: str | None,
+    routes: Mapping[str, Any],
+    sockets: Mapping[str, SocketRoute] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an app.
 
     Parameters
     ----------
     routes : mapping
         By path, in the order in which they are shown; `Route` or `FastApiRoute`.
+    sockets : mapping
+        The paths that are WebSockets, shown after these.
     """
     own = {path: route for path, route in routes.items() if isinstance(route, Route)}
     schemas, components = _schemas(own)
@@ -44,6 +53,7 @@ def openapi(title: str, description: str | None, routes: Mapping[str, Any]) -> d
             _merge(route.openapi(), paths, components)
     if description and list(paths) == ["/"]:
         paths["/"]["post"]["description"] = description
+    paths |= {path: socket.openapi() for path, socket in sockets.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": "1"},

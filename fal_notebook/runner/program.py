@@ -22,11 +22,14 @@ from fal_notebook.runner.serve import RunnerApp
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.server import Server
 from fal_notebook.runner.spec import RunnerSpec
+from fal_notebook.runner.upgrades import UpgradingProtocol
 
 # How long a failed runner waits for a gateway to read why it failed, and to end it.
 FAREWELL = 5.0
 # How long a drain waits for a connected gateway to say that it has sent its last request.
 RELEASE = 30.0
+# WebSockets are closed so many seconds before a runner that drains would be killed.
+PARTING = 1.0
 YEAR = 365 * 24 * 3600
 
 
@@ -93,7 +96,7 @@ class Program:
         self._app = RunnerApp(spec.secret, self._link)
         self._ending = asyncio.Event()
         # The gateway closes connections, so none dies as it is used.
-        self._server = Server(self._app, keep_alive=YEAR)
+        self._server = Server(self._app, UpgradingProtocol, keep_alive=YEAR)
 
     async def main(self) -> None:
         """Serve at once, so that the gateway can watch the set-up; end when drained."""
@@ -160,9 +163,11 @@ class Program:
         self._link.publish("DRAINING")
         served = self._app.served
         told = asyncio.ensure_future(served.handle_exit()) if served is not None else None
+        parting = asyncio.ensure_future(self._end_sockets())
         deadline = time.monotonic() + RELEASE
         while self._app.in_flight or self._may_come(deadline):
             await asyncio.sleep(0.005)
+        parting.cancel()
         if served is not None and told is not None:
             await told
             await served.teardown()
@@ -170,6 +175,11 @@ class Program:
         await asyncio.sleep(0.005)  # for the link to send it
         with contextlib.suppress(OSError):
             Path(self._spec.socket).unlink()
+
+    async def _end_sockets(self) -> None:
+        """Close WebSockets, which may stay for ever, in time for what comes after them."""
+        await asyncio.sleep(max(0.0, self._spec.grace - PARTING))
+        await self._app.end_sockets()
 
     def _may_come(self, deadline: float) -> bool:
         connected = self._link.gateways and self._app.served is not None

@@ -18,6 +18,7 @@ from fal_notebook.runner.fastapi_route import FastApiRoute
 from fal_notebook.runner.link import Link, disconnected
 from fal_notebook.runner.refusals import cancelled, error_response
 from fal_notebook.runner.served import Served
+from fal_notebook.runner.session import GOING_AWAY, Session
 from fal_notebook.runner.spec import LINK
 
 Headers = dict[bytes, bytes]
@@ -43,10 +44,11 @@ class RunnerApp:
         self.released = False
         self.in_flight = 0
         self._callers: dict[str, asyncio.Future[None]] = {}
+        self._sessions: dict[str, Session] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return
         headers = dict(scope["headers"])
         if not hmac.compare_digest(headers.get(b"x-fal-runner-secret", b""), self._secret):
@@ -55,8 +57,7 @@ class RunnerApp:
             await self._link.serve(receive, send)
             return
         elif LINK in headers:
-            self._obey(headers)
-            response = Response(status_code=204)
+            response = Response(status_code=await self._obey(headers))
         elif self.served is None:
             response = error_response(503, "this runner takes no requests now")
         else:
@@ -64,12 +65,34 @@ class RunnerApp:
             return
         await response(scope, receive, send)
 
-    def _obey(self, headers: Headers) -> None:
-        """Do what the gateway tells: nothing comes any more, or one caller has gone."""
+    def has_socket(self, path: str) -> bool:
+        """Say whether a path is a WebSocket."""
+        return self.served is not None and self.served.socket(path) is not None
+
+    async def end_sockets(self) -> None:
+        """Close all WebSockets: the runner ends."""
+        ends = [s.end(GOING_AWAY, "the runner ends") for s in self._sessions.values()]
+        await asyncio.gather(*ends)
+
+    async def _obey(self, headers: Headers) -> int:
+        """Do what the gateway tells and return the status of the answer."""
         if headers[LINK] == b"end":
             self.released = True
         elif headers[LINK] == b"cancel":
             _cancel(headers, self._callers)
+        elif headers[LINK].startswith(b"close"):
+            return await self._close(_request_id(headers), headers[LINK][6:].decode("latin-1"))
+        return 204
+
+    async def _close(self, request: str, reason: str) -> int:
+        """Close a WebSocket and wait until its handler has ended; 503: end this runner."""
+        session = self._sessions.get(request)
+        if session is None:
+            return 204
+        closing = asyncio.ensure_future(session.end(GOING_AWAY, reason))
+        await session.ended.wait()
+        closing.cancel()
+        return 503 if session.stop else 204
 
     async def _counted(
         self, served: Served, scope: Scope, headers: Headers, receive: Receive, send: Send
@@ -79,6 +102,9 @@ class RunnerApp:
         raw_headers.set(scope["headers"])
         self.in_flight += 1
         try:
+            if scope["type"] == "websocket":
+                await self._session(served, scope, receive, send, request or "")
+                return
             response = await _respond(served, scope, headers, receive, self._callers)
             logs.finish(request)  # who has the answer may ask for the lines at once
             if response is not None:
@@ -86,6 +112,18 @@ class RunnerApp:
         finally:
             self.in_flight -= 1
             logs.end(request)
+
+    async def _session(
+        self, served: Served, scope: Scope, receive: Receive, send: Send, request: str
+    ) -> None:
+        serve = served.socket(scope["path"])
+        assert serve is not None
+        session = Session(serve, served.workers, served.reports, scope, send)
+        self._sessions[request] = session
+        try:
+            await session.run(receive)
+        finally:
+            del self._sessions[request]
 
 
 def _request_id(headers: Headers) -> str:
@@ -149,6 +187,9 @@ async def _other(
         return await _health(served)
     if path == "/openapi.json":
         return Response(to_json(served.openapi()), media_type="application/json")
+    if served.socket(path) is not None:
+        detail = f"Path {path} is a WebSocket: ask for it with wss:// or ws://"
+        return error_response(426, detail)
     base = path.removesuffix("/cancel") or "/"
     if method == "POST" and base != path and served.find(base) is not None:
         return _cancel(headers, callers)

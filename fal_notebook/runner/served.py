@@ -13,6 +13,8 @@ from fal_notebook.runner.openapi import openapi
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.schema import read_signature
+from fal_notebook.runner.session import Serve
+from fal_notebook.runner.sockets import SocketRoute
 from fal_notebook.runner.workers import Workers
 
 
@@ -23,6 +25,8 @@ class Served:
     ----------
     routes : dict
         A `Route` or `FastApiRoute` for each path, once it is set up.
+    sockets : dict
+        A `SocketRoute` for each path that is a WebSocket.
     own_hints : bool
         Whether answers carry `hints`.
     """
@@ -35,6 +39,7 @@ class Served:
         self.workers = workers
         self.routes: dict[str, Any] = {}
         self.templates: list[FastApiRoute] = []
+        self.sockets: dict[str, SocketRoute] = {}
 
     async def setup(self) -> None:
         """Run the user's setup, then make the routes."""
@@ -59,6 +64,13 @@ class Served:
         if route is None and self.templates:
             route = next((r for r in self.templates if r.matches(path)), None)
         return route
+
+    def socket(self, path: str) -> Serve | None:
+        """Return what serves a WebSocket at a path, None where there is none."""
+        route = self.sockets.get(path)
+        if route is None:
+            route = next((r for r in self.sockets.values() if r.matches(path)), None)
+        return route.serve if route is not None else None
 
     def add(
         self,
@@ -89,7 +101,7 @@ class Served:
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
-        return openapi(self.manifest["name"], self.manifest.get("doc"), self.routes)
+        return openapi(self.manifest["name"], self.manifest.get("doc"), self.routes, self.sockets)
 
 
 def fill_main(function: Any) -> None:

@@ -36,6 +36,7 @@ class Server(uvicorn.Server):
             app,
             http=http,
             ws="none",
+            ws_ping_interval=None,  # whoever does not read would not see the answer
             lifespan="off",
             log_config=None,
             log_level="warning",

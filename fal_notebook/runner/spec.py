@@ -6,8 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 
-# What the gateway itself wants of a runner: ``states``, ``end`` or ``cancel``. A header and no
-# path, because callers choose the path of what is forwarded, but can set no x-fal- header.
+# What the gateway itself wants of a runner: ``states``, ``end``, ``cancel``, or ``close REASON`` of
+# a WebSocket. A header and no path, because callers choose the path of what is forwarded, but can
+# set no x-fal- header.
 LINK = b"x-fal-link"
 
 
@@ -35,6 +36,8 @@ class RunnerSpec:
         Requests that run at the same time; sync ones get a thread each.
     orphan_timeout : float
         Seconds without a gateway after which it drains and ends.
+    grace : float
+        Seconds that it has to end, once it was told to.
     exposed_port : int or None
         The port that a server of the user's own says it listens on; None without such a server.
     fixed_port : bool
@@ -50,6 +53,7 @@ class RunnerSpec:
     environment: dict[str, str] = field(default_factory=dict)
     max_multiplexing: int = 1
     orphan_timeout: float = 60.0
+    grace: float = 5.0
     exposed_port: int | None = None
     fixed_port: bool = False
 

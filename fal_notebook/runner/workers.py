@@ -20,11 +20,16 @@ class Workers:
 
     Setup runs in the pool too, so that with one thread everything a library ties to a thread
     stays valid.
+
+    Attributes
+    ----------
+    slot : asyncio.Semaphore
+        Held by whatever is at work.
     """
 
     def __init__(self, max_multiplexing: int) -> None:
         self._threads = ThreadPoolExecutor(max_multiplexing, thread_name_prefix="fal-request")
-        self._slots = asyncio.Semaphore(max_multiplexing)
+        self.slot = asyncio.Semaphore(max_multiplexing)
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="fal-aside")
 
     async def call(
@@ -40,7 +45,7 @@ class Workers:
         A generator is returned as it is, for `values_of`. Never more than `max_multiplexing` run
         at once, also when a caller has gone whose request is still at work.
         """
-        async with self._slots:
+        async with self.slot:
             return await self.run(function, args, kwargs, finish)
 
     async def run(
@@ -75,7 +80,7 @@ class Workers:
         self, values: Generator[Any, Any, Any] | AsyncGenerator[Any, Any]
     ) -> AsyncGenerator[Any, None]:
         """Yield the values of a generator that a function returned as they come."""
-        async with self._slots:
+        async with self.slot:
             if isinstance(values, AsyncGenerator):
                 async with contextlib.aclosing(values):
                     async for value in values:
