@@ -36,9 +36,12 @@ class AppHandle(Handle):
         self._class = original
         self._original = original
         self.__doc__ = original.__doc__
-        routes = http_endpoints(original)
-        self._endpoints = {method: Endpoint(self, route.path) for method, route in routes.items()}
+        self._endpoints = self._endpoints_of(original)
         self._instance: Any = None
+
+    def _endpoints_of(self, cls: Any) -> dict[str, Endpoint]:
+        routes = http_endpoints(cls)
+        return {method: Endpoint(self, route.path) for method, route in routes.items()}
 
     def __getattr__(self, name: str) -> Endpoint:
         endpoints: dict[str, Endpoint] = vars(self).get("_endpoints", {})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fal_notebook.client import Client
@@ -16,6 +16,15 @@ from fal_notebook.exceptions import (
     UnpicklableError,
 )
 from fal_notebook.runner import frames
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Arguments on their way through the queue."""
+
+    content: bytes
+    content_type: str = frames.CONTENT_TYPE
+    query: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -227,13 +227,14 @@ class Client:
         content: bytes,
         headers: Mapping[str, str],
         query: Mapping[str, str],
+        path: str = "",
     ) -> dict[str, Any]:
-        """Put a request into the queue; it is on disk when this returns.
+        """Put a request for a path into the queue; it is on disk when this returns.
 
         With ``x-fal-submit-id`` among the headers a repetition does not submit it twice.
         """
         sent: dict[str, Any] = {"content": content, "headers": headers, "params": query}
-        return (await self._queued("POST", f"/queue/{owner}/{name}", **sent)).json()
+        return (await self._queued("POST", f"/queue/{owner}/{name}{path}", **sent)).json()
 
     async def request_status(self, owner: str, name: str, request_id: str) -> dict[str, Any]:
         """Return the status of a queued request, without its log lines."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fal_notebook import discovery, settings, sync
+from fal_notebook import discovery, sdk, settings, sync
 from fal_notebook.app import is_app
 from fal_notebook.app_definition import app_name_of, http_endpoints, options_of
 from fal_notebook.app_handle import AppHandle
@@ -47,6 +47,8 @@ from fal_notebook.options import (
 from fal_notebook.payload import Payload, capture
 from fal_notebook.payload.manifest import name_of
 from fal_notebook.payload.secret_scan import scan
+from fal_notebook.runner.sdk_server import SdkServer
+from fal_notebook.sdk_handle import SdkHandle
 from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_handle import ServerHandle
 
@@ -173,12 +175,15 @@ def given_by(value: Any) -> dict[str, Any]:
     """Return the options that an `App` class or a decorated function brings along."""
     if is_app(value):
         return options_of(value)
+    if sdk.is_sdk_app(value):
+        return sdk.options_of(value)
     return dict(getattr(value, "options", {})) if isinstance(value, Handle) else {}
 
 
 def _refuse_no_function(value: Any) -> None:
-    if is_app(value) or (isinstance(value, Handle) and given_by(value)):
+    if is_app(value) or sdk.is_sdk_app(value) or (isinstance(value, Handle) and given_by(value)):
         return
+    sdk.refuse_sdk_function(value)
     if isinstance(value, Handle):
         raise OptionError(
             f"{value.name} is deployed already, and its options would be lost: "
@@ -210,9 +215,7 @@ def start(
     source : str
         The cell's code: whatever changes in it makes a new revision.
     """
-    options = _checked(options, cell)
-    if isinstance(function, Handle):
-        function = function.original
+    function, options = _ready(function, options, cell)
     kind = _handle_of(function, options)
     if is_app(function):
         http_endpoints(function)
@@ -234,6 +237,7 @@ def start(
     accepted = sync.submit(_accept(client, progress, request, find))
     deployed = sync.submit(_follow(client, progress, accepted))
     original = None if isinstance(function, ServerCommand) else function
+    original = function.app if isinstance(function, SdkServer) else original
     handle = kind(owner, app, original, deployed, options.setup_function)
     return Deployment(handle, progress, accepted)
 
@@ -242,9 +246,7 @@ def dry_run(
     function: Any, options: Options, cell: CellOptions, name: str
 ) -> tuple[Payload, dict[str, Any], list[str]]:
     """Capture a function without deploying it; return also inherited options, and notices."""
-    options = _checked(options, cell)
-    if isinstance(function, Handle):
-        function = function.original
+    function, options = _ready(function, options, cell)
     payload = _captured(function, options, cell, "")
     if options.secrets or (settings.state_folder() / settings.SECRETS_KEY).exists():
         find = functools.partial(_captured, function, options, cell, "")
@@ -253,9 +255,23 @@ def dry_run(
     return payload, inherited, _not_effective(options)
 
 
+def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Options]:
+    """Return what is captured and its options, checked."""
+    if isinstance(function, Handle):
+        function = function.original
+    if sdk.is_sdk_app(function):
+        return sdk.server_of(function), _checked(sdk.with_sdk(options), cell)
+    sdk.refuse_sdk_function(function)
+    if options.exposed_port is not None and options.image is not None:
+        raise OptionError(NEEDS_DOCKER.format("image"))
+    return function, _checked(options, cell)
+
+
 def _handle_of(function: Any, options: Options) -> type[Handle]:
     if is_app(function):
         return AppHandle
+    if isinstance(function, SdkServer):
+        return SdkHandle
     return Handle if options.exposed_port is None else ServerHandle
 
 
@@ -265,6 +281,8 @@ def app_identity(
     """Return owner and name of the app."""
     owner = cell.owner or options.team or settings.owner()
     own_name = app_name_of(function) if is_app(function) else name or name_of(function)
+    if isinstance(function, SdkServer):
+        own_name = sdk.name_of(function.app)
     return owner, app_name(options.name or own_name)
 
 
@@ -409,8 +427,6 @@ async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, A
 def _checked(options: Options, cell: CellOptions) -> Options:
     """Refuse options that cannot be sent from here; return them with absolute paths."""
     _check_python(options)
-    if options.exposed_port is not None and options.image is not None:
-        raise OptionError(NEEDS_DOCKER.format("image"))
     for name, value in explicit(options).items():
         found = scan(json.dumps(value, ensure_ascii=False).encode())
         if found and name not in cell.allow_secret:

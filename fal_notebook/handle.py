@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
 
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import FalNotebookError, NotFoundError
+from fal_notebook.queued import Queued
 from fal_notebook.submitted import Submitted
 from fal_notebook.submitting import QueueOptions, Submitter
 
@@ -32,7 +34,7 @@ def _client_of(pid: int) -> Client:
     return Client()
 
 
-class Handle:
+class Handle(Queued):
     """A deployed app.
 
     Calling it runs the function remotely and returns its Python value; an exception comes back
@@ -86,36 +88,10 @@ class Handle:
             raise sync.for_the_caller(error)  # noqa: B904  it is the same error
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
-    def submit(self, /, *args: Any, **kwargs: Any) -> Submitted:
-        """Put a call into the queue, durably, and return the request; its `result` waits."""
-        __tracebackhide__ = True
-        return self.with_options().submit(*args, **kwargs)
-
-    async def asubmit(self, /, *args: Any, **kwargs: Any) -> Submitted:
-        """Put a call into the queue without blocking."""
-        return await self.with_options().asubmit(*args, **kwargs)
-
-    def map(self, *iterables: Any, **limits: Any) -> Iterator[Any]:
-        """Yield the results of queued calls, one per item of one or more iterables, in order.
-
-        The iterables are read as results are taken, at most `max_in_flight` (32) items ahead. An
-        exception is raised at its place, or yielded with ``return_exceptions=True``. Closing the
-        iterator cancels what is under way.
-        """
-        return self.with_options().map(*iterables, **limits)
-
-    def amap(self, *iterables: Any, **limits: Any) -> AsyncIterator[Any]:
-        """Yield as `map` does, for ``async for``; the iterables may be async."""
-        return self.with_options().amap(*iterables, **limits)
-
     def with_options(self, **options: Any) -> Submitter:
-        """Return what submits and maps with options of the queue.
-
-        They are `priority` ("normal" or "low"), `start_timeout` in seconds, `webhook_url`,
-        `max_queue_length` and `no_retry`: see `QueueOptions`.
-        """
+        """Return what submits and maps with options of the queue, see `Queued.with_options`."""
         queue_options = QueueOptions(**options)
-        return Submitter(shared_client, self._ready, self.owner, self.name, queue_options)
+        return Submitter(shared_client, self.ready, self.owner, self.name, queue_options)
 
     def request(self, request_id: str) -> Submitted:
         """Return a request that was submitted before, by this kernel or another program."""
@@ -271,7 +247,7 @@ class Handle:
         """Ask when the deploy has ended; where nothing runs, its error says why."""
         failed = None
         try:
-            await self._ready()
+            await self.ready()
         except FalNotebookError as error:
             failed = error
         try:
@@ -285,17 +261,18 @@ class Handle:
             return await method(self.owner, self.name)
         return await self._answer(method)
 
-    async def _ready(self) -> None:
+    async def ready(self) -> None:
+        """Wait on the background loop for the deploy of this handle's cell; raise its error."""
         if self._deployed is not None:
             # Shielded: an interrupted call must not end the deploy's follower.
             await asyncio.shield(asyncio.wrap_future(self._deployed))
 
     async def _call(self, body: bytes, path: str = "/") -> Any:
-        await self._ready()
+        await self.ready()
         return await calls.call(shared_client(), self.owner, self.name, body, path)
 
 
-class Endpoint:
+class Endpoint(Queued):
     """One path of an app, called as the method that it is."""
 
     def __init__(self, handle: Handle, path: str) -> None:
@@ -324,6 +301,14 @@ class Endpoint:
             yield from result
         else:
             yield result
+
+    def with_options(self, **options: Any) -> Submitter:
+        """Return what submits and maps with options of the queue, see `Queued.with_options`."""
+        return dataclasses.replace(self._handle.with_options(**options), path=self._queue_path)
+
+    @property
+    def _queue_path(self) -> str:
+        return self.path if self.path != "/" else ""
 
     @property
     def url(self) -> str:

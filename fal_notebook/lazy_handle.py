@@ -37,9 +37,10 @@ class LazyHandle(Handle):
         self._deployed = deployment.handle.deployed
         return deployment.handle
 
-    async def _ready(self) -> None:
+    async def ready(self) -> None:
+        """Deploy it, and wait for that."""
         await asyncio.to_thread(self._deploy_once)
-        await super()._ready()
+        await super().ready()
 
     def _deploy_once(self) -> None:
         with self._lock:

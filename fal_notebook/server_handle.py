@@ -42,7 +42,7 @@ class ServerHandle(Handle):
         return await asyncio.wrap_future(sync.submit(self._sent(method, path, sent)))
 
     async def _sent(self, method: str, path: str, sent: dict[str, Any]) -> httpx.Response:
-        await self._ready()
+        await self.ready()
         return await shared_client().ask(self.owner, self.name, method, path, **sent)
 
     def _no_function(self) -> FalNotebookError:

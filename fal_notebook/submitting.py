@@ -17,7 +17,6 @@ from fal_notebook import calls, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import GatewayError, OptionError
 from fal_notebook.patience import again
-from fal_notebook.runner import frames
 from fal_notebook.submitted import Submitted
 
 T = TypeVar("T")
@@ -86,6 +85,8 @@ class Submitter:
         Gives the client of this process.
     ready : callable
         Waits until the app is deployed.
+    path : str
+        Of the app; "" is the app itself.
     """
 
     client: Callable[[], Client]
@@ -93,15 +94,20 @@ class Submitter:
     owner: str
     name: str
     options: QueueOptions = QueueOptions()
+    path: str = ""
+
+    def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> calls.Sent:
+        """Return arguments as they travel."""
+        return calls.Sent(calls.dump(self.name, args, kwargs))
 
     def submit(self, /, *args: Any, **kwargs: Any) -> Submitted:
         """Put a call into the queue; it is on disk when this returns."""
         __tracebackhide__ = True
-        return sync.wait(self._submit(calls.dump(self.name, args, kwargs)))
+        return sync.wait(self._submit(self.dump(args, kwargs)))
 
     async def asubmit(self, /, *args: Any, **kwargs: Any) -> Submitted:
         """Put a call into the queue without blocking."""
-        return await _there(self._submit(calls.dump(self.name, args, kwargs)))
+        return await _there(self._submit(self.dump(args, kwargs)))
 
     def map(
         self, *iterables: Any, max_in_flight: int = IN_FLIGHT, return_exceptions: bool = False
@@ -125,19 +131,19 @@ class Submitter:
         return Window(self, most, keep)
 
     # --- on the background loop --------------------------------------------------------------
-    async def call(self, body: bytes) -> Any:
+    async def call(self, sent: calls.Sent) -> Any:
         """Submit a call and wait for its outcome; cancelled, it takes its request along."""
-        submitted = await self._submit(body)
+        submitted = await self._submit(sent)
         try:
             return await submitted.outcome()
         except asyncio.CancelledError:
             await _withdraw(submitted)
             raise
 
-    async def _submit(self, body: bytes) -> Submitted:
+    async def _submit(self, sent: calls.Sent) -> Submitted:
         """Submit a call; nobody would know of the request of one that is interrupted."""
         await self.ready()
-        asked = asyncio.ensure_future(self._accepted(body))
+        asked = asyncio.ensure_future(self._accepted(sent))
         try:
             return await asyncio.shield(asked)
         except asyncio.CancelledError:
@@ -145,17 +151,16 @@ class Submitter:
                 await _withdraw(await asked)
             raise
 
-    async def _accepted(self, body: bytes) -> Submitted:
+    async def _accepted(self, sent: calls.Sent) -> Submitted:
         """Submit as often as it takes, under one id, so that it is accepted once."""
         headers = {
-            "content-type": frames.CONTENT_TYPE,
+            "content-type": sent.content_type,
             "x-fal-submit-id": f"{time.time_ns() // 1000:016x}{os.urandom(8).hex()}",
             **self.options.headers(),
         }
-        query = self.options.query()
-        told = await again(
-            lambda: self.client().submit(self.owner, self.name, body, headers, query)
-        )
+        query = {**sent.query, **self.options.query()}
+        app = self.owner, self.name, sent.content
+        told = await again(lambda: self.client().submit(*app, headers, query, self.path))
         return Submitted(self.client, self.owner, self.name, told["request_id"])
 
 
@@ -172,19 +177,22 @@ class Window:
         self._most = most
         self._keep = keep
         self._tasks: deque[asyncio.Task[Any]] = deque()
-        self.name = submitter.name
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
+
+    def dump(self, row: tuple[Any, ...]) -> calls.Sent:
+        """Return one row of arguments as it travels."""
+        return self._submitter.dump(row, {})
 
     @property
     def full(self) -> bool:
         """Whether a result is to be taken before the next call."""
         return len(self._tasks) >= self._most
 
-    async def add(self, body: bytes) -> None:
+    async def add(self, sent: calls.Sent) -> None:
         """Begin a call."""
-        self._tasks.append(asyncio.ensure_future(self._submitter.call(body)))
+        self._tasks.append(asyncio.ensure_future(self._submitter.call(sent)))
 
     async def take(self) -> Any:
         """Return the first outcome; an exception too, if they are kept."""
@@ -208,7 +216,7 @@ def _results(window: Window, rows: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
     __tracebackhide__ = True
     try:
         for row in rows:
-            sync.wait(window.add(calls.dump(window.name, row, {})))
+            sync.wait(window.add(window.dump(row)))
             if window.full:
                 yield _shown(sync.wait(window.take()))
         while window:
@@ -223,7 +231,7 @@ def _results(window: Window, rows: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
 async def _aresults(window: Window, rows: AsyncIterator[tuple[Any, ...]]) -> AsyncIterator[Any]:
     try:
         async for row in rows:
-            await _there(window.add(calls.dump(window.name, row, {})))
+            await _there(window.add(window.dump(row)))
             if window.full:
                 yield _ashown(await _there(window.take()))
         while window:

@@ -28,6 +28,7 @@ _SHIPPED = (
     "machines.py",
     "option*.py",
     "patience.py",
+    "queued.py",
     "ref.py",
     "request_context.py",
     "settings.py",

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fal_notebook import settings
 from fal_notebook.backends.base import Backend
@@ -33,6 +34,8 @@ class Launcher:
         The gateway's URL, for runners that call other apps.
     declared : callable
         Gives the variables and secrets that a revision declares, by name.
+    open_tls : callable
+        Opens the port with TLS, see `TlsPort.open`.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class Launcher:
         backend: Backend,
         base_url: str,
         declared: Callable[[Revision], dict[str, str]],
+        open_tls: Callable[[], dict[str, Any]],
     ) -> None:
         self._state = state
         self._backend = backend
         self._base_url = base_url
         self._declared = declared
+        self._open_tls = open_tls
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
         self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
 
@@ -87,7 +92,6 @@ class Launcher:
             environment=self._environment(row, revision),
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
-            grace=revision.options["termination_grace_period_seconds"],
             exposed_port=revision.options["exposed_port"] if revision.direct else None,
             fixed_port=revision.manifest.get("fixed_port", False),
         )
@@ -105,5 +109,15 @@ class Launcher:
             "FAL_DATA_DIR": str(data),
             "HF_HOME": str(data / ".cache" / "huggingface"),
             "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
+            **(self._for_sdk() if revision.manifest.get("kind") == "sdk" else {}),
             **self._declared(revision),
+        }
+
+    def _for_sdk(self) -> dict[str, str]:
+        """Return what turns fal's own SDK to this gateway; it insists on https."""
+        tls = self._open_tls()
+        return {
+            "FAL_REST_HOST": f"localhost:{tls['port']}/rest",
+            "FAL_CDN_V3_HOST": f"https://localhost:{tls['port']}/cdn",
+            "SSL_CERT_FILE": tls["bundle"],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from fal_notebook.app import is_app
 from fal_notebook.app_handle import AppHandle
@@ -10,6 +11,7 @@ from fal_notebook.exceptions import CellError
 from fal_notebook.magics.cell_code import CellCode
 from fal_notebook.magics.function import FunctionMagic
 from fal_notebook.options import help_text
+from fal_notebook.sdk import is_sdk_app
 
 _HELP = """Deploy the cell's last `App` class (or ``entry=``) as an autoscaled HTTP app.
 
@@ -51,7 +53,11 @@ class AppMagic(FunctionMagic):
     def chosen(self, names: Sequence[str]) -> str:
         """Return the last name that is an app; errors as of the base."""
         values = self._shell.user_ns
-        apps = [n for n in names if is_app(values.get(n)) or isinstance(values.get(n), AppHandle)]
+        apps = [name for name in names if _is_app(values.get(name))]
         if not apps:
             raise CellError(f"`{names[-1]}` is no app; derive it from fal_notebook.App")
         return apps[-1]
+
+
+def _is_app(value: Any) -> bool:
+    return is_app(value) or is_sdk_app(value) or isinstance(value, AppHandle)

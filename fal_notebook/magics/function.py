@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.display import display
 
-from fal_notebook import deploying, discovery, settings
+from fal_notebook import deploying, discovery, sdk, settings
 from fal_notebook.display import DeployView, captured_table, inherited_lines
 from fal_notebook.exceptions import CellError, DeployError, OptionError
 from fal_notebook.handle import Handle
@@ -85,7 +85,8 @@ class FunctionMagic:
     def _run(self, code: CellCode) -> None:
         __tracebackhide__ = True
         try:
-            code.run()
+            with sdk.main_file(code.source):
+                code.run()
         except ModuleNotFoundError as error:
             if error.name != "fal":
                 raise

@@ -33,6 +33,7 @@ from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
 from fal_notebook.payload.sources import source_of
 from fal_notebook.runner.envelope import pack
+from fal_notebook.runner.sdk_server import SdkServer
 
 WARN_BYTES = 10 * 1000 * 1000
 MAX_BYTES = 256 * 1000 * 1000
@@ -155,6 +156,8 @@ def _hints(function: Any) -> dict[str, Any]:
     """Return the resolved annotations of a function, or of an app's methods by their names."""
     if is_app(function):
         return {name: _hints(getattr(function, name)) for name in endpoints_of(function)}
+    if isinstance(function, SdkServer):
+        return {}  # it brings those of its endpoints along
     try:
         return typing.get_type_hints(plain(function), include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything

@@ -22,6 +22,8 @@ import cloudpickle
 from fal_notebook.exceptions import CaptureError
 
 _OWN_FOLDER = Path(__file__).resolve().parents[1]
+# What fal's own SDK has every pickle take along, FAL_KEY included; runners import it instead.
+_SDK = ("fal", "tblib")
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -52,14 +54,20 @@ def load(names: Sequence[str]) -> dict[str, types.ModuleType]:
 @contextmanager
 def shipped_by_value(modules: Mapping[str, types.ModuleType]) -> Iterator[None]:
     """Have cloudpickle ship these modules' functions and classes by value inside the block."""
-    mine = [m for n, m in modules.items() if n not in cloudpickle.list_registry_pickle_by_value()]
+    registry = cloudpickle.list_registry_pickle_by_value()
+    mine = [module for name, module in modules.items() if name not in registry]
+    fals = [sys.modules[name] for name in _SDK if name in registry and name not in modules]
     for module in mine:
         cloudpickle.register_pickle_by_value(module)
+    for module in fals:
+        cloudpickle.unregister_pickle_by_value(module)
     try:
         yield
     finally:
         for module in mine:
             cloudpickle.unregister_pickle_by_value(module)
+        for module in fals:
+            cloudpickle.register_pickle_by_value(module)
 
 
 def missing(names: Iterable[str], shipped: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from fal_notebook.app import is_app
 from fal_notebook.payload.items import Item
 from fal_notebook.payload.references import is_by_value, is_class, is_function
 from fal_notebook.payload.sources import source_of
+from fal_notebook.runner.sdk_server import SdkServer
 
 
 def manifest_of(
@@ -73,12 +74,16 @@ def name_of(function: Any) -> str:
 
 def _doc(function: Any) -> str | None:
     """Return the docstring; a class without one would have that of `App`."""
+    if isinstance(function, SdkServer):
+        function = function.app
     if is_class(function):
         return inspect.cleandoc(function.__doc__) if function.__doc__ else None
     return inspect.getdoc(plain(function))
 
 
 def _kind(function: Any) -> str:
+    if isinstance(function, SdkServer):
+        return "sdk"
     if is_app(function):
         return "app"
     code = plain(function)

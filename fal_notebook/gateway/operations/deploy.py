@@ -143,7 +143,7 @@ def _revision(
     given = explicit(parse_options(request.options))
     reset = request.reset_scale or given.get("app_scale_settings", False)
     taken_over = {} if reset else plan.inherited(given, app, active)
-    defaults = APP_DEFAULTS if request.manifest.get("kind") == "app" else {}
+    defaults = APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
     options = _merged({**defaults, **taken_over}, given)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
