@@ -119,6 +119,16 @@ def test_a_chunked_body_stays_chunked(gateway: GatewayInfo, raw: ServerHandle) -
     assert re.sub(rb"[\da-f]+\r\n|\r\n", b"", content) == b"xyzuv"
 
 
+def test_what_follows_a_body_is_no_header(gateway: GatewayInfo, raw: ServerHandle) -> None:
+    head = "POST PATH HTTP/1.1\nHost: GATEWAY\nAUTH\nTransfer-Encoding: chunked\n\n"
+    wire, _ = send(gateway, head + "3\nxyz\n0\nX-Late: 1\nExpect: 100-continue\n\n", "/echo")
+    with wire:
+        status, _, got = wire.response()
+    assert (status, b"\r\n\r\n3\r\nxyz\r\n" in got) == (200, True)
+    assert b"x-late" not in got
+    assert b"expect" not in got
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_bodies_of_any_size_go_both_ways(raw: ServerHandle, chunked: bool) -> None:
     size = 120 * 1024 * 1024  # above max_body, which is for functions

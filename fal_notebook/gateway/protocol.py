@@ -46,6 +46,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Stop counting; let the app see a target that is more than a path."""
         self._head = None
+        # A copy: trailers, whatever they are called, come into the list that the parser fills.
+        self.scope["headers"] = self.headers.copy()
         if not self.url.startswith(b"/"):
             extensions = self.scope.setdefault("extensions", {})
             extensions[TARGET] = {"url": self.url}
