@@ -7,22 +7,22 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
-from starlette.background import BackgroundTasks
-from starlette.datastructures import UploadFile
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call
+from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
+from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
 from fal_notebook.runner.refusals import refused
 from fal_notebook.runner.reports import Reports
-from fal_notebook.runner.schema import streams
+from fal_notebook.runner.results import output_of
+from fal_notebook.runner.schema import item_type, streams
 from fal_notebook.runner.workers import Workers, is_stream
 
 _empty = inspect.Signature.empty
-_GIVEN = (Response, BackgroundTasks, UploadFile, HTTPConnection)
 
 
 class FastApiRoute:
@@ -43,20 +43,28 @@ class FastApiRoute:
         from fastapi import FastAPI
 
         self.name = name
-        self._reports = reports
-        self._workers = workers
-        self._template, _, self._in_path = compile_path(path)
-        self._app = FastAPI(openapi_url=None, strict_content_type=False)
-        self._app.add_api_route(
+        self.path = path
+        self.reports = reports
+        self.workers = workers
+        self._template, self.path_format, self.in_path = compile_path(path)
+        self.output = output_of(name, item_type(function, hints.get("return", Any)))
+        self.places = Places(function, hints, self.in_path)
+        self.app = FastAPI(openapi_url=None, strict_content_type=False)
+        self.app.add_api_route(
             path, self._endpoint(function, hints), methods=["POST"], operation_id=name, name=name
         )
 
-    def answer(self, call: Call) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    def answer(
+        self, call: Call, pickled: bool
+    ) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Return the ASGI app that answers a request."""
+
+        if pickled:
+            return PythonCall(self, call.body)
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             scope["fal_given"] = functools.partial(shown.body, call.body)
-            await self._app(scope, call.replayed(), send)
+            await self.app(scope, call.replayed(), send)
 
         return respond
 
@@ -68,7 +76,7 @@ class FastApiRoute:
         """Return the OpenAPI document that FastAPI makes of it."""
         from fastapi.openapi.utils import get_openapi
 
-        return get_openapi(title=self.name, version="1", routes=self._app.routes)
+        return get_openapi(title=self.name, version="1", routes=self.app.routes)
 
     def _endpoint(
         self, function: Callable[..., Any], hints: Mapping[str, Any]
@@ -78,20 +86,29 @@ class FastApiRoute:
         async def endpoint(fal_request: Request, **kwargs: Any) -> Any:
             given = fal_request.scope.get("fal_given", str)
             try:
-                result = await self._workers.call(function, (), kwargs, lambda value: value)
+                result = await self.workers.call(function, (), kwargs, lambda value: value)
             except Exception as error:
-                return refused(self._reports, error, given)
-            return _streamed(self._workers, result) if is_stream(result) else result
+                if OUTCOME in fal_request.scope:
+                    return _noted(fal_request, error)
+                return refused(self.reports, error, given)
+            if OUTCOME in fal_request.scope:
+                return _noted(fal_request, result)
+            return _streamed(self.workers, result) if is_stream(result) else result
 
         parameters = inspect.signature(function).parameters.values()
         own = inspect.Parameter("fal_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
         signature = inspect.Signature(
-            [*(_resolved(p, hints, p.name in self._in_path) for p in parameters), own],
+            [*(_resolved(p, hints, p.name in self.in_path) for p in parameters), own],
             return_annotation=_empty if streams(function) else hints.get("return", _empty),
         )
         endpoint.__signature__ = signature  # type: ignore[attr-defined]
         endpoint.__name__, endpoint.__doc__ = self.name, function.__doc__
         return endpoint
+
+
+def _noted(request: Request, outcome: Any) -> Response:
+    request.scope[OUTCOME].append(outcome)
+    return Response()
 
 
 def needs_fastapi(path: str, function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:
@@ -106,11 +123,11 @@ def _is_fastapis(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool
     if get_origin(annotation) is Annotated:
         annotation, *more = get_args(annotation)
         marks += more
-    if any(type(mark).__module__.partition(".")[0] == "fastapi" for mark in marks):
+    if any(of_fastapi(mark) for mark in marks):
         return True
     if not inspect.isclass(annotation):
         return False
-    return issubclass(annotation, _GIVEN) and not issubclass(annotation, Request)
+    return issubclass(annotation, GIVEN) and not issubclass(annotation, Request)
 
 
 def _resolved(
@@ -120,16 +137,10 @@ def _resolved(
     from fastapi import Body
 
     annotation = hints.get(parameter.name, Any)
-    known = in_path or _is_fastapis(parameter, hints) or _is_model_or_request(annotation)
+    known = in_path or _is_fastapis(parameter, hints) or is_model_or_request(annotation)
     if not known:
         annotation = Annotated[annotation, Body(embed=True)]
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
-
-
-def _is_model_or_request(annotation: Any) -> bool:
-    from pydantic import BaseModel
-
-    return inspect.isclass(annotation) and issubclass(annotation, (BaseModel, Request))
 
 
 def _streamed(workers: Workers, generator: Any) -> Response:

@@ -132,7 +132,7 @@ def read_signature(
     parameters = [p for p in parameters if p.name != request]
     plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    output = output_of(_name(function), _item_type(function, hints.get("return", Any)))
+    output = output_of(_name(function), item_type(function, hints.get("return", Any)))
     defaults = {
         p.name: p.default.get_default(call_default_factory=True)
         for p in plain
@@ -215,7 +215,7 @@ def streams(function: Callable[..., Any]) -> bool:
     return inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
 
 
-def _item_type(function: Callable[..., Any], annotation: Any) -> Any:
+def item_type(function: Callable[..., Any], annotation: Any) -> Any:
     """Return the type of one item when the function is a generator."""
     if streams(function) and get_origin(annotation) in _STREAMS:
         return get_args(annotation)[0]

@@ -160,9 +160,9 @@ async def _respond(
     if body is None:
         return None
     call = Call(scope, body, receive)
-    if isinstance(route, FastApiRoute):
-        return route.answer(call)
     pickled = headers.get(b"content-type") == frames.CONTENT_TYPE.encode()
+    if isinstance(route, FastApiRoute):
+        return route.answer(call, pickled)
     request = _request_id(headers)
     if not route.is_async:
         callers[request] = asyncio.get_running_loop().create_future()  # nobody looks at it

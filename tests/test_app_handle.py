@@ -1,0 +1,125 @@
+"""The handle of an App: each endpoint called, streamed, submitted and mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from runner_bench import define, notebook
+
+import fal_notebook as fal
+from fal_notebook.discovery import GatewayInfo
+
+SOURCE = """
+from typing import Annotated, Iterator
+import fal_notebook as fal
+from fastapi import BackgroundTasks, Body, Cookie, Depends, Header, HTTPException, Query, Response
+from pydantic import BaseModel
+class Asked(BaseModel):
+    n: int
+class Odd(Exception):
+    pass
+def known(x_user: Annotated[str, Header()] = "nobody") -> str:
+    if x_user == "bad":
+        raise HTTPException(403, "not you")
+    return x_user
+class Everything(fal.App):
+    def setup(self):
+        self.later = []
+    @fal.endpoint("/add")
+    def add(self, n: int, m: int = 1) -> int:
+        return n + m
+    @fal.endpoint("/parts")
+    def parts(self, n: int) -> Iterator[int]:
+        yield from range(n)
+    @fal.endpoint("/header")
+    def header(self, n: int, x_mine: Annotated[str, Header()], response: Response) -> dict:
+        response.headers["x-set"] = "yes"
+        return {"n": n, "mine": x_mine, "set": {1, 2}}
+    @fal.endpoint("/query")
+    def query(self, q: Annotated[list[int], Query()], c: Annotated[str, Cookie()] = "") -> tuple:
+        return (q, c)
+    @fal.endpoint("/model")
+    async def model(self, asked: Asked, user: Annotated[str, Depends(known)]) -> Asked:
+        return Asked(n=asked.n + len(user))
+    @fal.endpoint("/two")
+    def two(self, asked: Asked, m: int, user: Annotated[str, Depends(known)]) -> int:
+        return asked.n + m
+    @fal.endpoint("/items/{name}")
+    def item(self, name: str, n: int = 2) -> str:
+        return name * n
+    @fal.endpoint("/fails")
+    def fails(self, here: Annotated[int, Depends(lambda: 1)]) -> None:
+        raise Odd("really")
+    @fal.endpoint("/tasks")
+    def tasks(self, tasks: BackgroundTasks) -> str:
+        tasks.add_task(self.later.append, 1)
+        return "soon"
+    @fal.endpoint("/done")
+    def done(self) -> list:
+        return self.later
+    @fal.endpoint("/stream")
+    def numbers(self, n: int, tasks: BackgroundTasks) -> Iterator[int]:
+        yield from range(n)
+        if n > 3:
+            raise Odd("late")
+"""
+
+
+@pytest.fixture(scope="module")
+def app(gateway: GatewayInfo) -> Iterator[Any]:
+    with notebook():
+        names = define(SOURCE)
+        handle: Any = fal.deploy(names["Everything"], wait=True, min_concurrency=1)
+        handle.Asked, handle.Odd = names["Asked"], names["Odd"]
+        yield handle
+        handle.delete()
+
+
+def test_each_endpoint_goes_through_the_queue(app: Any) -> None:
+    assert app.add.submit(2, m=3).result() == 5
+    assert list(app.add.map([1, 2], [10, 20])) == [11, 22]
+    assert list(app.parts.submit(n=2).result()) == [0, 1]
+    low = app.add.with_options(priority="low", no_retry=True)
+    assert low.submit(n=1).result() == 2
+    assert app["/add"].submit(n=1).result() == 2
+    assert app.header.submit(n=1, x_mine="a").result()["mine"] == "a"
+    assert app.request(app.add.submit(n=5).request_id).result() == 6
+
+
+async def test_each_endpoint_goes_through_the_queue_without_blocking(app: Any) -> None:
+    submitted = await app.add.asubmit(n=2)
+    assert await submitted.aio() == 3
+    assert [value async for value in app.add.amap([1, 2])] == [2, 3]
+
+
+def test_what_fastapi_serves_takes_and_gives_python_values(app: Any) -> None:
+    assert app.header(n=2, x_mine="m") == {"n": 2, "mine": "m", "set": {1, 2}}
+    assert app.header(3, "p")["n"] == 3
+    assert app.query(q=[1, 2], c="cake") == ([1, 2], "cake")
+    assert app.model(app.Asked(n=2)) == app.Asked(n=8)
+    assert app.model(n=2) == app.Asked(n=8)
+    assert app.two(app.Asked(n=2), 3) == 5
+    assert app.item(name="ab") == "abab"
+    assert app.item("a b", n=1) == "a b"
+    assert app["/items/ab"](n=1) == "ab"
+    assert (app.tasks(), app.done()) == ("soon", [1])
+
+
+def test_what_fastapi_serves_streams(app: Any) -> None:
+    assert list(app.numbers(n=2)) == list(app.numbers.stream(n=2)) == [0, 1]
+    numbers = app.numbers(n=4)
+    assert [next(numbers) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(app.Odd, match="late"):
+        next(numbers)
+
+
+def test_its_errors_come_back_as_they_were_raised(app: Any) -> None:
+    with pytest.raises(app.Odd, match="really") as raised:
+        app.fails()
+    assert "in fails" in raised.value.__cause__.remote_traceback  # type: ignore[union-attr]
+    with pytest.raises(fal.exceptions.RemoteError, match=r"422.*x-mine.*Field required"):
+        app.header(n=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'o'"):
+        app.header(n=2, x_mine="a", o=1)
