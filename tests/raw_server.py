@@ -132,6 +132,11 @@ def _shut(connection: socket.socket, head: bytes) -> None:
     """Close without an answer, as servers may."""
 
 
+def _early(connection: socket.socket, head: bytes) -> None:
+    """Refuse, and close with the body unread."""
+    _send(connection, b"too much", status=b"413 Content Too Large")
+
+
 def _die(connection: socket.socket, head: bytes) -> None:
     os._exit(3)
 
@@ -173,7 +178,7 @@ _PATHS: dict[str, Callable[[socket.socket, bytes], None]] = {
     if name
     in (
         *("_count", "_big", "_answer", "_events", "_go", "_asked", "_unwanted", "_shut"),
-        *("_die", "_wait", "_gone", "_slow", "_websocket"),
+        *("_die", "_wait", "_gone", "_slow", "_websocket", "_early"),
     )
 }
 

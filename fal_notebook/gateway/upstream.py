@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections import deque
 from typing import cast
@@ -86,8 +87,9 @@ class Connection(asyncio.Protocol):
             self.upgraded(data[error.args[0] :])
         except httptools.HttpParserError as error:
             self._fail(f"the runner sent no valid HTTP: {error}", "runner_connection_error")
-        if self._buffered > HIGH_WATER and self._transport is not None:
-            self._transport.pause_reading()
+        transport = self._transport
+        if self._buffered > HIGH_WATER and transport is not None and not transport.is_closing():
+            transport.pause_reading()
         self._notify()
 
     def upgraded(self, data: bytes) -> None:
@@ -96,6 +98,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End a body that runs until the close; fail any other exchange that is incomplete."""
+        if exc is not None and self._in_exchange and not self.complete:
+            self._read_what_came()
         self._transport = None
         self._writable.set()
         if self.status and exc is None and self._until_close():
@@ -105,6 +109,14 @@ class Connection(asyncio.Protocol):
         if not self.complete:
             self._fail("the runner closed the connection without an answer")
         self._notify()
+
+    def _read_what_came(self) -> None:
+        """Take in an answer that came before its sender closed while it was still written to."""
+        assert self._transport is not None
+        with contextlib.suppress(OSError):
+            descriptor = self._transport.get_extra_info("socket").fileno()
+            while self._error is None and (data := os.read(descriptor, HIGH_WATER)):
+                self.data_received(data)
 
     def _unread(self, exc: Exception | None) -> bool:
         """Whether the runner left bytes of the request unread, so that it has not begun it.
