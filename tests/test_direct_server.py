@@ -315,7 +315,7 @@ def test_a_server_that_never_opens_its_port_is_ended(
 
 def test_a_server_on_another_port_or_address_is_named(shell: Any, unused_port: int) -> None:
     command = f"{RAW} {unused_port} 127.0.0.9"
-    said = failure(shell, cell("elsewhere", command, startup_timeout=5))
+    said = failure(shell, cell("elsewhere", command, startup_timeout=2))
     assert f"listens on 127.0.0.9:{unused_port} and not on" in said
 
 

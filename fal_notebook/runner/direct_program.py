@@ -20,7 +20,7 @@ from fal_notebook.runner.user_server import UserServer, accepts, free_port, hold
 # How often a starting server is asked, at first and later (seconds).
 FAST, SLOW = 0.01, 0.2
 # After so long a server that listens elsewhere is told so; it may open other ports before.
-PATIENCE = 3.0
+PATIENCE = 0.8
 # How long the gateway has to hear why the runner ends.
 LAST_WORDS = 0.05
 
