@@ -92,6 +92,7 @@ class Launcher:
             environment=self._environment(row, revision),
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
+            grace=revision.options["termination_grace_period_seconds"],
             exposed_port=revision.options["exposed_port"] if revision.direct else None,
             fixed_port=revision.manifest.get("fixed_port", False),
         )
@@ -106,6 +107,7 @@ class Launcher:
             "FAL_RUNNER_ID": row.id,
             "FAL_RUNNER_STATE": "SETUP",
             "FAL_NOTEBOOK_URL": self._base_url,
+            "FAL_NOTEBOOK_DOWNLOAD_ALLOW": settings.setting("download_allow", ""),
             "FAL_DATA_DIR": str(data),
             "HF_HOME": str(data / ".cache" / "huggingface"),
             "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",

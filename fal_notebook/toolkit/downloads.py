@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from fal_notebook.toolkit.errors import DownloadError
 from fal_notebook.toolkit.folders import FAL_MODEL_WEIGHTS_DIR, FAL_REPOSITORY_DIR, data_folder
+from fal_notebook.toolkit.guarded import opener
 
 _CHUNK = 1024 * 1024
 _AGENT = {"User-Agent": "Mozilla/5.0 (compatible; fal_notebook)"}
@@ -98,9 +99,18 @@ def clone_repository(
         Its parent folder and name, which otherwise follow from URL and commit.
     include_to_path : bool
         Put it first on ``sys.path``.
+
+    Raises
+    ------
+    DownloadError
+        With what git says; nothing of it stays.
     """
     name = repo_name or re.sub(r"\.git$", "", https_url.rstrip("/").rsplit("/", 1)[-1])
     name += f"-{commit_hash[:8]}" if commit_hash and repo_name is None else ""
+    if name != Path(name).name or name in ("", ".", "..") or (commit_hash or "").startswith("-"):
+        raise DownloadError(
+            f"{name!r} is no folder's name, or {commit_hash!r} no commit; give both"
+        )
     folder = Path(target_dir or FAL_REPOSITORY_DIR) / name
     if force or not folder.exists():
         _clone(https_url, commit_hash, folder)
@@ -117,9 +127,13 @@ def _clone(url: str, commit: str | None, folder: Path) -> None:
         _git("clone", "--recursive", "--", url, str(made))
         if commit is not None:
             _git("-C", str(made), "checkout", commit, "--")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(made, folder)
+        with suppress(FileNotFoundError):
+            folder.rename(Path(temporary) / ".before")
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise  # else another runner was faster, and what it made is as good
 
 
 def _git(*arguments: str) -> None:
@@ -133,9 +147,10 @@ def _opened(url: str, headers: dict[str, str] | None) -> Iterator[Any]:
     if urlsplit(url).scheme not in ("http", "https", "data"):
         raise DownloadError(f"{_short(url)} is no http, https or data URL")
     try:
-        with urlopen(Request(url, headers={**_AGENT, **(headers or {})}), timeout=60) as response:
+        request = Request(url, headers={**_AGENT, **(headers or {})})
+        with opener().open(request, timeout=60) as response:
             yield response
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise DownloadError(f"{_short(url)} cannot be downloaded: {error}") from error
 
 
