@@ -24,6 +24,7 @@ _LAZY = {
     "endpoint": "fal_notebook.endpoints",
     "function": "fal_notebook.decorators",
     "isolated": "fal_notebook.decorators",
+    "realtime": "fal_notebook.realtime_endpoint",
 }
 _MODULES = ("container", "exceptions", "ref", "toolkit")
 _NOT_HERE = (

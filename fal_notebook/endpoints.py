@@ -15,11 +15,12 @@ RESERVED = "/requests"
 
 
 class RouteSignature(NamedTuple):
-    """What an endpoint's decorator says; `health_check` is a `HealthCheck`."""
+    """What an endpoint's decorator says: a `HealthCheck`, the `RealtimeOptions`."""
 
     path: str
     is_websocket: bool = False
     health_check: Any = None
+    realtime: Any = None
 
 
 def endpoint(
@@ -46,14 +47,20 @@ def endpoint(
     if health_check is not None and is_websocket:
         raise AppDefinitionError(f"the websocket endpoint {path!r} cannot be a health check")
 
-    def mark(method: F) -> F:
-        _refuse_wrong(method, path)
-        if is_websocket:
+    return mark(RouteSignature(path, is_websocket, health_check))
+
+
+def mark(route: RouteSignature) -> Callable[[F], F]:
+    """Return the decorator that gives a method its route; it refuses what cannot be one."""
+
+    def decorate(method: F) -> F:
+        _refuse_wrong(method, route.path)
+        if route.is_websocket and route.realtime is None:
             _refuse_no_handler(method)
-        setattr(method, _MARK, RouteSignature(path, is_websocket, health_check))
+        setattr(method, _MARK, route)
         return method
 
-    return mark
+    return decorate
 
 
 def _refuse_wrong(method: Any, path: str) -> None:

@@ -31,6 +31,7 @@ _SHIPPED = (
     "patience.py",
     "queued.py",
     "realtime_endpoint.py",
+    "realtime_endpoint.py",
     "ref.py",
     "request_context.py",
     "settings.py",

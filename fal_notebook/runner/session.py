@@ -92,7 +92,8 @@ class Session:
             await self._close(error.code, error.reason)
             return
         self.stop = gpu_error(error) is not None
-        answer = refused(self._reports, error, lambda: shown.body(self._newest))
+        given = self._socket.scope.get("fal_given", lambda: shown.body(self._newest))
+        answer = refused(self._reports, error, given)
         if self._accepted:
             await self._close(FAILED, str(json.loads(bytes(answer.body))["detail"]))
         elif not self._left:

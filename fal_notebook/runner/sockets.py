@@ -33,7 +33,14 @@ class SocketRoute:
     ) -> None:
         self.name = name
         self._template = compile_path(route.path)[0]
-        self.serve: Serve = _handler(route.path, method, hints)
+        self._realtime = None
+        if route.realtime is not None:
+            from fal_notebook.runner.realtime import Realtime
+
+            self._realtime = Realtime(method, route.realtime, hints, workers)
+            self.serve: Serve = self._realtime.serve
+        else:
+            self.serve = _handler(route.path, method, hints)
 
     def matches(self, path: str) -> bool:
         """Say whether a path is this one, or one of its template."""
@@ -41,7 +48,21 @@ class SocketRoute:
 
     def openapi(self) -> dict[str, Any]:
         """Return what stands under its path in the document; OpenAPI has no word for it."""
-        return {"x-fal-protocol": {"type": "websocket", "operationId": self.name}}
+        if self._realtime is None:
+            return {"x-fal-protocol": {"type": "websocket", "operationId": self.name}}
+        options = self._realtime.options
+        told = {
+            "type": "realtime",
+            "operationId": self.name,
+            "config": {
+                "buffering": options.buffering,
+                "sessionTimeout": options.session_timeout,
+                "maxBatchSize": options.max_batch_size,
+            },
+            "contentType": options.content_type,
+            "realtimeMode": self._realtime.mode,
+        }
+        return {"x-fal-protocol": told}
 
 
 def _handler(path: str, method: Callable[..., Any], hints: Mapping[str, Any]) -> Serve:

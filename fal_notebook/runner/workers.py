@@ -77,10 +77,13 @@ class Workers:
             raise
 
     async def values_of(
-        self, values: Generator[Any, Any, Any] | AsyncGenerator[Any, Any]
+        self, values: Generator[Any, Any, Any] | AsyncGenerator[Any, Any], in_slot: bool = False
     ) -> AsyncGenerator[Any, None]:
-        """Yield the values of a generator that a function returned as they come."""
-        async with self.slot:
+        """Yield the values of a generator that a function returned as they come.
+
+        `in_slot` says that the caller holds a slot.
+        """
+        async with contextlib.nullcontext() if in_slot else self.slot:
             if isinstance(values, AsyncGenerator):
                 async with contextlib.aclosing(values):
                     async for value in values:
