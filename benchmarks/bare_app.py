@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
 
 app = FastAPI()
@@ -31,6 +32,14 @@ def echo(body: Echo) -> Answer:
 @app.post("/async")
 async def echo_async(body: Echo) -> Answer:
     return Answer(text=body.text * body.times)
+
+
+@app.websocket("/socket")
+async def idle(socket: WebSocket) -> None:
+    await socket.accept()
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await socket.receive_text()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +34,23 @@ http {{
   }}
 }}
 """
+
+
+_NGINX_FILES = """\
+daemon off; master_process off; worker_processes 1; pid {own}/pid; error_log stderr crit;
+events {{ worker_connections 64; }}
+http {{
+  access_log off; client_body_temp_path {own}/body; proxy_temp_path {own}/proxy;
+  fastcgi_temp_path {own}/f; uwsgi_temp_path {own}/u; scgi_temp_path {own}/s;
+  server {{ listen 127.0.0.1:{port}; root {root}; }}
+}}
+"""
+# A worker that root starts would otherwise drop to a user who may not read what it serves.
+_AS_ROOT = "user root;\n"
+
+
+def _is_root() -> bool:
+    return bool(psutil.Process().uids().real == 0)
 
 
 def free_port() -> int:
@@ -66,14 +84,38 @@ def nginx(runner: Target) -> Iterator[Target]:
     with tempfile.TemporaryDirectory(prefix="fal-bench-nginx-") as folder:
         config = Path(folder, "nginx.conf")
         text = _NGINX.format(folder=folder, runner=runner.address, port=port, secret=secret)
-        config.write_text(text)
-        # A worker that root starts would otherwise drop to a user who may not open the socket.
-        if psutil.Process().uids().real == 0:
-            config.write_text("user root;\n" + text)
+        config.write_text(_AS_ROOT * _is_root() + text)
         with _process(["nginx", "-p", folder, "-c", str(config)]):
             target = Target(("127.0.0.1", port), runner.path, runner.body)
             first_200(target)
             yield target
+
+
+@contextmanager
+def nginx_files(folder: Path) -> Iterator[str]:
+    """Start nginx with one worker that serves the files of a folder; give its URL."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="fal-bench-nginx-") as own:
+        config = Path(own, "nginx.conf")
+        config.write_text(
+            _AS_ROOT * _is_root() + _NGINX_FILES.format(own=own, port=port, root=folder)
+        )
+        with _process(["nginx", "-p", own, "-c", str(config)]):
+            until_accepts(port)
+            yield f"http://127.0.0.1:{port}"
+
+
+def until_accepts(port: int, deadline_s: float = 10.0) -> None:
+    """Wait until somebody listens on a port."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.003)
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from pathlib import Path
 import queues
 import report
 import rows
+import streams
 from rows import QUICK, Effort
 from session import session
 
 HERE = Path(__file__).parent
-ROWS = {**rows.ROWS, **queues.ROWS}
+ROWS = {**rows.ROWS, **queues.ROWS, **streams.ROWS}
 
 
 def main() -> int:
