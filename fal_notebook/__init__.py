@@ -26,10 +26,11 @@ _LAZY = {
     "isolated": "fal_notebook.decorators",
     "realtime": "fal_notebook.realtime_endpoint",
 }
-_MODULES = ("container", "exceptions", "ref", "toolkit")
+_MODULES = ("container", "exceptions", "ref", "sdk", "toolkit")
 _NOT_HERE = (
     *("distributed", "workflows", "wma", "sync_dir", "synchronized_inductor_cache"),
-    *("BillingComponents", "BillingDeclaration"),
+    *("BillingComponents", "BillingDeclaration", "FalServerlessKeyCredentials"),
+    *("FalServerlessHost", "LocalHost", "serverless", "cloud", "local", "wrap_app"),
 )
 
 
@@ -39,9 +40,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"fal_notebook.{name}")
     if name in _NOT_HERE:
-        raise import_module("fal_notebook.exceptions").OutOfScopeError(
-            f"fal's {name} is not part of fal_notebook; use the fal SDK for it"
-        )
+        raise import_module("fal_notebook.exceptions").OutOfScopeError(name)
     raise AttributeError(f"module 'fal_notebook' has no attribute {name!r}")
 
 

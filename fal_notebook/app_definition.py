@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _ATTRIBUTES = {"app_name": "name", "app_auth": "auth"}
 # Names that are options elsewhere and of which a class is free to make anything.
 _NO_ATTRIBUTES = frozenset({"setup_function", "serve", "name", "message", "force", "metadata"})
+# Keywords that are no options: where requirements begin, and what is about fal's own machines.
+_NO_OPTIONS = frozenset(
+    {"requirements_context_dir", "_scheduler", "_scheduler_options", "resolver"}
+)
 _NO_VALUES = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
 
 
@@ -62,6 +66,16 @@ def options_of(cls: type) -> dict[str, Any]:
     return {**values, **({"health_check": health_check} if health_check is not None else {})}
 
 
+def requirements_folder(cls: type) -> str | None:
+    """Return where the class's local requirements begin, None where the notebook lies."""
+    name = "requirements_context_dir"
+    for base in cls.__mro__:
+        found = vars(base).get(name) or vars(base).get("_fal_keywords", {}).get(name)
+        if found is not None:
+            return str(found)
+    return None
+
+
 def app_name_of(cls: type) -> str:
     """Return the name of the app that a class is by default: MyServer is ``my-server``."""
     return re.sub(r"(?<=[^_])(?=[A-Z])", "-", cls.__name__).strip("_").lower()
@@ -95,7 +109,8 @@ def health_check_of(cls: type) -> HealthCheck | None:
 def _own_options(cls: type) -> dict[str, Any]:
     """Return the options that stand in the class itself."""
     members = vars(cls)
-    keywords: Mapping[str, Any] = members.get("_fal_keywords", {})
+    given: Mapping[str, Any] = members.get("_fal_keywords", {})
+    keywords = {n: v for n, v in given.items() if n not in _NO_OPTIONS}
     return {**keywords, **dict(_attributes(members))}
 
 

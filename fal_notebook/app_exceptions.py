@@ -9,7 +9,9 @@
     │           └── CUDAOutOfMemoryException
     ├── FieldException                  one field of the input is at fault: 422
     ├── RequestCancelledException       499
-    └── FileTooLargeError
+    ├── FileTooLargeError
+    ├── AppFileUploadException          a file of `app_files` cannot be sent
+    └── UnauthenticatedException        there is no key
 """
 
 from __future__ import annotations
@@ -86,6 +88,25 @@ class FileTooLargeError(_WithMessage):
 
     def __init__(self, message: str = "File is too large.") -> None:
         super().__init__(message)
+
+
+class AppFileUploadException(_WithMessage):
+    """A file of `app_files` cannot be sent."""
+
+    def __init__(self, message: str, relative_path: str) -> None:
+        super().__init__(message)
+        self.args = (message, relative_path)
+        self.relative_path = relative_path
+
+
+class UnauthenticatedException(FalServerlessException):
+    """There is no key."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no key; make one with %fal keys create, and set FAL_KEY")
+
+    def __reduce__(self) -> tuple[type[UnauthenticatedException], tuple[()]]:
+        return type(self), ()
 
 
 class GPUException(AppException):

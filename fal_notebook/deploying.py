@@ -19,9 +19,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fal_notebook import discovery, sdk, settings, sync
+from fal_notebook import discovery, sdk_app, settings, sync
 from fal_notebook.app import is_app
-from fal_notebook.app_definition import app_name_of, http_endpoints, options_of
+from fal_notebook.app_definition import (
+    app_name_of,
+    http_endpoints,
+    options_of,
+    requirements_folder,
+)
 from fal_notebook.app_handle import AppHandle
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
@@ -174,16 +179,27 @@ def deploy(
 def given_by(value: Any) -> dict[str, Any]:
     """Return the options that an `App` class or a decorated function brings along."""
     if is_app(value):
-        return options_of(value)
-    if sdk.is_sdk_app(value):
-        return sdk.options_of(value)
+        return _with_requirements_of(requirements_folder(value), options_of(value))
+    if sdk_app.is_sdk_app(value):
+        return sdk_app.options_of(value)
     return dict(getattr(value, "options", {})) if isinstance(value, Handle) else {}
 
 
+def _with_requirements_of(context: str | None, values: dict[str, Any]) -> dict[str, Any]:
+    """Have local requirements begin at the class's `requirements_context_dir`."""
+    if context is None or "requirements" not in values:
+        return values
+    options, _ = split_options({"requirements": values["requirements"]})
+    options = with_absolute_paths(options, os.path.join(folder(), context))
+    return {**values, "requirements": options.requirements}
+
+
 def _refuse_no_function(value: Any) -> None:
-    if is_app(value) or sdk.is_sdk_app(value) or (isinstance(value, Handle) and given_by(value)):
+    if is_app(value) or sdk_app.is_sdk_app(value):
         return
-    sdk.refuse_sdk_function(value)
+    if isinstance(value, Handle) and given_by(value):
+        return
+    sdk_app.refuse_sdk_function(value)
     if isinstance(value, Handle):
         raise OptionError(
             f"{value.name} is deployed already, and its options would be lost: "
@@ -259,9 +275,9 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
     """Return what is captured and its options, checked."""
     if isinstance(function, Handle):
         function = function.original
-    if sdk.is_sdk_app(function):
-        return sdk.server_of(function), _checked(sdk.with_sdk(options), cell)
-    sdk.refuse_sdk_function(function)
+    if sdk_app.is_sdk_app(function):
+        return sdk_app.server_of(function), _checked(sdk_app.with_sdk(options), cell)
+    sdk_app.refuse_sdk_function(function)
     if options.exposed_port is not None and options.image is not None:
         raise OptionError(NEEDS_DOCKER.format("image"))
     return function, _checked(options, cell)
@@ -282,7 +298,7 @@ def app_identity(
     owner = cell.owner or options.team or settings.owner()
     own_name = app_name_of(function) if is_app(function) else name or name_of(function)
     if isinstance(function, SdkServer):
-        own_name = sdk.name_of(function.app)
+        own_name = sdk_app.name_of(function.app)
     return owner, app_name(options.name or own_name)
 
 

@@ -36,6 +36,7 @@ What an app itself raises for its caller is a tree of its own, see `app_exceptio
 from __future__ import annotations
 
 from fal_notebook.app_exceptions import AppException as AppException
+from fal_notebook.app_exceptions import AppFileUploadException as AppFileUploadException
 from fal_notebook.app_exceptions import CUDAOutOfMemoryException as CUDAOutOfMemoryException
 from fal_notebook.app_exceptions import FalServerlessException as FalServerlessException
 from fal_notebook.app_exceptions import FieldException as FieldException
@@ -43,6 +44,7 @@ from fal_notebook.app_exceptions import FileTooLargeError as FileTooLargeError
 from fal_notebook.app_exceptions import GPUException as GPUException
 from fal_notebook.app_exceptions import GPUOutOfMemoryException as GPUOutOfMemoryException
 from fal_notebook.app_exceptions import RequestCancelledException as RequestCancelledException
+from fal_notebook.app_exceptions import UnauthenticatedException as UnauthenticatedException
 from fal_notebook.app_exceptions import catch_gpu_exceptions as catch_gpu_exceptions
 
 
@@ -71,7 +73,19 @@ class AppDefinitionError(FalNotebookError):
 
 
 class OutOfScopeError(FalNotebookError):
-    """A part of fal that this project leaves out on purpose."""
+    """A part of fal that this project leaves out.
+
+    Parameters
+    ----------
+    name : str
+        As fal calls it.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+
+    def __str__(self) -> str:
+        return f"fal's {self.args[0]} is not part of fal_notebook; use the fal SDK for it"
 
 
 class CaptureError(FalNotebookError):

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from fal_notebook import calls, sdk
+from fal_notebook import calls, sdk_app
 from fal_notebook.app_handle import AppHandle
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Endpoint, shared_client
@@ -26,7 +26,7 @@ class SdkHandle(AppHandle):
     """A deployed class of the SDK, called as any `App`; values come back as their JSON says."""
 
     def _endpoints_of(self, cls: Any) -> dict[str, Endpoint]:
-        routes = sdk.endpoints_of(cls)
+        routes = sdk_app.endpoints_of(cls)
         return {n: SdkEndpoint(self, path, Parameters.of(cls, n)) for n, path in routes.items()}
 
     def __getitem__(self, path: str) -> Endpoint:
@@ -54,7 +54,7 @@ class Parameters:
     @classmethod
     def of(cls, app: Any, method: str) -> Parameters:
         """Read them off a method."""
-        hints = sdk.hints_of(app, method)
+        hints = sdk_app.hints_of(app, method)
         names = tuple(inspect.signature(getattr(app, method)).parameters)[1:]
         models = [n for n in names if _is_model(hints.get(n))]
         result = hints.get("return", Any)

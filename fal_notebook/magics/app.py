@@ -11,7 +11,7 @@ from fal_notebook.exceptions import CellError
 from fal_notebook.magics.cell_code import CellCode
 from fal_notebook.magics.function import FunctionMagic
 from fal_notebook.options import help_text
-from fal_notebook.sdk import is_sdk_app
+from fal_notebook.sdk_app import is_sdk_app
 
 _HELP = """Deploy the cell's last `App` class (or ``entry=``) as an autoscaled HTTP app.
 

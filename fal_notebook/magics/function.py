@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.display import display
 
-from fal_notebook import deploying, discovery, sdk, settings
+from fal_notebook import deploying, discovery, sdk_app, settings
 from fal_notebook.display import DeployView, captured_table, inherited_lines
 from fal_notebook.exceptions import CellError, DeployError, OptionError
 from fal_notebook.handle import Handle
@@ -85,7 +85,7 @@ class FunctionMagic:
     def _run(self, code: CellCode) -> None:
         __tracebackhide__ = True
         try:
-            with sdk.main_file(code.source):
+            with sdk_app.main_file(code.source):
                 code.run()
         except ModuleNotFoundError as error:
             if error.name != "fal":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
+from fal_notebook.exceptions import OutOfScopeError
 from fal_notebook.toolkit.downloads import (
     clone_repository,
     download_file,
@@ -66,3 +69,15 @@ __all__ = [
     "download_model_weights",
     "get_image_size",
 ]
+
+_NOT_HERE = (
+    *("get_gpu_type", "load_inductor_cache", "sync_inductor_cache", "synchronized_inductor_cache"),
+    *("ImageSizeConstraints", "ImageValidationConfig", "ImageValidationOptions", "to_xfal"),
+    *("VideoNormalizationConfig", "VideoValidationConfig", "VideoValidationOptions"),
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NOT_HERE:
+        raise OutOfScopeError(f"toolkit.{name}")
+    raise AttributeError(f"module 'fal_notebook.toolkit' has no attribute {name!r}")

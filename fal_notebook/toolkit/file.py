@@ -24,6 +24,10 @@ from fal_notebook.toolkit.downloads import download_file
 # Of a larger file the bytes are not kept, so `as_bytes` has none.
 KEPT = 100 * 1024 * 1024
 F = TypeVar("F", bound="File")
+_FALS = (
+    *("repository", "fallback_repository", "save_kwargs", "fallback_save_kwargs"),
+    *("multipart", "extra_headers"),
+)
 _BINARY = "application/octet-stream"
 
 
@@ -71,6 +75,7 @@ class File(BaseModel):
         `request` is the endpoint's, whose caller says how long the file is kept. What else fal
         has here (repository, fallback_repository, save_kwargs) is taken and has no effect.
         """
+        refuse_unknown(fals)
         content_type, file_name = _described(content_type, file_name)
         return cls(
             url=storage.upload(data, content_type, file_name, _lifecycle(request)),
@@ -96,6 +101,7 @@ class File(BaseModel):
         FileNotFoundError
             When it does not exist.
         """
+        refuse_unknown(fals)
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"File {path} does not exist")
@@ -131,6 +137,7 @@ class File(BaseModel):
         **fals: Any,
     ) -> PendingFile:
         """Return a file whose URL is known before its bytes; ``complete(data)`` sends them."""
+        refuse_unknown(fals)
         content_type, file_name = _described(content_type, file_name)
         return PendingFile(*storage.reserve(content_type, file_name), content_type, file_name)
 
@@ -212,6 +219,13 @@ class CompressedFile(File):
         if folder is not None:
             shutil.rmtree(folder.name, ignore_errors=True)
             folder._finalizer.detach()
+
+
+def refuse_unknown(given: dict[str, Any]) -> None:
+    """Refuse keywords that fal has not; those that it has are without effect here."""
+    unknown = [name for name in given if name not in _FALS]
+    if unknown:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
 
 
 def _described(content_type: str | None, file_name: str | None) -> tuple[str, str]:

@@ -73,7 +73,7 @@ class Image(File):
         **fals: Any,
     ) -> Image:
         """Store the bytes of an image of a format."""
-        made = super().from_bytes(data, f"image/{format}", file_name, request=request)
+        made = super().from_bytes(data, f"image/{format}", file_name, request=request, **fals)
         made.width, made.height = (size.width, size.height) if size else (None, None)
         return made
 
@@ -93,7 +93,7 @@ class Image(File):
         buffer = io.BytesIO()
         pil_image.save(buffer, format=chosen, **_SAVING.get(chosen, {}))
         size = ImageSize(width=pil_image.width, height=pil_image.height)
-        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, request=request)
+        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, request=request, **fals)
 
     def to_pil(self, mode: str = "RGB") -> PILImage.Image:
         """Download the image and return it as Pillow's, turned as its camera says."""
