@@ -71,7 +71,8 @@ __all__ = [
 ]
 
 _NOT_HERE = (
-    *("get_gpu_type", "load_inductor_cache", "sync_inductor_cache", "synchronized_inductor_cache"),
+    *("compilation", "get_gpu_type", "load_inductor_cache", "sync_inductor_cache"),
+    "synchronized_inductor_cache",
     *("ImageSizeConstraints", "ImageValidationConfig", "ImageValidationOptions", "to_xfal"),
     *("VideoNormalizationConfig", "VideoValidationConfig", "VideoValidationOptions"),
 )
