@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from IPython.core.error import UsageError
 from serving import control
 
 from fal_notebook import cli, settings
-from fal_notebook.exceptions import NotFoundError, OptionError
+from fal_notebook.exceptions import NotFoundError, OptionError, RemoteError
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import Secret, Store
 from fal_notebook.gateway.vault import Vault
@@ -179,6 +180,17 @@ def test_every_form_of_a_value_is_redacted(tmp_path: Path, value: str) -> None:
     store.delete_secret("S")
     assert value not in redaction.current()(value)
     store.close()
+
+
+def test_a_secret_shows_in_no_error_of_a_call(shell, stored, capsys) -> None:
+    shell.run(SHOUTS.strip())
+    with pytest.raises(RemoteError, match=r"ValueError: wrong \[secret VAULT_WORDS\]") as caught:
+        shell["shouts"](fail=True)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "[secret VAULT_WORDS]" in str(caught.value.__cause__)
+    assert VALUE not in shown
+    shell.ip.run_cell("shouts(fail=True)")
+    assert VALUE not in "".join(capsys.readouterr())
 
 
 FAILS = """

@@ -90,6 +90,7 @@ class Launcher:
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),
             environment=self._environment(row, revision),
+            secrets=revision.options["secrets"] or [],
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
             grace=revision.options["termination_grace_period_seconds"],

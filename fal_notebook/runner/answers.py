@@ -120,4 +120,4 @@ def _raised(route: Route, error: Exception, given: Callable[[], str]) -> bytes:
     """Return an error's frame; the app's own refusal of a request is no failure."""
     reports = route.reports
     text = reports.report(error) if is_refusal(error) else reports.failed(error, given)
-    return frames.raised(error, text)
+    return frames.raised(error, text, reports.redact)

@@ -111,7 +111,7 @@ class PythonCall:
     def _frame_of(self, error: Exception) -> bytes:
         reports = self._route.reports
         report = reports.report(error) if is_refusal(error) else reports.failed(error, self._given)
-        return frames.raised(error, report)
+        return frames.raised(error, report, reports.redact)
 
 
 def _detail(content: bytes) -> Any:

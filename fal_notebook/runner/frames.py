@@ -15,7 +15,7 @@ import io
 import pickle
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import cloudpickle
@@ -88,12 +88,16 @@ def returned(value: Any) -> bytes:
     return _frame(("return", dump(value)))
 
 
-def raised(error: BaseException, text: str) -> bytes:
-    """Return the frame of an error: its traceback as text, and itself if it can travel."""
+def raised(error: BaseException, text: str, redact: Callable[[str], str] = str) -> bytes:
+    """Return the frame of an error: its traceback as text, and itself if it can travel.
+
+    One that holds what `redact` takes out does not: notebooks keep what they show.
+    """
     if isinstance(error, PythonMismatchError):  # of a call that never began
         return _frame(("raise", type(error).__qualname__, str(error), "", None))
-    exception = _pickled(error)
-    return _frame(("raise", type(error).__qualname__, str(error), text, exception))
+    plain = f"{error} {error.args!r}"
+    exception = _pickled(error) if redact(plain) == plain else None
+    return _frame(("raise", type(error).__qualname__, redact(str(error)), text, exception))
 
 
 def _pickled(error: BaseException) -> bytes | None:

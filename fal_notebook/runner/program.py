@@ -18,6 +18,7 @@ from pathlib import Path
 from fal_notebook.runner import logs
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
+from fal_notebook.runner.secret_forms import hiding
 from fal_notebook.runner.serve import RunnerApp
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.server import Server
@@ -118,6 +119,9 @@ class Program:
             loop = asyncio.get_running_loop()
             served = await loop.run_in_executor(
                 None, load, self._spec.payload, self._spec.max_multiplexing
+            )
+            served.reports.redact = hiding(
+                {name: self._spec.environment[name] for name in self._spec.secrets}
             )
             await served.setup()
             openapi = served.openapi()

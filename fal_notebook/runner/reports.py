@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from fal_notebook.runner.secret_forms import Redact
 from fal_notebook.runner.tracebacks import Tracebacks
 
 # Told of an error of a request: with its traceback, and what shows the request's input.
@@ -18,20 +19,26 @@ class Reports:
     ----------
     on_failure : callable
         Told of each failed request.
+    redact : callable
+        Takes the values of the app's secrets out of text.
     """
 
     def __init__(self, sources: dict[str, str]) -> None:
         self._tracebacks = Tracebacks(sources)
+        self.redact: Redact = str
         self.on_failure: OnFailure = lambda error, text, given: None
 
     def report(self, error: BaseException) -> str:
         """Write an error's traceback to the log and return it."""
-        text = self._tracebacks.format(error)
+        text = self._text_of(error)
         sys.stderr.write(text)
         return text
 
     def failed(self, error: BaseException, given: Callable[[], str], log: bool = True) -> str:
         """Report an error of a request; return its traceback."""
-        text = self.report(error) if log else self._tracebacks.format(error)
+        text = self.report(error) if log else self._text_of(error)
         self.on_failure(error, text, given)
         return text
+
+    def _text_of(self, error: BaseException) -> str:
+        return self.redact(self._tracebacks.format(error))

@@ -32,6 +32,8 @@ class RunnerSpec:
         Its working folder.
     environment : dict
         Its whole environment; nothing else is inherited.
+    secrets : list of str
+        Which of these variables hold secrets: errors that are shown do not.
     max_multiplexing : int
         Requests that run at the same time; sync ones get a thread each.
     orphan_timeout : float
@@ -51,6 +53,7 @@ class RunnerSpec:
     log: str
     folder: str
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
     max_multiplexing: int = 1
     orphan_timeout: float = 60.0
     grace: float = 5.0
