@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +18,8 @@ from fal_notebook.exceptions import OptionError
 WHO = """
 from starlette.requests import Request
 def who(request: Request) -> dict:
-    return {name: value for name, value in request.headers.items() if name.startswith("x-fal-")}
+    names = [n for n in request.headers if n.replace("_", "-").startswith("x-fal-")]
+    return {name: ", ".join(request.headers.getlist(name)) for name in names}
 """
 HINTING = """
 import os, time
@@ -25,13 +28,20 @@ def hinting(seconds: float = 0) -> Response:
     time.sleep(seconds)
     return Response(str(os.getpid()), headers={"x-fal-runner-hints": f"model, pid-{os.getpid()}"})
 """
-FORGED = {
-    "x-fal-caller-user-id": "tester",
-    "x-fal-request-id": "mine",
-    "x-fal-endpoint": "/mine",
-    "x-fal-runner-secret": "mine",
-    "x-fal-anything": "mine",
-}
+FORGED = [
+    ("x-fal-caller-user-id", "mine"),
+    ("X-FAL-Caller-User-Id", "mine"),
+    ("x-fal-caller-user-id", "tester, mine"),
+    ("x_fal_caller_user_id", "mine"),
+    ("X_Fal-Caller_User-ID", "mine"),
+    ("x-fal-request-id", "mine"),
+    ("x-fal-endpoint", "/mine"),
+    ("x-fal-runner-secret", "mine"),
+    ("x-fal-link", "mine"),
+    ("x-fal-target-url", "https://fal.run/mine"),
+    ("X-Fal-Anything", "mine"),
+    ("connection", "x-fal-caller-user-id, x-fal-request-id"),
+]
 
 
 def run(*arguments: str) -> str:
@@ -63,7 +73,7 @@ def test_a_guest_may_call_what_is_shared(gateway, guest: str, auth: str, status:
         assert httpx.post(url).status_code == anonymous
 
 
-def seen(gateway: GatewayInfo, headers: dict[str, str]) -> list[dict[str, Any]]:
+def seen(gateway: GatewayInfo, headers: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """What reaches the app of a direct request and of a queued one."""
     with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as http:
         direct = http.post("/run/tester/who").json()
@@ -75,10 +85,22 @@ def seen(gateway: GatewayInfo, headers: dict[str, str]) -> list[dict[str, Any]]:
 
 def test_the_app_is_told_who_calls_and_a_caller_cannot_say_so(gateway, guest: str) -> None:
     with deployed(WHO, serve=True, auth="shared"):
-        for headers in seen(gateway, {**FORGED, **with_key(guest)}):
+        for headers in seen(gateway, [*FORGED, *with_key(guest).items()]):
             assert headers["x-fal-caller-user-id"] == "guest"
             assert headers["x-fal-endpoint"] == "/"
-            assert "mine" not in headers.values()
+            assert "mine" not in str(headers)
+
+
+def test_a_server_of_the_users_own_is_told_so_too(shell, gateway, guest: str) -> None:
+    command = f"{sys.executable} {Path(__file__).with_name('raw_server.py')} {{port}}"
+    options = "exposed_port=8000 serve=true auth=shared wait=true"
+    shell.run(f"%%fal_server told {options}\n{command}\n")
+    headers = [*FORGED, *with_key(guest).items()]
+    text = httpx.get(f"{gateway.url}/run/tester/told/echo", headers=headers).text.lower()
+    assert text.count("x-fal-caller-user-id: guest\r\n") == 1
+    assert text.count("caller") == 1
+    assert "mine" not in text
+    assert guest not in text
 
 
 def test_a_hint_finds_the_runner_that_gave_it(gateway, eventually) -> None:
