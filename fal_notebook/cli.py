@@ -82,10 +82,10 @@ def errors(name: str, request: str) -> display.Table | display.ErrorView:
 
 
 @commands.command("deploy", context_settings={"ignore_unknown_options": True})
-@click.argument("target", metavar="FILE[::FUNCTION]")
+@click.argument("target", metavar="FILE[::NAME]")
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")
 def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView:
-    """Run a Python file and deploy its function, with the options of a cell."""
+    """Run a Python file and deploy its function or App class, with the options of a cell."""
     from fal_notebook.program import deploy_file
 
     deployment = deploy_file(target, _values(options))

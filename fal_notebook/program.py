@@ -1,4 +1,4 @@
-"""Deploy a function of a Python file, as its cell in a notebook would be deployed."""
+"""Deploy a function or an `App` class of a Python file, as its cell would be deployed."""
 
 from __future__ import annotations
 
@@ -13,39 +13,68 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import deploying
-from fal_notebook.cell import analyse
+from fal_notebook.app import is_app
+from fal_notebook.cell import analyse, classes
 from fal_notebook.exceptions import CellError, OptionError
 from fal_notebook.options import split_options
+from fal_notebook.sdk_app import is_sdk_app
 
 
 def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
-    """Run ``FILE[::FUNCTION]`` and deploy its function, by default the last one.
+    """Run ``FILE[::NAME]`` and deploy its function or class.
 
-    The file is ``__main__`` until the deploy is accepted, so that it is captured by value like a
-    cell; what stands below ``if __name__ == "__main__":`` is left out.
+    By default that is the file's last `App` class, where it has none its last function. The file
+    is ``__main__`` until the deploy is accepted, so that it is captured by value like a cell; what
+    stands below ``if __name__ == "__main__":`` is left out.
 
     Raises
     ------
     CellError
-        When there is no such file or function; what the file raises leaves as it is.
+        When there is no such file, function or app; what the file raises leaves as it is.
     """
     name, _, wanted = target.partition("::")
     path = Path(os.path.expanduser(name))  # no shell has done so for a notebook
-    options, cell = split_options(values)
+    _, cell = split_options(values)
     if cell.entry is not None or cell.dry_run:
-        raise OptionError("give the function as FILE::FUNCTION; dry_run is for cells")
+        raise OptionError("give the function or class as FILE::NAME; dry_run is for cells")
     try:
         source = path.read_text()
     except (OSError, ValueError) as error:
         raise CellError(f"{name} cannot be read: {error}") from None
-    entry = analyse(source, wanted or None).entry
+    found = _classes(source, wanted or None)
     with _as_main(path) as namespace:
         exec(_compiled(source, path), namespace)
+        entry = _entry(source, found, wanted, namespace)
         if not callable(namespace.get(entry)):
             raise CellError(f"`{entry}` is not a function when {name} has run")
+        options, cell = split_options({**deploying.given_by(namespace[entry]), **values})
         deployment = deploying.start(namespace[entry], options, cell, entry)
         wait([deployment.accepted])  # it may have to be captured once more
     return deployment
+
+
+def _classes(source: str, wanted: str | None) -> tuple[str, ...]:
+    """Return the file's classes, after a look whether it defines what is wanted."""
+    try:
+        names = classes(source)
+    except CellError:
+        names = ()
+    if wanted not in names if wanted else not names:
+        analyse(source, wanted)
+    return names
+
+
+def _entry(source: str, found: tuple[str, ...], wanted: str, namespace: Mapping[str, Any]) -> str:
+    apps = [name for name in found if _is_app(namespace.get(name))]
+    if wanted in found and wanted not in apps:
+        raise CellError(f"`{wanted}` is no app; derive it from fal_notebook.App")
+    if wanted:
+        return wanted
+    return apps[-1] if apps else analyse(source).entry
+
+
+def _is_app(value: Any) -> bool:
+    return is_app(value) or is_sdk_app(value)
 
 
 @contextmanager
