@@ -19,6 +19,7 @@ from runner_bench import Bench, LiveRunner
 
 from fal_notebook.runner import log_context, log_file
 from fal_notebook.runner.logs import LONGEST, RECORD, LineWriter
+from fal_notebook.runner.secret_forms import hiding
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +357,21 @@ async def test_a_record_is_one_append(written: Any) -> None:
     writer, messages = written
     await asyncio.gather(*(asyncio.to_thread(writer.write, "z" * 500 + "\n") for _ in range(50)))
     assert messages() == ["z" * 500] * 50
+
+
+def test_a_secret_is_written_to_no_log_also_where_a_long_line_is_cut(tmp_path: Path) -> None:
+    value = "correct horse battery staple"
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        writer = LineWriter(file.fileno(), "INFO", hiding({"WORDS": value}))
+        for start in (LONGEST - 10, LONGEST - len(value) + 1):
+            writer.write("x" * start + value + "\n")
+            writer.write("x" * start + value + "y" * LONGEST)  # without an end
+            writer.finish(None)
+        writer.write(value[:9])
+        writer.write(value[9:] + "\n")
+    lines = path.read_text().rstrip("\n").split("\n")
+    text = "".join(json.loads(line[1:])["message"] for line in lines)
+    assert text.count("[secret WORDS]") == 5
+    for part in value.split():
+        assert part not in text

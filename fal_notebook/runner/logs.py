@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from fal_notebook.runner import log_context, log_file, log_levels
+from fal_notebook.runner.secret_forms import Redact
 
 # A line that starts with this byte is one of ours; any other was written past Python's sys.stdout.
 RECORD = "\x1e"
@@ -32,7 +33,8 @@ class LineWriter(io.TextIOBase):
     encoding = "utf-8"
     errors = "backslashreplace"
 
-    def __init__(self, descriptor: int, level: str) -> None:
+    def __init__(self, descriptor: int, level: str, redact: Redact = str) -> None:
+        self._redact = redact
         self._descriptor = descriptor
         self._level = level
         self._pending: dict[tuple[str | None, int], str] = {}
@@ -60,6 +62,7 @@ class LineWriter(io.TextIOBase):
         *lines, rest = (self._pending.pop(key, "") + text).split("\n")
         for line in lines:
             self._record(key[0], line)
+        rest = self._redact(rest) if len(rest) >= LONGEST else rest  # no cut goes through a secret
         whole = len(rest) - len(rest) % LONGEST
         for start in range(0, whole, LONGEST):
             self._record(key[0], rest[start : start + LONGEST])
@@ -76,7 +79,7 @@ class LineWriter(io.TextIOBase):
 
     def _record(self, request: str | None, line: str) -> None:
         """Append one line; of what a progress bar overwrote, only the last state."""
-        message = line.rstrip("\r").rpartition("\r")[2]
+        message = self._redact(line.rstrip("\r").rpartition("\r")[2])
         level = log_levels.level_of(self._level)
         for start in range(0, max(1, len(message)), LONGEST):
             record = {
@@ -97,15 +100,18 @@ class LineWriter(io.TextIOBase):
             log_file.bound(self._descriptor)
 
 
-def redirect(path: str) -> None:
-    """Send descriptors 1 and 2 to the log file and sys.stdout, sys.stderr through line writers."""
+def redirect(path: str, redact: Redact = str) -> None:
+    """Send descriptors 1 and 2 to the log file and sys.stdout, sys.stderr through line writers.
+
+    These write nothing that `redact` takes out; what comes past them is redacted when it is read.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
     streams: Any = sys  # typeshed knows them as constants
-    streams.stdout = streams.__stdout__ = LineWriter(1, "INFO")
-    streams.stderr = streams.__stderr__ = LineWriter(2, "ERROR")
+    streams.stdout = streams.__stdout__ = LineWriter(1, "INFO", redact)
+    streams.stderr = streams.__stderr__ = LineWriter(2, "ERROR", redact)
     _writers[:] = streams.stdout, streams.stderr
     log_levels.install()
     log_context.install()

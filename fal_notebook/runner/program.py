@@ -18,7 +18,7 @@ from pathlib import Path
 from fal_notebook.runner import logs
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
-from fal_notebook.runner.secret_forms import hiding
+from fal_notebook.runner.secret_forms import Redact, hiding
 from fal_notebook.runner.serve import RunnerApp
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.server import Server
@@ -52,11 +52,15 @@ def clean(spec: RunnerSpec) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    logs.redirect(spec.log)
+    logs.redirect(spec.log, _hiding(spec))
     faulthandler.enable(2)
     sys.argv[:] = [""]
     sys.modules["__main__"] = types.ModuleType("__main__")
     random.seed()
+
+
+def _hiding(spec: RunnerSpec) -> Redact:
+    return hiding({name: spec.environment[name] for name in spec.secrets})
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
@@ -120,9 +124,7 @@ class Program:
             served = await loop.run_in_executor(
                 None, load, self._spec.payload, self._spec.max_multiplexing
             )
-            served.reports.redact = hiding(
-                {name: self._spec.environment[name] for name in self._spec.secrets}
-            )
+            served.reports.redact = _hiding(self._spec)
             await served.setup()
             openapi = served.openapi()
         except BaseException as error:
