@@ -484,6 +484,13 @@ def test_what_expires_is_gone_and_makes_room(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_file_is_gone_for_its_readers_when_its_time_is_over(
+    stored: Callable[..., str], eventually: Any
+) -> None:
+    url = stored(b"x", **lifecycle(expiration_duration_seconds=0.3))
+    eventually(lambda: httpx.get(url).status_code == 404)
+
+
 def test_the_lifetime_is_the_callers_else_the_setting() -> None:
     assert names.lifetime(None, 5) == 5
     assert names.lifetime(None, 0) is None
