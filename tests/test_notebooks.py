@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from nbclient import NotebookClient
 from fal_notebook import sync
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.handle import shared_client
+from fal_notebook.runner.user_server import free_port
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -100,8 +102,29 @@ def printed(notebook: nbformat.NotebookNode, cell_id: str) -> str:
     return "".join(output.text for output in outputs if output.get("name") == "stdout")
 
 
-def test_a_server_is_brought_directly_and_behind_an_app(gateway: GatewayInfo) -> None:
+def bring_your_server(port: int) -> nbformat.NotebookNode:
+    """The notebook, whose app's own server listens on a port that is free here."""
     notebook = nbformat.read(NOTEBOOKS / "02-bring-your-server.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("SERVER_PORT = 8000", f"SERVER_PORT = {port}")
+    return notebook
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_port_that_is_taken_is_named_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cell = next(cell for cell in bring_your_server(port).cells if cell.id == "port")
+        with pytest.raises(AssertionError, match=f"port {port} is taken: end what listens there"):
+            exec(cell.source, {})
+
+
+def test_a_server_is_brought_directly_and_behind_an_app(gateway: GatewayInfo) -> None:
+    notebook = bring_your_server(8000 if is_free(8000) else free_port())
     NotebookClient(notebook, timeout=180, shutdown_kernel="immediate").execute()
     assert re.fullmatch(
         r"http://127\.0\.0\.1:\d+/run/tester/my-server\n"
