@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import pty
 import re
 import sqlite3
 import subprocess
@@ -90,6 +92,25 @@ def test_a_secret_may_come_through_a_pipe(gateway) -> None:
         2,
         "fal-notebook: the value of PIPED_WORDS is empty\n",
     )
+
+
+def test_a_secret_that_is_asked_for_is_not_echoed(gateway) -> None:
+    line = [sys.executable, "-m", "fal_notebook.cli", "secrets", "set", "TYPED_WORDS"]
+    terminal, end = pty.openpty()
+    ends = {"stdin": end, "stdout": end, "stderr": end}
+    asking = subprocess.Popen(line, start_new_session=True, **ends)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says so that the other end is closed
+        while data := os.read(terminal, 1024):
+            shown += data
+            if shown.endswith(b"TYPED_WORDS: "):  # the space comes once nothing is echoed
+                os.write(terminal, f"{VALUE}\n".encode())
+    assert asking.wait(20) == 0, shown
+    os.close(terminal)
+    assert b"TYPED_WORDS is stored" in shown
+    assert VALUE.encode() not in shown
+    cli.run(["secrets", "delete", "TYPED_WORDS"], "fal-notebook")
 
 
 def test_secrets_are_listed_without_values_and_encrypted_at_rest(
