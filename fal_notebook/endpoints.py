@@ -44,8 +44,6 @@ def endpoint(
     """
     if billing is not None:
         raise AppDefinitionError("billing declarations are fal's own; leave billing out here")
-    if health_check is not None and is_websocket:
-        raise AppDefinitionError(f"the websocket endpoint {path!r} cannot be a health check")
 
     return mark(RouteSignature(path, is_websocket, health_check))
 
@@ -55,6 +53,8 @@ def mark(route: RouteSignature) -> Callable[[F], F]:
 
     def decorate(method: F) -> F:
         _refuse_wrong(method, route.path)
+        if route.is_websocket and route.health_check is not None:
+            raise AppDefinitionError(f"{where_of(method)} is a WebSocket and no health check")
         if route.is_websocket and route.realtime is None:
             _refuse_no_handler(method)
         setattr(method, _MARK, route)
@@ -64,10 +64,9 @@ def mark(route: RouteSignature) -> Callable[[F], F]:
 
 
 def _refuse_wrong(method: Any, path: str) -> None:
-    name = f"endpoint `{getattr(method, '__name__', method)}`"
     if not inspect.isfunction(method):
-        raise AppDefinitionError(f"{name} is no plain method; put @endpoint on a def")
-    where = f"{name} (line {method.__code__.co_firstlineno})"
+        raise AppDefinitionError(f"{method} is no plain method; put @endpoint on a def")
+    where = where_of(method)
     if not isinstance(path, str) or not path.startswith("/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which does not begin with '/'")
     if path == RESERVED or path.startswith(RESERVED + "/"):
@@ -77,8 +76,14 @@ def _refuse_wrong(method: Any, path: str) -> None:
         raise AppDefinitionError(f"{where} has two paths, {first!r} and {path!r}; give it one")
 
 
+def where_of(method: Any) -> str:
+    """Return class, name and line of a method whose class is still being defined."""
+    name = method.__qualname__.rpartition("<locals>.")[2]
+    return f"endpoint `{name}` (line {method.__code__.co_firstlineno})"
+
+
 def _refuse_no_handler(method: Any) -> None:
-    where = f"endpoint `{method.__name__}` (line {method.__code__.co_firstlineno})"
+    where = where_of(method)
     if not inspect.iscoroutinefunction(method):
         raise AppDefinitionError(f"{where} is a WebSocket and must be async; make it async def")
     if len(inspect.signature(method).parameters) < 2:

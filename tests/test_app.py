@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from serving import control
 import fal_notebook as fal
 from fal_notebook.app_definition import app_name_of, options_of
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import AppDefinitionError, FalNotebookError
+from fal_notebook.exceptions import AppDefinitionError, FalNotebookError, OptionError
 from fal_notebook.payload import capture
 
 HEAD = """
@@ -86,7 +87,14 @@ REFUSED = {
     "class A(Base):\n    @fal.endpoint('/count')\n    def other(self): pass": (
         "class `A`: `other` (line 26) has the path '/count', which is that of `counted`"
     ),
-    METHOD.format("'x'"): "`f` (line 26) has the path 'x', which does not begin with '/'",
+    METHOD.format("'x'"): "`A.f` (line 26) has the path 'x', which does not begin with '/'",
+    METHOD.format("'/a', is_websocket=True, health_check=fal.HealthCheck()"): (
+        "endpoint `A.f` (line 26) is a WebSocket and no health check"
+    ),
+    "class A(fal.App):\n    retry_config = fal.RetryConfig()": "RetryConfig: at least one of",
+    "class A(fal.App):\n    retry_config = fal.RetryConfig(timeouts=1)": "did you mean 'timeout'?",
+    "fal.HealthCheck(failure_threshold=0)": "HealthCheck: failure_threshold=0 is not allowed: input should be",
+    "fal.HealthCheck(threshold=2)": "HealthCheck: unknown option 'threshold'",
     METHOD.format("'/requests'"): "belongs to the queue",
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
 }
@@ -94,7 +102,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("source", "sentence"), REFUSED.items(), ids=[s[:45] for s in REFUSED])
 def test_a_wrong_class_is_refused_when_it_is_defined(source: str, sentence: str) -> None:
-    with pytest.raises(AppDefinitionError) as refusal:
+    with pytest.raises((AppDefinitionError, OptionError)) as refusal:
         app_in(source)
     assert sentence in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -136,9 +144,13 @@ def test_the_app_is_named_after_the_class(name: str, expected: str) -> None:
 
 
 def test_retries_are_counted_briefly() -> None:
-    config = fal.RetryConfig(server_error=3)
+    config = fal.RetryConfig(2, server_error=3)
     assert config.server_error is not None
     assert config.server_error.retries == 3
+    assert config.timeout is not None
+    assert config.timeout.retries == 2
+    assert pickle.loads(pickle.dumps(config)) == config == fal.RetryConfig(**config.model_dump())
+    assert fal.HealthCheck(timeout_seconds=None, method="GET").timeout_seconds == 5
 
 
 def test_what_is_left_out_is_named() -> None:
