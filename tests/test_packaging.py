@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fal_notebook"
 # Run as commands, needed on Python 3.10 only, or brought by another's extra.
 DECLARED_ONLY = {"uv", "tomli"}
-# Pillow is for those who make images: the toolkit asks for it when one is made.
-IMPORTED_ONLY = {"pydantic-core", "uvloop", "tomli", "pillow"}
+# Pillow is for those who make images: the toolkit asks for it when one is made. fal's SDK serves
+# its own classes, in their runners.
+IMPORTED_ONLY = {"pydantic-core", "uvloop", "tomli", "pillow", "fal"}
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
