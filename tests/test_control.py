@@ -119,6 +119,15 @@ def test_a_payload_above_the_limit_is_refused(client: httpx.Client, private_stat
     assert _blobs(private_state) == before
 
 
+def test_a_payload_that_declares_too_much_is_refused_unread(gateway: GatewayInfo) -> None:
+    head = (
+        f"PUT /api/blobs/{'0' * 64} HTTP/1.1\nHost: GATEWAY\nAuthorization: Bearer {gateway.token}"
+    )
+    with Wire(gateway) as wire:
+        wire.send(f"{head}\nContent-Length: {MAX_BLOB + 1}\nExpect: 100-continue\n\n")
+        assert wire.head()[0] == 413
+
+
 def test_an_upload_that_breaks_off_leaves_nothing(
     gateway: GatewayInfo, private_state: Path, eventually: Any
 ) -> None:

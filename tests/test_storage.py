@@ -380,6 +380,8 @@ def test_other_methods_and_paths_are_refused(http: httpx.Client, stored: Any) ->
     assert http.post(urlsplit(stored(b"")).path).status_code == 405
     for path in ("/storage/", "/storage/files/0/x", "/rest/storage/x", "/cdn/x"):
         assert http.get(path).status_code == 404
+    answer = http.post("/rest/storage/upload/initiate", content=b" " * (MIB + 1))
+    assert (answer.status_code, "limit of 1048576 bytes" in answer.text) == (413, True)
     for body in (b"{", b"[]", b"[" * 100_000):
         assert http.post("/rest/storage/upload/initiate", content=body).status_code == 400
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import PIL.Image
 import pytest
 from pydantic import BaseModel, ValidationError
 from runner_bench import define, notebook
@@ -23,8 +24,6 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.toolkit import kv
 from fal_notebook.toolkit.folders import data_folder
 from fal_notebook.toolkit.utils.retry import retry
-
-Pillow = pytest.importorskip("PIL.Image")
 
 
 def test_bytes_and_paths_become_files_that_anybody_reads(
@@ -54,7 +53,7 @@ def test_a_reserved_file_gets_its_bytes_later(gateway: GatewayInfo) -> None:
 
 
 def test_images_go_through_pillow(gateway: GatewayInfo) -> None:
-    made = toolkit.Image.from_pil(Pillow.new("RGB", (4, 2), "red"))
+    made = toolkit.Image.from_pil(PIL.Image.new("RGB", (4, 2), "red"))
     assert (made.width, made.height, made.content_type) == (4, 2, "image/png")
     back = toolkit.Image(url=made.url).to_pil()
     assert (back.size, back.getpixel((0, 0))) == ((4, 2), (255, 0, 0))

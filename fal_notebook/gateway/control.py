@@ -132,6 +132,7 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
     @router.put("/api/blobs/{digest}")
     async def put_blob(digest: Digest, request: Request) -> dict[str, Any]:
         """Store a payload under its SHA-256."""
+        blobs.refuse_above_limit(int(request.headers.get("content-length", 0)))
         return {"size": await blobs.store(gateway, digest, request.stream())}
 
     return router

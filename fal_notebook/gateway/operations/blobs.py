@@ -45,13 +45,23 @@ async def store(gateway: Gateway, digest: str, content: AsyncIterator[bytes]) ->
     return size
 
 
+def refuse_above_limit(size: int) -> None:
+    """Refuse a payload that is, or is declared to be, too large.
+
+    Raises
+    ------
+    PayloadTooLargeError
+    """
+    if size > MAX_BLOB:
+        raise PayloadTooLargeError(f"the payload is above {MAX_BLOB // 1000**2} MB")
+
+
 async def _write(path: Path, content: AsyncIterator[bytes]) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         async for chunk in content:
             size += len(chunk)
-            if size > MAX_BLOB:
-                raise PayloadTooLargeError(f"the payload is above {MAX_BLOB // 1000**2} MB")
+            refuse_above_limit(size)
             digest.update(chunk)
             file.write(chunk)
     return size, digest.hexdigest()

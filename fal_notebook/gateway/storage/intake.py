@@ -17,6 +17,7 @@ from fal_notebook.gateway.watch import UPLOAD_STALL
 
 # Most bytes of a request that is no upload: room for the parts of 100 GB.
 _MOST_JSON = 1024 * 1024
+_JSON_LIMIT = "JSON of a request is above its limit of "
 
 
 class Body:
@@ -26,6 +27,8 @@ class Body:
     ----------
     limit : int
         Most bytes that it may have; one that declares more is refused before it is read.
+    what : str
+        What it is, for the refusal.
 
     Raises
     ------
@@ -33,9 +36,16 @@ class Body:
         413
     """
 
-    def __init__(self, headers: dict[bytes, bytes], receive: Receive, limit: int) -> None:
+    def __init__(
+        self,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        limit: int,
+        what: str = "upload is above max_upload=",
+    ) -> None:
         self._receive = receive
         self._limit = limit
+        self._what = what
         self.declared = int(headers.get(b"content-length", 0))
         self.size = 0
         self.more = True
@@ -62,7 +72,7 @@ class Body:
 
     def _refuse_above_limit(self, size: int) -> None:
         if size > self._limit:
-            raise RefusedRequestError(413, f"the upload is above max_upload={self._limit} bytes")
+            raise RefusedRequestError(413, f"the {self._what}{self._limit} bytes")
 
 
 async def to_file(body: Body, path: Path, room: Room) -> int:
@@ -103,7 +113,7 @@ async def json_object(headers: dict[bytes, bytes], receive: Receive) -> dict[str
     ------
     RefusedRequestError, ClientGoneError
     """
-    body, content = Body(headers, receive, _MOST_JSON), b""
+    body, content = Body(headers, receive, _MOST_JSON, _JSON_LIMIT), b""
     while body.more:
         content += await body.piece()
     try:
