@@ -79,6 +79,18 @@ class Small(fal.App):
         import {}
         return fal.__version__
 """
+LATE = """
+from __future__ import annotations
+from fal.container import ContainerImage
+from fastapi import Request
+class Given(BaseModel):
+    n: int
+class Late(fal.App, name="quite-late"):
+    image = ContainerImage.from_dockerfile_str("FROM python:3.11")
+    @fal.endpoint("/")
+    def f(self, given: Given, request: Request) -> int:
+        return given.n + len(fal.__name__)
+"""
 CELLS = {
     "deploy": f"%%fal_app wait=true max_concurrency=1\n{PAINTER}",
     "model": "Painter.draw(prompt='a', n=2)",
@@ -104,7 +116,10 @@ CELLS = {
     "endpoints": "%%fal_app\nclass Bare(fal.App): pass",
     "own": "%%fal_app wait=true\n" + SMALL.format('requirements = ["iniconfig"]', "iniconfig"),
     "installed": "Small()",
-    "end": "for handle in (Painter, plain, Small): handle.delete()",
+    "key": "import os\nos.environ['FAL_KEY'] = KEY = '0a1b2c3d4e5f:' + '0a1b2c3d4e5f' * 4",
+    "late": "%%fal_app wait=true\n" + LATE,
+    "lately": "Late.f(n=2), Late.wait().name",
+    "end": "for handle in (Painter, plain, Small, Late): handle.delete()",
 }
 
 
@@ -180,6 +195,11 @@ def test_the_sdk_itself_does_not_travel(answers: dict[str, Any]) -> None:
 
 def test_an_environment_of_its_own_has_the_sdk_too(answers: dict[str, Any]) -> None:
     assert answers["installed"].startswith("1.")
+
+
+def test_annotations_that_are_text_are_known_in_the_runner(answers: dict[str, Any]) -> None:
+    assert answers["late"] is None, answers["late"]
+    assert answers["lately"] == [5, "quite-late"]
 
 
 REFUSED = {
