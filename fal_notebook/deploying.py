@@ -181,7 +181,8 @@ def given_by(value: Any) -> dict[str, Any]:
     if is_app(value):
         return _with_requirements_of(requirements_folder(value), options_of(value))
     if sdk_app.is_sdk_app(value):
-        return sdk_app.options_of(value)
+        context = sdk_app.requirements_folder(value)
+        return _with_requirements_of(context, sdk_app.options_of(value))
     return dict(getattr(value, "options", {})) if isinstance(value, Handle) else {}
 
 

@@ -26,8 +26,8 @@ _IMPORTED = re.compile(r"^\s*(import|from)\s+fal\b", re.MULTILINE)
 PORT = 8080
 # What says how fal's own machines are chosen and environments are made there.
 _FALS_OWN = {"_scheduler", "_scheduler_options", "resolver", "health_check_config"}
+_FALS_OWN |= {"requirements_context_dir"}  # see `requirements_folder`
 _OTHER_NAMES = {"app_name": "name", "app_auth": "auth"}
-_DECIDED_HERE = {"kind", "name", "app_files_ignore"}
 
 
 def is_sdk_app(value: Any) -> bool:
@@ -81,10 +81,16 @@ def options_of(cls: Any) -> dict[str, Any]:
     values = {_OTHER_NAMES.get(n, n): v for n, v in values.items() if n not in _FALS_OWN}
     check = cls.get_health_check_config()
     return {
-        **{n: _plain(v) for n, v in values.items() if n not in _DECIDED_HERE},
+        **{n: _plain(v) for n, v in values.items() if n != "name"},
         **({"name": name} if (name := _given_name(cls)) else {}),
         **({"health_check": _given(vars(check))} if check is not None else {}),
     }
+
+
+def requirements_folder(cls: Any) -> str | None:
+    """Return where the class's local requirements begin, None where the notebook lies."""
+    found = cls.host_kwargs.get("requirements_context_dir")
+    return None if found is None else str(found)
 
 
 def name_of(cls: Any) -> str:

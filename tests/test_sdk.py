@@ -85,11 +85,19 @@ from fal.container import ContainerImage
 from fastapi import Request
 class Given(BaseModel):
     n: int
-class Late(fal.App, name="quite-late"):
+class Late(fal.App, name="quite-late", _scheduler="nomad"):
+    kind = "container"
     image = ContainerImage.from_dockerfile_str("FROM python:3.11")
     @fal.endpoint("/")
     def f(self, given: Given, request: Request) -> int:
         return given.n + len(fal.__name__)
+"""
+LOCAL = """
+class Local(fal.App, requirements_context_dir="/nowhere"):
+    requirements = ["./own"]
+    @fal.endpoint("/")
+    def f(self) -> int:
+        return 1
 """
 CELLS = {
     "deploy": f"%%fal_app wait=true max_concurrency=1\n{PAINTER}",
@@ -119,6 +127,7 @@ CELLS = {
     "key": "import os\nos.environ['FAL_KEY'] = KEY = '0a1b2c3d4e5f:' + '0a1b2c3d4e5f' * 4",
     "late": "%%fal_app wait=true\n" + LATE,
     "lately": "Late.f(n=2), Late.wait().name",
+    "local": "%%fal_app dry_run=true\n" + LOCAL,
     "end": "for handle in (Painter, plain, Small, Late): handle.delete()",
 }
 
@@ -206,6 +215,7 @@ REFUSED = {
     "decorated": "write @fal_notebook.function",
     "keyword": "unknown option 'keep_alives'; did you mean 'keep_alive'?",
     "endpoints": "class `Bare` has no endpoint",
+    "local": "requirements names ./own, but /nowhere/own does not exist",
 }
 
 
