@@ -509,7 +509,7 @@ def test_help_lists_every_command_with_its_options(shell, capsys, source: str) -
         "keys create [--scope API|ADMIN] [--alias TEXT]",
         "logs NAME [-f] [--runner ID] [--request ID] [--level LEVEL] [--tail N]",
         "status [NAME]",
-        "deploy FILE[::FUNCTION] KEY=VALUE…",
+        "deploy FILE[::NAME] KEY=VALUE…",
     ):
         assert usage in out
 
