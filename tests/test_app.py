@@ -93,7 +93,7 @@ REFUSED = {
     ),
     "class A(fal.App):\n    retry_config = fal.RetryConfig()": "RetryConfig: at least one of",
     "class A(fal.App):\n    retry_config = fal.RetryConfig(timeouts=1)": "did you mean 'timeout'?",
-    "fal.HealthCheck(failure_threshold=0)": "HealthCheck: failure_threshold=0 is not allowed: input",
+    "fal.HealthCheck(failure_threshold=0)": "HealthCheck: failure_threshold=0 is not allowed",
     "fal.HealthCheck(threshold=2)": "HealthCheck: unknown option 'threshold'",
     METHOD.format("'/requests'"): "belongs to the queue",
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
