@@ -149,7 +149,9 @@ def client(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch, live: Any) -> 
     monkeypatch.setattr(fal_client.client, "REALTIME_URL_FORMAT", url)
     with control(gateway) as api:
         made = api.post("/api/keys").json()
-        yield fal_client.SyncClient(key=made["key"])
+        client = fal_client.SyncClient(key=made["key"])
+        yield client
+        client._client.close()  # it has no close of its own
         api.delete(f"/api/keys/{made['id']}")
 
 
@@ -390,3 +392,20 @@ def test_the_environment_of_the_client_is_enough_also_for_tls(live: Any) -> None
     first, second = done.stdout.splitlines()
     assert first == "A"
     assert "x-fal-error" in second
+
+
+def test_a_token_is_refused_with_what_works_instead(
+    client: Any, gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fal_client.client, "REST_URL", f"{gateway.url}/rest")
+    with (
+        pytest.raises(fal_client.FalClientHTTPError, match=r"use_jwt=False") as refused,
+        client.realtime("tester/live"),
+    ):
+        pass
+    assert refused.value.status_code == 501
+    with control(gateway) as api:
+        api.headers.clear()
+        answer = api.get("/run/tester/live/realtime", params={"fal_jwt_token": "x"})
+    assert answer.status_code == 401
+    assert "fal_jwt_token is not known here" in answer.json()["detail"]

@@ -22,6 +22,9 @@ from fal_notebook.gateway.tunnel import malformed
 
 # With this key receivers check webhooks; fal publishes its own at the same path.
 JWKS = "/.well-known/jwks.json"
+# Here fal's clients ask for tokens in place of a key.
+TOKENS = b"/rest/tokens"
+_NO_TOKENS = "no tokens are made here: send the key itself, as realtime(…, use_jwt=False) does"
 
 
 class GatewayApp:
@@ -54,6 +57,8 @@ class GatewayApp:
         refusal = self._misaddressed(scope, headers)
         if refusal is None and to_app and self._gateway.stop_requested.is_set():
             refusal = error_reply(503, "the gateway is stopping", kind="runner_scheduling_failure")
+        if refusal is None and scope["raw_path"].startswith(TOKENS):
+            refusal = error_reply(501, _NO_TOKENS)
         if refusal is None and not (to_app or to_storage or public):
             refusal = self._unauthorised(scope["path"], headers)
         if refusal is not None:

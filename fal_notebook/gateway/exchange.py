@@ -166,6 +166,7 @@ class Exchange:
             raise
         except asyncio.CancelledError:
             if watch.client_gone and watch.answered:
+                await self._let_go(runner, watch)
                 raise ClientGoneError from None
             if not watch.timed_out:
                 raise
@@ -234,8 +235,30 @@ class Exchange:
 
     def _cancel(self, runner: Runner) -> None:
         """Tell the runner that nobody waits any more; its slot is free when it has answered."""
-        head = self._head(runner, b"POST", b"/", (b"content-length", b"0"), (LINK, b"cancel"))
-        self._later(runner.pool.notify(head))
+        if runner.direct is None:
+            self._later(self._tell_of_cancel(runner))
+
+    async def _tell_of_cancel(self, runner: Runner) -> None:
+        """Call the app's own cancel route, if it has one; then end what can be ended."""
+        await self.post(runner, b"/cancel")
+        await self._tell(runner, b"cancel")
+
+    async def _let_go(self, runner: Runner, watch: Watch) -> None:
+        """Hold the slot until the runner has ended what it streams; a thread may go on a while."""
+        if runner.direct is not None:
+            return
+        try:
+            self._later(self._tell_of_cancel(runner))
+            await self._tell(runner, b"close the caller has gone")
+        except asyncio.CancelledError:
+            if not watch.timed_out:
+                raise
+            self._kill(runner, "request_timeout")
+
+    async def _tell(self, runner: Runner, word: bytes) -> int:
+        """Say something of this request over the runner's link; return the answer's status."""
+        head = self._head(runner, b"POST", b"/", (b"content-length", b"0"), (LINK, word))
+        return await runner.pool.notify(head)
 
     async def post(self, runner: Runner, path: bytes) -> int:
         """Post nothing to a path below the request's own, on its behalf; return the status.

@@ -46,7 +46,10 @@ class Proxy:
         try:
             admitted = self._admission.admit(parts[2], parts[3], headers)
         except RefusedCallerError as error:
-            await refuse(error_reply(error.status, str(error), request_id), receive, send)
+            detail = str(error)
+            if b"fal_jwt_token=" in scope["query_string"]:
+                detail = "fal_jwt_token is not known here: send 'Authorization: Key id:secret'"
+            await refuse(error_reply(error.status, detail, request_id), receive, send)
             return
         app = admitted.app
         path = b"/" + (parts[4] if len(parts) > 4 else b"")

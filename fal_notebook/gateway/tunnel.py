@@ -21,7 +21,6 @@ from fal_notebook.gateway.headers import Header, response_headers
 from fal_notebook.gateway.splice import TUNNEL, Caller, Side, head_of
 from fal_notebook.gateway.upstream import Connection
 from fal_notebook.gateway.watch import Watch
-from fal_notebook.runner.spec import LINK
 
 # A handler of ours that is told to end, and then its caller, get so many seconds for it.
 FAREWELL = 3.0
@@ -137,10 +136,7 @@ class Tunnel(Exchange):
 
     async def _closed(self, runner: Runner, reason: bytes) -> None:
         """Wait until the handler has ended: until then it holds its slot."""
-        head = self._head(
-            runner, b"POST", b"/", (b"content-length", b"0"), (LINK, b"close " + reason)
-        )
-        if await runner.pool.notify(head) == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        if await self._tell(runner, b"close " + reason) == http.HTTPStatus.SERVICE_UNAVAILABLE:
             self._kill(runner, "the app failed with an error of its GPU")
 
     async def _close_late(self, server: _Upgrading, runner: Runner) -> None:

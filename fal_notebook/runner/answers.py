@@ -10,12 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
 
 from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.runner import frames, shown
+from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused
+from fal_notebook.runner.results import Output
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.workers import is_stream
 
@@ -59,7 +61,9 @@ async def _json(route: Route, call: Call) -> Response:
     except Exception as error:
         return refused(route.reports, error, given)
     if is_stream(result):
-        return StreamingResponse(_events(route, result, given), media_type="text/event-stream")
+        return Stream(
+            events(route, route.signature.output, result, given), media_type="text/event-stream"
+        )
     if isinstance(result, Response):
         return result
     if route.as_event:
@@ -76,12 +80,14 @@ def _finished(route: Route, result: Any) -> Any:
     return result if isinstance(result, Response) else route.signature.output.to_json(result)
 
 
-async def _events(route: Route, generator: Any, given: Callable[[], str]) -> AsyncIterator[bytes]:
+async def events(
+    route: Any, output: Output, generator: Any, given: Callable[[], str]
+) -> AsyncIterator[bytes]:
     """Yield server-sent events; an error after the first byte can only be an event of its own."""
     try:
         async with contextlib.aclosing(route.workers.values_of(generator)) as values:
             async for value in values:
-                yield b"data: " + route.signature.output.to_json(value) + b"\n\n"
+                yield b"data: " + output.to_json(value) + b"\n\n"
     except Exception as error:
         route.reports.failed(error, given)
         yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
@@ -101,7 +107,7 @@ async def _pickled(route: Route, call: Call) -> Response:
         headers = {frames.RAISED: type(error).__name__.encode("ascii", "replace").decode()}
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
     if is_stream(result):
-        return StreamingResponse(_frames(route, result, given), media_type=frames.CONTENT_TYPE)
+        return Stream(_frames(route, result, given), media_type=frames.CONTENT_TYPE)
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 from starlette.requests import Request
@@ -13,7 +13,8 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.runner import shown
-from fal_notebook.runner.answers import Call
+from fal_notebook.runner.answers import Call, events
+from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
 from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
 from fal_notebook.runner.refusals import refused
@@ -26,7 +27,13 @@ _empty = inspect.Signature.empty
 
 
 class FastApiRoute:
-    """A FastAPI app with the one route; the function itself runs where all others do."""
+    """A FastAPI app with the one route; the function itself runs where all others do.
+
+    Parameters
+    ----------
+    as_event : bool
+        A result that is no stream is sent as its only event.
+    """
 
     is_async = True
     streams = False
@@ -39,9 +46,11 @@ class FastApiRoute:
         hints: Mapping[str, Any],
         workers: Workers,
         reports: Reports,
+        as_event: bool = False,
     ) -> None:
         from fastapi import FastAPI
 
+        self._as_event, self._function, self._hints = as_event, function, hints
         self.name = name
         self.path = path
         self.reports = reports
@@ -68,6 +77,13 @@ class FastApiRoute:
 
         return respond
 
+    def streaming(self, path: str) -> FastApiRoute:
+        """Return the same at another path, where its result is sent as events."""
+        function, hints = self._function, self._hints
+        return FastApiRoute(
+            self.name, path, function, hints, self.workers, self.reports, as_event=True
+        )
+
     def matches(self, path: str) -> bool:
         """Say whether a path is one of its template's."""
         return self._template.match(path) is not None
@@ -93,7 +109,9 @@ class FastApiRoute:
                 return refused(self.reports, error, given)
             if OUTCOME in fal_request.scope:
                 return _noted(fal_request, result)
-            return _streamed(self.workers, result) if is_stream(result) else result
+            if self._as_event and not isinstance(result, Response) and not is_stream(result):
+                result = _once(result)
+            return self._streamed(result, given) if is_stream(result) else result
 
         parameters = inspect.signature(function).parameters.values()
         own = inspect.Parameter("fal_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
@@ -104,6 +122,10 @@ class FastApiRoute:
         endpoint.__signature__ = signature  # type: ignore[attr-defined]
         endpoint.__name__, endpoint.__doc__ = self.name, function.__doc__
         return endpoint
+
+    def _streamed(self, generator: Any, given: Callable[[], str]) -> Response:
+        content = events(self, self.output, generator, given)
+        return Stream(content, media_type="text/event-stream")
 
 
 def _noted(request: Request, outcome: Any) -> Response:
@@ -143,13 +165,5 @@ def _resolved(
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
 
 
-def _streamed(workers: Workers, generator: Any) -> Response:
-    from starlette.responses import StreamingResponse
-
-    async def events() -> Any:
-        from pydantic_core import to_json
-
-        async for value in workers.values_of(generator):
-            yield b"data: " + to_json(value) + b"\n\n"
-
-    return StreamingResponse(events(), media_type="text/event-stream")
+def _once(result: Any) -> Iterator[Any]:
+    yield result

@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from fal_notebook.runner.fastapi_route import FastApiRoute
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.served import Served, define_in_main, fill_main
@@ -27,7 +28,7 @@ class ServedFunction(Served):
         self._function: Callable[..., Any] = loaded["function"]
         self._setup: Callable[..., Any] | None = loaded["setup"]
         self._hints: dict[str, Any] = loaded["hints"]
-        self._stream: Route | None = None
+        self._stream: Route | FastApiRoute | None = None
         inner = inspect.unwrap(self._function)
         fill_main(inner)
         if isinstance(inner, types.FunctionType):
@@ -47,6 +48,8 @@ class ServedFunction(Served):
         if isinstance(route := self.routes["/"], Route):
             self._stream = copy.copy(route)
             self._stream.as_event = True
+        else:
+            self._stream = route.streaming(STREAM)
 
     def find(self, path: str) -> Any:
         """Return the route of a path; the function answers ``/stream`` too, with events."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hmac
-from collections.abc import Awaitable
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic_core import to_json
@@ -14,9 +16,11 @@ from starlette.types import Message, Receive, Scope, Send
 from fal_notebook.request_context import raw_headers
 from fal_notebook.runner import frames, logs
 from fal_notebook.runner.answers import Call, answer
+from fal_notebook.runner.caller import Caller
 from fal_notebook.runner.fastapi_route import FastApiRoute
-from fal_notebook.runner.link import Link, disconnected
+from fal_notebook.runner.link import Link
 from fal_notebook.runner.refusals import cancelled, error_response
+from fal_notebook.runner.route import Route
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.session import GOING_AWAY, Session
 from fal_notebook.runner.spec import LINK
@@ -45,6 +49,7 @@ class RunnerApp:
         self.in_flight = 0
         self._callers: dict[str, asyncio.Future[None]] = {}
         self._sessions: dict[str, Session] = {}
+        self._at_work: dict[str, asyncio.Event] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -85,14 +90,13 @@ class RunnerApp:
         return 204
 
     async def _close(self, request: str, reason: str) -> int:
-        """Close a WebSocket and wait until its handler has ended; 503: end this runner."""
+        """Wait until a request has ended, a WebSocket of which is closed; 503: end this runner."""
         session = self._sessions.get(request)
-        if session is None:
-            return 204
-        closing = asyncio.ensure_future(session.end(GOING_AWAY, reason))
-        await session.ended.wait()
+        closing = asyncio.ensure_future(_ended(session, reason))
+        if request in self._at_work:
+            await self._at_work[request].wait()
         closing.cancel()
-        return 503 if session.stop else 204
+        return 503 if session is not None and session.stop else 204
 
     async def _counted(
         self, served: Served, scope: Scope, headers: Headers, receive: Receive, send: Send
@@ -101,6 +105,8 @@ class RunnerApp:
         logs.begin(request)
         raw_headers.set(scope["headers"])
         self.in_flight += 1
+        ended = asyncio.Event()
+        self._at_work.setdefault(request or "", ended)  # that of its cancel has the same id
         try:
             if scope["type"] == "websocket":
                 await self._session(served, scope, receive, send, request or "")
@@ -112,6 +118,9 @@ class RunnerApp:
         finally:
             self.in_flight -= 1
             logs.end(request)
+            ended.set()
+            if self._at_work.get(request or "") is ended:
+                del self._at_work[request or ""]
 
     async def _session(
         self, served: Served, scope: Scope, receive: Receive, send: Send, request: str
@@ -124,6 +133,11 @@ class RunnerApp:
             await session.run(receive)
         finally:
             del self._sessions[request]
+
+
+async def _ended(session: Session | None, reason: str) -> None:
+    if session is not None:
+        await session.end(GOING_AWAY, reason)
 
 
 def _request_id(headers: Headers) -> str:
@@ -159,21 +173,58 @@ async def _respond(
     body = await _body(receive)
     if body is None:
         return None
-    call = Call(scope, body, receive)
     pickled = headers.get(b"content-type") == frames.CONTENT_TYPE.encode()
-    if isinstance(route, FastApiRoute):
-        return route.answer(call, pickled)
     request = _request_id(headers)
+    if isinstance(route, FastApiRoute):
+        return functools.partial(_from_fastapi, route, body, pickled, request, callers)
     if not route.is_async:
-        callers[request] = asyncio.get_running_loop().create_future()  # nobody looks at it
-        work: Awaitable[Response] = answer(route, call, pickled)
-    else:
-        callers[request] = asyncio.ensure_future(disconnected(receive))
-        work = _unless_gone(answer(route, call, pickled), callers[request])
+        nobody = asyncio.get_running_loop().create_future()  # a thread cannot be stopped
+        with _known(callers, request, nobody):
+            return await answer(route, Call(scope, body, receive), pickled)
+    caller = Caller(receive)
+    with _known(callers, request, caller.gone):
+        return await _unless_gone(route, Call(scope, body, caller.receive), pickled, caller)
+
+
+@contextlib.contextmanager
+def _known(
+    callers: dict[str, asyncio.Future[None]], request: str, gone: asyncio.Future[None]
+) -> Iterator[None]:
+    """Enter a request's caller; what its cancel route does meanwhile has the same id."""
+    callers.setdefault(request, gone)
     try:
-        return await work
+        yield
     finally:
-        callers.pop(request, None)
+        if callers.get(request) is gone:
+            del callers[request]
+
+
+async def _from_fastapi(
+    route: FastApiRoute,
+    body: bytes,
+    pickled: bool,
+    request: str,
+    callers: dict[str, asyncio.Future[None]],
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Have FastAPI answer, unless the caller goes."""
+    caller = Caller(receive)
+    respond = route.answer(Call(scope, body, caller.receive), pickled)
+    work = asyncio.ensure_future(respond(scope, caller.receive, send))
+    try:
+        with _known(callers, request, caller.gone):
+            if await caller.outlasts(work, asks=True):
+                work.result()
+                return
+        work.cancel()
+        await asyncio.wait((work,))
+        with contextlib.suppress(RuntimeError):  # the answer has begun
+            await cancelled()(scope, receive, send)
+    finally:
+        caller.gone.cancel()
+        work.cancel()
 
 
 async def _other(
@@ -226,16 +277,15 @@ async def _body(receive: Receive) -> bytes | None:
     return b"".join(chunks)
 
 
-async def _unless_gone(answer: Awaitable[Response], gone: asyncio.Future[None]) -> Response:
+async def _unless_gone(route: Route, call: Call, pickled: bool, caller: Caller) -> Response:
     """Cancel an async function when its caller goes away; a thread could not be stopped."""
-    answering = asyncio.ensure_future(answer)
+    answering = asyncio.ensure_future(answer(route, call, pickled))
     try:
-        await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
+        if await caller.outlasts(answering, asks=route.signature.request is not None):
             return answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
         return cancelled()
     finally:
-        gone.cancel()
+        caller.gone.cancel()
         answering.cancel()

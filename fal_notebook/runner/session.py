@@ -38,7 +38,6 @@ class Session:
 
     Attributes
     ----------
-    ended : asyncio.Event
     stop : bool
         It failed so that the runner is of no use any more.
     """
@@ -56,7 +55,6 @@ class Session:
         self._newest: bytes = b""
         self._accepted = self._closed = self._left = self._heard = False
         self._work: asyncio.Task[None] | None = None
-        self.ended = asyncio.Event()
         self.stop = False
 
     async def run(self, receive: Receive) -> None:
@@ -69,7 +67,6 @@ class Session:
         finally:
             reading.cancel()
             self._work.cancel()
-            self.ended.set()
 
     async def end(self, code: int, reason: str) -> None:
         """Close the socket from our side; its handler is told as if its caller had gone."""

@@ -6,9 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 
-# What the gateway itself wants of a runner: ``states``, ``end``, ``cancel``, or ``close REASON`` of
-# a WebSocket. A header and no path, because callers choose the path of what is forwarded, but can
-# set no x-fal- header.
+# What the gateway itself wants of a runner: ``states``, ``end``, and of one request ``cancel``, or
+# ``close REASON``, which is answered when the request has ended. A header and no path, because
+# callers choose the path of what is forwarded, but can set no x-fal- header.
 LINK = b"x-fal-link"
 
 

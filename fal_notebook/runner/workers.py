@@ -88,6 +88,7 @@ class Workers:
                 async with contextlib.aclosing(values):
                     async for value in values:
                         yield value
+                        await asyncio.sleep(0)  # one that never waits would hear of nothing
                 return
             step = functools.partial(_guarded, next, values, _END)
             try:

@@ -1,0 +1,69 @@
+"""Who waits for an answer: that he has gone is told to the runner, and to code that asks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from fal_notebook.runner.link import disconnected
+
+# Code that can ask has so long to hear that its caller has gone, before it is cancelled (seconds).
+LEAVE = 0.5
+
+
+class Caller:
+    """A caller whose request has been read.
+
+    Attributes
+    ----------
+    gone : asyncio.Future
+        Done when the caller has gone; cancelled when the gateway says so.
+    heard : bool
+        The app was told by `receive`.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.gone: asyncio.Future[None] = asyncio.ensure_future(disconnected(receive))
+        self.heard = False
+
+    async def receive(self) -> Message:
+        """Return when the caller has gone, as ASGI says it."""
+        if not self.gone.done():
+            await asyncio.wait((self.gone,))
+        self.heard = True
+        return {"type": "http.disconnect"}
+
+    async def outlasts(self, work: asyncio.Future[Any], asks: bool) -> bool:
+        """Wait for `work`; return False when its caller goes first and it has to be cancelled.
+
+        `asks` says that the app may hear of it, and then ends by itself.
+        """
+        await asyncio.wait((work, self.gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done() and asks:
+            await asyncio.wait((work,), timeout=LEAVE)
+        if not work.done() and self.heard:
+            await asyncio.wait((work,))
+        return work.done()
+
+
+class Stream(StreamingResponse):
+    """A stream that ends when its caller goes; its generator is closed before it has ended.
+
+    Starlette's own would cancel without end, also what waits for a thread.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        sending = asyncio.ensure_future(self.stream_response(send))
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            sending.cancel()
+            await asyncio.wait((sending,))
+        if not sending.cancelled():
+            sending.result()
