@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from fal_notebook.app_definition import http_endpoints
+from fal_notebook.endpoints import endpoints_of
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Endpoint, Handle
 
@@ -47,6 +48,10 @@ class AppHandle(Handle):
         endpoints: dict[str, Endpoint] = vars(self).get("_endpoints", {})
         if name in endpoints:
             return endpoints[name]
+        route = endpoints_of(vars(self)["_class"]).get(name) if "_class" in vars(self) else None
+        if route is not None:
+            where = self.url.replace("http", "ws", 1) + route.path
+            raise AttributeError(f"{name!r} is a WebSocket: connect to {where} with your key")
         raise AttributeError(
             f"the app {vars(self).get('name')} has no {name!r}; its endpoints are "
             f"{', '.join(endpoints)}"

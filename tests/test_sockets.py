@@ -328,6 +328,26 @@ def test_sockets_go_over_tls(gateway: GatewayInfo, talk: Any) -> None:
         assert socket.recv() == "x" * 300_000
 
 
+def test_a_runner_that_dies_ends_its_sockets_and_another_serves(gateway: GatewayInfo) -> None:
+    source = TALK.replace("raise ValueError(rest)", "__import__('os').kill(0, 9)")
+    with app_of(source, "Talk", name="dying") as handle:
+        with open_socket(gateway, "/dying/talk") as socket:
+            socket.send("fail")
+            with pytest.raises(ConnectionClosed):
+                socket.recv(20)
+        with open_socket(gateway, "/dying/talk") as socket:
+            socket.send("again")
+            assert socket.recv() == "again"
+        assert len(handle.runners()) == 1
+
+
+def test_the_handle_says_how_a_socket_is_reached(talk: Any) -> None:
+    with pytest.raises(
+        AttributeError, match=r"'busy' is a WebSocket: connect to ws://.*/talk/busy"
+    ):
+        talk.busy()
+
+
 def test_the_document_names_sockets(gateway: GatewayInfo, talk: Any) -> None:
     document = talk.openapi()
     assert document["paths"]["/talk"]["x-fal-protocol"]["type"] == "websocket"
