@@ -52,13 +52,6 @@ def app_in(source: str, name: str = "A") -> Any:
         return define(HEAD + source)[name]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
-    yield bench
-    bench.close()
-
-
 @pytest.fixture(autouse=True)
 def _no_runner_is_left(bench: Bench) -> Iterator[None]:
     yield

@@ -37,13 +37,6 @@ class Size:
 """
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
-    yield bench
-    bench.close()
-
-
 @pytest.fixture(autouse=True)
 def _no_runner_is_left(bench: Bench) -> Iterator[None]:
     yield
@@ -429,8 +422,8 @@ def links(folder):
         except OSError: pass
     return found
 def f():
-    # It writes when the dynamic loader has closed what it opened.
-    child = subprocess.Popen(["sh", "-c", "echo up; exec sleep 30"], stdout=subprocess.PIPE)
+    # It writes when the dynamic loader has closed what it opened, and stays the same program.
+    child = subprocess.Popen(["sh", "-c", "echo up; sleep 30; :"], stdout=subprocess.PIPE)
     child.stdout.readline()
     return links("/proc/self/fd"), links(f"/proc/{child.pid}/fd")
 """

@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import deployed
+from serving import deployed, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.exceptions import (
@@ -47,26 +46,6 @@ def interrupted_after(seconds: float) -> Iterator[None]:
     timer.start()
     yield
     timer.join()
-
-
-@pytest.fixture
-def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state folder whose gateway may be killed: the others' one is left alone."""
-    state = tmp_path / "own-state"
-    state.mkdir(mode=0o700)
-    sync.wait(shared_client().close())
-    with monkeypatch.context() as patch:
-        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
-        yield state
-        sync.wait(shared_client().stop_gateway())
-        discovery.wait_until_gone(state)
-    sync.wait(shared_client().close())
-
-
-def kill(state: Path) -> None:
-    info = discovery.published(state)
-    assert info is not None
-    os.kill(info.pid, signal.SIGKILL)
 
 
 # --- submit, status, result ------------------------------------------------------------------
@@ -380,13 +359,13 @@ def test_amap_takes_async_iterables(gateway) -> None:
 def test_a_wait_outlasts_a_killed_gateway(own_gateway) -> None:
     with deployed(SLOW) as handle:
         submitted = handle.submit(1.5, "done")
-        threading.Timer(0.5, kill, (own_gateway,)).start()
+        threading.Timer(0.5, kill_gateway, (own_gateway,)).start()
         assert submitted.result() == "done"
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         assert submitted.status().state == "COMPLETED"
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         assert submitted.result() == "done"
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         assert not submitted.cancel()
 
 
@@ -396,7 +375,7 @@ def test_iteration_goes_on_after_a_killed_gateway(own_gateway) -> None:
         states = []
         for event in submitted:
             if event.state == "IN_PROGRESS" and "IN_PROGRESS" not in states:
-                kill(own_gateway)
+                kill_gateway(own_gateway)
             states.append(event.state)
         assert states[-1] == "COMPLETED"
 
@@ -416,7 +395,7 @@ def test_map_outlasts_a_killed_gateway(own_gateway) -> None:
     with deployed(SLOW, max_multiplexing=4) as handle:
         values = handle.map([0.3] * 12, range(12), max_in_flight=12)
         found = [next(values)]
-        kill(own_gateway)  # every call has been accepted: the window holds all of them
+        kill_gateway(own_gateway)  # every call has been accepted: the window holds all of them
         assert found + list(values) == list(range(12))
 
 
