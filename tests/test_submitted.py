@@ -399,6 +399,17 @@ def test_map_outlasts_a_killed_gateway(own_gateway) -> None:
         assert found + list(values) == list(range(12))
 
 
+@pytest.mark.parametrize("auth", ["private", "public"])
+def test_calls_find_a_gateway_that_somebody_else_started(own_gateway, auth) -> None:
+    """It has another token, at the same URL."""
+    with deployed(DOUBLE, serve=True, auth=auth) as handle:
+        for call in (handle, lambda x: handle.submit(x).result()):
+            kill_gateway(own_gateway)
+            discovery.wait_until_gone(own_gateway)
+            discovery.ensure(own_gateway)
+            assert call(21) == 42
+
+
 def test_a_submit_whose_answer_is_lost_is_accepted_once(own_gateway, tmp_path) -> None:
     """Stopped, the gateway takes the connection and no more: the answer never comes."""
     with deployed(f"def note(x):\n    print(x, file=open({str(tmp_path / 'seen')!r}, 'a'))") as f:
