@@ -230,7 +230,7 @@ class Queue:
             if fleet is None or request.cancelled:
                 await self._complete(fleet, request, _CANCELLED if fleet else _NO_APP)
             elif request.state == IN_PROGRESS:
-                request.attempts -= 1  # it was not the request's fault
+                # Its attempt counts: what it runs may be what ends gateways.
                 lost = retry.Failure(503, "runner_disconnected")
                 await self._settle(fleet, request, _LOST, lost)
             else:
