@@ -236,6 +236,22 @@ def test_an_endpoint_sees_its_request(bench: Bench) -> None:
     assert post(runner, "/where").json() is True
 
 
+def test_no_endpoint_sees_the_runners_secret(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/plain")
+    def plain(self, request: Request) -> dict:
+        return dict(request.headers)
+    @fal.endpoint("/fastapi")
+    def fastapi(self, request: Request, x_mine: Annotated[str, Header()]) -> dict:
+        return {**request.headers, **self.current_request.headers}
+"""
+    runner = start(bench, body)
+    for path in ("/plain", "/fastapi"):
+        answer = post(runner, path, **{"x-mine": "m"})
+        assert answer.json()["x-mine"] == "m"
+        assert "x-fal-runner-secret" not in answer.json()
+
+
 def test_fastapi_serves_what_only_it_knows(bench: Bench) -> None:
     body = """
     @fal.endpoint("/header")

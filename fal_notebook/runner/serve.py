@@ -18,7 +18,7 @@ from fal_notebook.runner.fastapi_route import FastApiRoute
 from fal_notebook.runner.link import Link, disconnected
 from fal_notebook.runner.refusals import cancelled, error_response
 from fal_notebook.runner.served import Served
-from fal_notebook.runner.spec import LINK
+from fal_notebook.runner.spec import LINK, SECRET
 
 Headers = dict[bytes, bytes]
 
@@ -49,7 +49,10 @@ class RunnerApp:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(b"x-fal-runner-secret", b""), self._secret):
+        secret = headers.pop(SECRET, b"")
+        # All others are shown to the user's code, which may answer with them.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != SECRET]
+        if not hmac.compare_digest(secret, self._secret):
             response: Response = error_response(403, "this runner answers its gateway only")
         elif headers.get(LINK) == b"states":
             await self._link.serve(receive, send)
