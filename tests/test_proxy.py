@@ -91,6 +91,16 @@ async def test_wrong_input_is_answered_as_fastapi_answers_it(gateway: GatewayInf
                 assert _places(answer) == _places(expected), body
 
 
+async def test_what_is_no_json_is_answered_as_fastapi_answers_it(act: str) -> None:
+    bodies = (b"{", b"nope", b"  ", b'{"do": "echo",}', b"[1", b'["\xc3\xa4", x]', b"1 2", b"\0")
+    headers = {"content-type": "application/json"}
+    transport = httpx.ASGITransport(_fastapi())
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as model:
+        for body in bodies:
+            expected = (await model.post("/", content=body, headers=headers)).json()
+            assert httpx.post(act, content=body, headers=headers).json() == expected, body
+
+
 def _places(answer: httpx.Response) -> set[tuple[str, str]]:
     return {(item["type"], json.dumps(item["loc"])) for item in answer.json()["detail"]}
 
