@@ -66,9 +66,7 @@ class Admission:
             raise RefusedCallerError(415, detail)
         return Admitted(app, principal)
 
-    def _identify(
-        self, app: Fleet | None, authorization: bytes, pickled: bool
-    ) -> Principal | None:
+    def _identify(self, app: Fleet | None, authorization: bytes, pickled: bool) -> Principal | None:
         """Return who calls; a wrong key is refused.
 
         Any other Authorization header of an app that is open to everybody is the app's own. But
