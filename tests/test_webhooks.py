@@ -537,6 +537,11 @@ def test_a_result_is_the_payload() -> None:
     }
 
 
+@pytest.mark.parametrize("status", [204, 302, 304])
+def test_a_redirect_is_an_answer_as_in_the_queues_status(status: int) -> None:
+    assert (body(status, b"")["status"], body(status, b"")["error"]) == ("OK", None)
+
+
 def test_an_error_keeps_its_details() -> None:
     told = body(422, b'{"detail": []}')
     assert (told["status"], told["payload"]) == ("ERROR", {"detail": []})
