@@ -125,8 +125,9 @@ def overhead(session: Session, effort: Effort) -> list[Result]:
     session[name].delete()
     through = _minus(found["gateway"], found["direct"])
     peer = _minus(found["nginx"], found["direct"]) if effort.nginx else []
+    added = Result("gateway overhead, 1 connection", "ms", through, "nginx", peer, budget=1)
     return [
-        Result("gateway overhead, 1 connection", "ms", through, "nginx", peer, budget=1),
+        replace(added, difference=True),
         Result(
             "latency through gateway, 1 connection",
             "ms",
