@@ -78,7 +78,8 @@ def nginx(runner: Target) -> Iterator[Target]:
 
 @contextmanager
 def _process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # In a session of its own: ^C in the terminal is for run.py, which ends what it started.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process
     finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -37,6 +39,31 @@ def test_a_quick_run_measures_every_row_and_leaves_nothing_running(tmp_path: Pat
         assert result["name"].startswith(MAY_BE_NOTHING) or min(values) > 0, result
         assert result["name"] in done.stdout
     assert [p for p in psutil.process_iter() if _belongs(p, str(tmp_path))] == []
+
+
+def test_an_interrupted_run_says_one_line_and_no_child_a_traceback(
+    tmp_path: Path, eventually: Any
+) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(RUN), "cell", "--json", str(tmp_path / "results.json")]
+    run = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        children = psutil.Process(run.pid).children
+        eventually(lambda: any("bare_app.py" in _command(child) for child in children()))
+        os.killpg(run.pid, signal.SIGINT)  # as ^C in a terminal does
+        said = run.communicate(timeout=60)[1]
+    finally:
+        run.terminate()
+    assert (said, run.returncode) == ("\nInterrupted; nothing is left running.\n", 130)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_a_difference_of_nothing_is_said_to_be_below_noise() -> None:
