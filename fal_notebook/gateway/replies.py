@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -32,9 +32,13 @@ def error_reply(
     kind: str = BAD_REQUEST,
     close: bool = False,
     more: Mapping[str, str] = {},
+    extra: Iterable[Header] = (),
 ) -> Reply:
-    """Return a callable that sends ``{"detail", "error_type"}``, and `more`, with their headers."""
-    headers = [(b"x-fal-error-type", kind.encode())]
+    """Return a callable that sends ``{"detail", "error_type"}`` and `more`.
+
+    Their headers go with it, and the `extra` ones.
+    """
+    headers = [(b"x-fal-error-type", kind.encode()), *extra]
     if close:
         headers.append((b"connection", b"close"))
     if status == 401:

@@ -9,13 +9,12 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
+from fal_notebook.gateway import start_deadline
 from fal_notebook.gateway.admission import Admitted
 from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.queue.table import QueuedRequest
 
-YEAR = 365 * 24 * 3600
 _ID = re.compile(rb"[0-9a-f]{32}")
-_SECONDS = re.compile(rb"[0-9]+(\.[0-9]*)?")
 _FLAGS = {b"1": True, b"true": True, b"yes": True}
 _FLAGS |= {b"": False, b"0": False, b"false": False, b"no": False}
 _OURS = (b"fal_webhook", b"fal_max_queue_length")
@@ -32,9 +31,7 @@ def read(
         422 when a header or parameter of the queue is malformed.
     """
     app, principal = admitted.app, admitted.principal
-    patience = _patience(headers)
-    if patience is None and principal is not None and principal.user == app.owner:
-        patience = app.start_timeout
+    patience = start_deadline.patience(app, headers, principal)
     return QueuedRequest(
         number=number,
         id=_id(headers, number),
@@ -99,15 +96,3 @@ def _no_retry(headers: dict[bytes, bytes]) -> bool:
     if flag is None:
         raise RefusedRequestError(422, "x-fal-no-retry is 1, true or yes, or 0, false or no")
     return flag
-
-
-def _patience(headers: dict[bytes, bytes]) -> float | None:
-    """Return the seconds until which the request must have begun, None without a limit."""
-    text = headers.get(b"x-fal-request-timeout")
-    if text is None:
-        return None
-    if _SECONDS.fullmatch(text) and 1 < float(text) <= YEAR:
-        return float(text)
-    shown = text.decode("latin-1")
-    detail = f"x-fal-request-timeout={shown!r} is not allowed: seconds above 1, at most a year"
-    raise RefusedRequestError(422, detail)
