@@ -38,7 +38,8 @@ check:
 
 lab:
 	@sh .ci/venv .venv demo,lab
-	@.venv/bin/python -m jupyterlab notebooks/01-quickstart.ipynb $(ARGS)
+	@[ "$$(id -u)" != 0 ] || set -- --allow-root; \
+	.venv/bin/python -m jupyterlab notebooks/01-quickstart.ipynb "$$@" $(ARGS)
 
 bench:
 	@sh .ci/venv .venv demo

@@ -120,7 +120,8 @@ def until_accepts(port: int, deadline_s: float = 10.0) -> None:
 
 @contextmanager
 def _process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # In a session of its own: ^C in the terminal is for run.py, which ends what it started.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process
     finally:

@@ -36,7 +36,7 @@ class Result:
     more_is_better : bool
         True for a rate.
     difference : bool
-        Whether a figure is what two measurements differ by; 0 is below their noise then.
+        Whether a figure is what two measurements differ by; 0 or less is below their noise then.
     """
 
     name: str
@@ -50,8 +50,13 @@ class Result:
 
     @property
     def ratio(self) -> float | None:
-        """The median of ours / peer, pair by pair; None when there is nothing to compare with."""
-        pairs = [a / b for a, b in zip(self.ours, self.peer, strict=False) if b]
+        """The median of ours / peer, pair by pair; None when there is nothing to compare with.
+
+        A difference of two measurements may be negative under load, which says nothing.
+        """
+        if not self.peer or median(self.peer) <= 0 or median(self.ours) < 0:
+            return None
+        pairs = [a / b for a, b in zip(self.ours, self.peer, strict=False) if b > 0]
         return median(pairs) if pairs else None
 
     @property
@@ -60,19 +65,25 @@ class Result:
 
     def cells(self) -> list[str]:
         """Return the row as text."""
-        ratio = self.ratio
         return [
             self.name,
             self._median(self.ours),
             f"{_figure(min(self.ours))}–{_figure(max(self.ours))}",
             "" if self.budget is None else f"{self._sign} {_figure(self.budget)} {self.unit}",
             f"{self.peer_name}: {self._median(self.peer)}" if self.peer else "",
-            "" if ratio is None else f"{ratio:.2f}" + (" ↑" if self.more_is_better else ""),
+            self._compared() if self.peer else "",
         ]
+
+    def _compared(self) -> str:
+        ratio = self.ratio
+        if ratio is None:
+            return "not measurable"
+        return f"{ratio:.2f}" + (" ↑" if self.more_is_better else "")
 
     def _median(self, figures: list[float]) -> str:
         middle = median(figures)
-        return "below noise" if self.difference and not middle else f"{_figure(middle)} {self.unit}"
+        noise = self.difference and middle <= 0
+        return "below noise" if noise else f"{_figure(middle)} {self.unit}"
 
 
 COLUMNS = ["measured", "median", "min–max", "budget", "peer in the same run", "ratio"]

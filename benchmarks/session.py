@@ -121,7 +121,9 @@ def _end(state: str) -> None:
     command = [sys.executable, "-m", "fal_notebook.cli", "gateway", "stop"]
     with contextlib.suppress(subprocess.TimeoutExpired):
         quiet = subprocess.DEVNULL
-        subprocess.run(command, stdout=quiet, timeout=30, check=False, cwd=state)
+        subprocess.run(
+            command, stdout=quiet, timeout=30, check=False, cwd=state, start_new_session=True
+        )
     left = [process for process in psutil.process_iter() if _belongs(process, state)]
     for process in psutil.wait_procs(left, timeout=5)[1]:
         process.kill()

@@ -394,6 +394,12 @@ def _raise_for_queue(response: httpx.Response, path: str) -> None:
     if response.status_code == 499:
         request_id = response.headers.get("x-fal-request-id")
         raise exceptions.RequestCancelledError(f"the request {request_id} was cancelled")
+    if response.headers.get("x-fal-request-timeout-type") == "user":
+        request_id = response.headers.get("x-fal-request-id")
+        raise exceptions.StartTimeoutError(
+            f"the request {request_id} did not begin in time: within its start_timeout, or the "
+            "request_start_timeout of its app"
+        )
     if "x-fal-request-id" in response.headers:  # what came of the request
         detail = _detail(_content(response))
         raise exceptions.GatewayError(f"{response.status_code}: {detail}")

@@ -20,6 +20,11 @@ class DeployView:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
+    @property
+    def over(self) -> bool:
+        """Whether the deploy has ended, well or not."""
+        return self._progress.state != "deploying"
+
     def __repr__(self) -> str:
         p = self._progress
         revision = f" (revision {p.number})  {p.url}" if p.number else ""

@@ -23,6 +23,7 @@
     │   ├── UnauthorizedError
     │   ├── ConflictError       the app belongs to another notebook
     │   ├── RequestCancelledError   a queued request was cancelled
+    │   ├── StartTimeoutError   a queued request did not begin in time
     │   └── StoreError          the gateway cannot read or write its state
     │       └── DiskFullError
     ├── WebhookUrlError         a webhook's URL is malformed or points to where it may not
@@ -170,6 +171,10 @@ class ConflictError(GatewayError):
 
 class RequestCancelledError(GatewayError):
     """A queued request was cancelled; it has no result."""
+
+
+class StartTimeoutError(GatewayError):
+    """A queued request did not begin in time; it has no result."""
 
 
 class StoreError(GatewayError):

@@ -22,7 +22,8 @@ def unknown_option(name: str, known: Collection[str]) -> str:
     nearest = get_close_matches(name, known, n=1)
     if nearest:
         return f"unknown option '{name}'; did you mean '{nearest[0]}'?"
-    return f"unknown option '{name}'; there are {', '.join(sorted(known)[:6])} and others"
+    others = " and others" if len(known) > 6 else ""
+    return f"unknown option '{name}'; there are {', '.join(sorted(known)[:6])}{others}"
 
 
 def refusals(

@@ -40,7 +40,6 @@ def current_request() -> RequestContext | None:
     if given is None:
         return None
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
-    headers.pop("x-fal-runner-secret", None)
     return RequestContext(
         headers.get("x-fal-request-id"),
         headers.get("x-fal-endpoint"),

@@ -6,13 +6,15 @@ It outlasts the kernel and the gateway: both may be restarted while it waits or 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeVar
 
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
-from fal_notebook.exceptions import GatewayUnavailableError, NotFoundError
+from fal_notebook.exceptions import GatewayUnavailableError, NotFoundError, OptionError
 from fal_notebook.patience import Patience, again
 
 T = TypeVar("T")
@@ -84,6 +86,8 @@ class Submitted:
             When it is not completed after `timeout` seconds; it goes on.
         RequestCancelledError
             When it was cancelled.
+        StartTimeoutError
+            When it did not begin in time.
         """
         __tracebackhide__ = True
         try:
@@ -125,6 +129,7 @@ class Submitted:
     # --- on the background loop --------------------------------------------------------------
     async def outcome(self, timeout: float | None = None) -> Any:
         """Return the value, or a `calls.Stream` of a generator's values."""
+        _check_timeout(timeout)
         try:
             await asyncio.wait_for(self._completed(), timeout)
         except asyncio.TimeoutError:
@@ -146,7 +151,10 @@ class Submitted:
     async def _logs(self, tail: int) -> list[dict[str, Any]]:
         owner, name, request_id = self._at
         ask = self._client().logs
-        return await self._ask(lambda: ask(owner, name, request=request_id, tail=tail))
+        lines = await self._ask(lambda: ask(owner, name, request=request_id, tail=tail))
+        if not lines:
+            await self._status()  # says so when there is no such request
+        return lines
 
     async def _completed(self) -> None:
         async for _ in self._events(logs=False):
@@ -185,6 +193,12 @@ class Submitted:
 
     def _goes_on(self) -> str:
         return f"the request {self.request_id} of {self._name} goes on"
+
+
+def _check_timeout(timeout: Any) -> None:
+    is_number = isinstance(timeout, Real) and not math.isnan(timeout)
+    if timeout is not None and not is_number:
+        raise OptionError(f"timeout={timeout!r} is not allowed: a number of seconds, or None")
 
 
 class _Told:

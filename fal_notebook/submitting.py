@@ -10,24 +10,28 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, SupportsIndex, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import GatewayError, OptionError
+from fal_notebook.option_errors import refusals, unknown_option
+from fal_notebook.option_types import Flag, Whole, option
 from fal_notebook.patience import again
 from fal_notebook.submitted import Submitted
 
 T = TypeVar("T")
 
 IN_FLIGHT = 32
+YEAR = 365 * 24 * 3600
 # A closed `map` waits so long until what it leaves is cancelled (seconds).
 CANCEL_TIMEOUT = 5.0
 
 
-@dataclass(frozen=True)
-class QueueOptions:
+class QueueOptions(BaseModel):
     """What a request asks of the queue; the names are those of fal's clients.
 
     Parameters
@@ -42,27 +46,38 @@ class QueueOptions:
         It is refused when so many wait already.
     no_retry : bool
         It is not tried again when its runner fails.
+
+    Raises
+    ------
+    OptionError
+        When one is unknown or not allowed.
     """
 
-    priority: str = "normal"
-    start_timeout: float | None = None
-    webhook_url: str | None = None
-    max_queue_length: int | None = None
-    no_retry: bool = False
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __post_init__(self) -> None:
-        if self.priority not in ("normal", "low"):
-            raise OptionError(f"priority={self.priority!r} is not allowed: normal or low")
-        if self.start_timeout is not None and not self.start_timeout > 1:
-            raise OptionError(f"start_timeout={self.start_timeout!r} is not allowed: above 1 s")
-        if self.max_queue_length is not None and self.max_queue_length < 0:
-            raise OptionError(
-                f"max_queue_length={self.max_queue_length!r} is not allowed: 0 or more"
-            )
+    priority: Literal["normal", "low"] = option("normal", "its place in line", "normal or low")
+    start_timeout: Annotated[float, Field(strict=True, gt=1, le=YEAR)] | None = option(
+        None, "when it must have begun", "seconds above 1, at most a year"
+    )
+    webhook_url: str | None = option(None, "where the result is sent", "a URL, as text")
+    max_queue_length: Whole | None = option(
+        None, "refused when so many wait", "a whole number, 0 or more"
+    )
+    no_retry: Flag = option(False, "not tried again", "True or False")
+
+    def __init__(self, **values: Any) -> None:
+        known = type(self).model_fields
+        unknown = [unknown_option(name, known) for name in values if name not in known]
+        if unknown:
+            raise OptionError("; ".join(unknown))
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise OptionError("; ".join(refusals(error, type(self), values))) from None
 
     def headers(self) -> dict[str, str]:
         """Return the headers that say so."""
-        said = {"x-fal-queue-priority": self.priority}
+        said: dict[str, str] = {"x-fal-queue-priority": self.priority}
         if self.start_timeout is not None:
             said["x-fal-request-timeout"] = str(self.start_timeout)
         if self.no_retry:
@@ -93,7 +108,7 @@ class Submitter:
     ready: Callable[[], Awaitable[None]]
     owner: str
     name: str
-    options: QueueOptions = QueueOptions()
+    options: QueueOptions = field(default_factory=QueueOptions)
     path: str = ""
 
     def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> calls.Sent:
@@ -126,8 +141,8 @@ class Submitter:
     def _window(self, iterables: tuple[Any, ...], most: int, keep: bool) -> Window:
         if not iterables:
             raise TypeError("map needs at least one iterable")
-        if most < 1:
-            raise ValueError(f"max_in_flight={most} is not allowed: 1 or more")
+        if not isinstance(most, SupportsIndex) or most.__index__() < 1:
+            raise OptionError(f"max_in_flight={most!r} is not allowed: a whole number, 1 or more")
         return Window(self, most, keep)
 
     # --- on the background loop --------------------------------------------------------------

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import javascript
 import pytest
+from runner_bench import Bench
 
-from fal_notebook import cli, discovery
+from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.handle import Handle
+from fal_notebook.handle import Handle, shared_client
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -69,6 +70,28 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gateway(private_state: Path) -> GatewayInfo:
     """The one gateway that most tests share."""
     return discovery.ensure(private_state)
+
+
+@pytest.fixture
+def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder whose gateway may be killed: the others' one is left alone."""
+    state = tmp_path / "own-state"
+    state.mkdir(mode=0o700)
+    sync.wait(shared_client().close())
+    with monkeypatch.context() as patch:
+        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
+        yield state
+        sync.wait(shared_client().stop_gateway())
+        discovery.wait_until_gone(state)
+    sync.wait(shared_client().close())
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Runners without a gateway, forked by a zygote of the module's own."""
+    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
+    yield bench
+    bench.close()
 
 
 class Shell:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import linecache
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fal_notebook import deploying
+from fal_notebook import deploying, discovery
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import NotFoundError
 from fal_notebook.handle import Handle
@@ -34,6 +35,13 @@ def deployed(source: str, **options: Any) -> Iterator[Handle]:
     finally:
         with contextlib.suppress(NotFoundError):
             handle.delete()
+
+
+def kill_gateway(state: Path) -> None:
+    """Kill the gateway of a state folder with -9."""
+    info = discovery.published(state)
+    assert info is not None
+    os.kill(info.pid, signal.SIGKILL)
 
 
 def control(gateway: GatewayInfo) -> httpx.Client:

@@ -53,13 +53,6 @@ def app_in(source: str, name: str = "A") -> Any:
         return define(HEAD + source)[name]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
-    yield bench
-    bench.close()
-
-
 @pytest.fixture(autouse=True)
 def _no_runner_is_left(bench: Bench) -> Iterator[None]:
     yield
@@ -253,6 +246,22 @@ def test_an_endpoint_sees_its_request(bench: Bench) -> None:
     both = post(runner, "/both", {"prompt": "p"}, **{"x-mine": "m"})
     assert both.json() == ["p", "/both", "r1", "m"]
     assert post(runner, "/where").json() is True
+
+
+def test_no_endpoint_sees_the_runners_secret(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/plain")
+    def plain(self, request: Request) -> dict:
+        return dict(request.headers)
+    @fal.endpoint("/other")
+    def other(self, x_mine: Annotated[str, Header()]) -> dict:
+        return self.current_request.headers
+"""
+    runner = start(bench, body)
+    for path in ("/plain", "/other"):
+        answer = post(runner, path, **{"x-mine": "m"})
+        assert answer.json()["x-mine"] == "m"
+        assert "x-fal-runner-secret" not in answer.json()
 
 
 def test_fastapi_serves_what_only_it_knows(bench: Bench) -> None:

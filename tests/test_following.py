@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import control, deployed
+from serving import control, deployed, kill_gateway
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
@@ -42,26 +41,6 @@ def floods(megabytes: int) -> int:
 """
 
 
-@pytest.fixture
-def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state folder whose gateway may be killed: the others' one is left alone."""
-    state = tmp_path / "own-state"
-    state.mkdir(mode=0o700)
-    sync.wait(shared_client().close())
-    with monkeypatch.context() as patch:
-        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
-        yield state
-        sync.wait(shared_client().stop_gateway())
-        discovery.wait_until_gone(state)
-    sync.wait(shared_client().close())
-
-
-def kill(state: Path) -> None:
-    info = discovery.published(state)
-    assert info is not None
-    os.kill(info.pid, signal.SIGKILL)
-
-
 def until(lines: Iterator[dict[str, Any]], number: int) -> list[int]:
     found = []
     for line in lines:
@@ -78,7 +57,7 @@ def test_following_goes_on_over_restarts_without_a_gap(own_gateway: Path) -> Non
         assert isinstance(lines, Iterator)
         found = until(lines, 100)
         for stop in (
-            lambda: kill(own_gateway),
+            lambda: kill_gateway(own_gateway),
             lambda: sync.wait(shared_client().stop_gateway(keep_runners=True)),
         ):
             stop()
@@ -112,7 +91,7 @@ def test_cursors_and_lines_outlive_the_gateway(own_gateway: Path) -> None:
         handle("one")
         page = log_page(handle, cursor="", limit=1)
         assert ([line["message"] for line in page["lines"]], page["more"]) == (["one"], True)
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         discovery.wait_until_gone(own_gateway)
         handle("two")
         page = log_page(handle, cursor=page["cursor"])

@@ -25,6 +25,7 @@ from serving import Wire, control, fill, post, with_key
 
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway.__main__ import house_period
 from fal_notebook.gateway.gateway import sockets_folder
 from fal_notebook.gateway.store import App, Revision, RunnerRow, Store
 from fal_notebook.options import explicit, parse_options
@@ -335,6 +336,25 @@ def test_a_newer_store_is_one_sentence(state: Path) -> None:
     assert "Traceback" not in answer.stderr
     with contextlib.closing(sqlite3.connect(state / "store.db")) as database:
         database.execute("PRAGMA user_version = 1")
+
+
+def test_a_result_goes_soon_after_its_time(
+    state: Path, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_RESULTS_KEPT", "1")
+    gateway = discovery.ensure(state)
+    deploy(gateway)
+    told = httpx.post(f"{gateway.url}/queue/tester/who", json={}).json()
+    eventually(lambda: httpx.get(told["status_url"]).status_code == 404)
+
+
+@pytest.mark.parametrize(
+    ("kept", "period"), [((604800, 2592000), 3600), ((8, 0), 2), ((604800, 60), 15), ((0, 0), 1)]
+)
+def test_house_is_kept_in_time_for_what_is_kept_shortest(
+    kept: tuple[int, int], period: float
+) -> None:
+    assert house_period(*kept) == period
 
 
 def test_requests_that_come_while_it_stops_are_refused(state: Path, eventually: Any) -> None:

@@ -84,6 +84,15 @@ def test_proxied_requests_are_admitted_as_their_routes_are(gateway: GatewayInfo)
         assert httpx.post(url, json={"x": 4}, headers=wrong).status_code == 403
 
 
+def test_under_a_foreign_name_it_does_not_tell_that_it_is_there(gateway: GatewayInfo) -> None:
+    foreign = ({"host": "evil.com"}, {"origin": "https://evil.com"})
+    for headers in foreign:
+        for target in ({}, to("https://a.test/x"), to("https://fal.run/a/b")):
+            answer = httpx.post(f"{gateway.url}/proxy", headers=headers | target)
+            assert answer.status_code == 403
+            assert answer.json() == httpx.post(gateway.url, headers=headers).json()
+
+
 def test_a_large_body_is_refused_without_a_reset(gateway: GatewayInfo) -> None:
     with Wire(gateway) as wire:
         wire.send("POST /proxy HTTP/1.1\nHost: GATEWAY\nContent-Length: 1000000\n\n")

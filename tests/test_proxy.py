@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,16 @@ async def test_wrong_input_is_answered_as_fastapi_answers_it(gateway: GatewayInf
                 answer = await client.post(url, content=body, headers=headers)
                 assert answer.status_code == expected.status_code == 422
                 assert _places(answer) == _places(expected), body
+
+
+async def test_what_is_no_json_is_answered_as_fastapi_answers_it(act: str) -> None:
+    bodies = (b"{", b"nope", b"  ", b'{"do": "echo",}', b"[1", b'["\xc3\xa4", x]', b"1 2", b"\0")
+    headers = {"content-type": "application/json"}
+    transport = httpx.ASGITransport(_fastapi())
+    async with httpx.AsyncClient(transport=transport, base_url="http://model") as model:
+        for body in bodies:
+            expected = (await model.post("/", content=body, headers=headers)).json()
+            assert httpx.post(act, content=body, headers=headers).json() == expected, body
 
 
 def _places(answer: httpx.Response) -> set[tuple[str, str]]:
@@ -554,6 +565,38 @@ def test_a_request_that_takes_too_long_is_504_and_its_runner_is_replaced(
         assert (answer.status_code, answer.headers["x-fal-error-type"]) == (504, "request_timeout")
         assert httpx.post(url, json={"x": 0}, timeout=20).json() != first
         assert not psutil.pid_exists(first)
+
+
+def test_a_direct_request_begins_in_time_or_not_at_all(
+    gateway: GatewayInfo, tmp_path: Path, eventually: Any
+) -> None:
+    end = tmp_path / "end"
+    source = f"""
+import os, time
+def held(path: str = {str(end)!r}) -> None:
+    while not os.path.exists(path): time.sleep(0.01)
+"""
+    options = {"request_start_timeout": 2, "max_concurrency": 1}
+    with (
+        deployed(source, serve=True, auth="public", **options) as handle,
+        control(gateway) as owner,
+        ThreadPoolExecutor() as pool,
+    ):
+        url = run_url(gateway, handle)
+        first = pool.submit(httpx.post, url, json={}, timeout=60)
+        eventually(lambda: in_flight(gateway, "held") == 1)
+        asked = [
+            pool.submit(httpx.post, url, json={}, headers={"x-fal-request-timeout": "1.1"}),
+            pool.submit(owner.post, url, json={}),
+        ]
+        for answer in (future.result() for future in asked):
+            told = answer.status_code, answer.headers["x-fal-error-type"]
+            assert told == (504, "request_timeout")
+            assert answer.headers["x-fal-request-timeout-type"] == "user"
+        end.touch()
+        assert first.result().status_code == 200
+        wrong = httpx.post(url, json={}, headers={"x-fal-request-timeout": "soon"})
+        assert wrong.status_code == 422
 
 
 SLOW = """

@@ -265,6 +265,13 @@ def test_what_is_not_there_is_404(gateway: GatewayInfo, act: Client) -> None:
             answer = act.request(method, f"/requests/{request}{path}")
             assert answer.status_code in (404, 405), (path, request)
     assert act.get("/requests/" + "0" * 32).status_code == 404
+    for request in ("0" * 32, "nothing"):
+        told = act.cancel(request)
+        assert (told.status_code, told.json()["status"]) == (404, "NOT_FOUND")
+        assert (told.json()["detail"], told.json()["error_type"]) == (
+            "no such request",
+            "bad_request",
+        )
     assert httpx.post(f"{gateway.url}/queue/tester/nobody", json={}).status_code == 404
     assert httpx.post(f"{gateway.url}/queue/tester", json={}).status_code == 404
     assert act.get("").status_code == 405
@@ -312,8 +319,12 @@ def test_a_body_above_the_limit_is_413_and_leaves_no_file(
         ({"x-fal-request-timeout": "nan"}, {}),
         ({"x-fal-request-timeout": "inf"}, {}),
         ({"x-fal-request-timeout": "1e300"}, {}),
+        ({"x-fal-request-timeout": "1_0"}, {}),
+        ({"x-fal-no-retry": "2"}, {}),
+        ({"x-fal-no-retry": "maybe"}, {}),
         ({}, {"fal_max_queue_length": "-1"}),
         ({}, {"fal_max_queue_length": "many"}),
+        ({}, {"fal_max_queue_length": "9" * 5000}),
         ({}, {"fal_webhook": "ftp://example.com"}),
         ({}, {"fal_webhook": "http://127.0.0.1:1/"}),
     ],
@@ -527,6 +538,13 @@ def test_a_caller_who_wants_no_retry_gets_none(act: Client, tmp_path: Path) -> N
         assert len(runs(path)) == 1
         if do == "kill":
             assert answer.headers["x-fal-error-type"] == "runner_disconnected"
+
+
+@pytest.mark.parametrize("no", ["", "0", "False", "no"])
+def test_a_caller_may_say_that_retries_are_wanted(act: Client, tmp_path: Path, no: str) -> None:
+    path = tmp_path / "runs"
+    body = {"do": "fail", "n": 1, "text": "503", "path": str(path)}
+    assert act.finish(act.submit(headers={"x-fal-no-retry": no}, **body)).status_code == 200
 
 
 def test_a_direct_call_is_never_retried(act: Client, tmp_path: Path) -> None:

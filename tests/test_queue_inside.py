@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from inside import close_gateway, deployed, open_gateway
+from inside import close_gateway, deployed, open_gateway, until
 from serving import fill
 from starlette.types import Message
 
@@ -62,6 +62,40 @@ async def test_ten_attempts_and_no_more(
     found = gateway.queue.records.find(request)
     assert found is not None
     assert found.attempts == 10
+    await close_gateway(gateway)
+
+
+async def die(gateway: Gateway) -> None:
+    """End a gateway and its runners; its queue writes nothing more, as if it had been killed."""
+    await gateway.queue.close()
+    await close_gateway(gateway)
+
+
+async def test_the_end_of_a_gateway_ends_an_attempt(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    source = f"import time\ndef f():\n    open({str(runs)!r}, 'a').write('x')\n    time.sleep(60)"
+    gateway = open_gateway(tmp_path)
+    await deployed(gateway, source, serve=True, auth="public")
+    async with client_of(gateway) as client:
+        request = (await client.post(URL, json={})).json()["request_id"]
+    await until(lambda: runs.exists() and runs.read_text() == "x")
+    await die(gateway)
+    gateway = open_gateway(tmp_path)
+    await gateway.take_up_queue()
+    await until(lambda: runs.read_text() == "xx")  # at once, but it is the second
+    found = gateway.queue.records.find(request)
+    assert found is not None
+    assert found.attempts == 2
+    found.attempts = retry.ATTEMPTS
+    await gateway.queue.records.begin(found, found.runner)
+    await die(gateway)
+    gateway = open_gateway(tmp_path)
+    await gateway.take_up_queue()
+    async with client_of(gateway) as client:
+        answer = await finish(client, request)
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "runner_disconnected")
+    assert "the gateway was ended while the request ran" in answer.json()["detail"]
+    assert runs.read_text() == "xx"
     await close_gateway(gateway)
 
 

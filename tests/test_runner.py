@@ -37,13 +37,6 @@ class Size:
 """
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
-    yield bench
-    bench.close()
-
-
 @pytest.fixture(autouse=True)
 def _no_runner_is_left(bench: Bench) -> Iterator[None]:
     yield
@@ -140,8 +133,27 @@ def test_a_validation_error_has_fastapis_shape_whatever_its_context(bench: Bench
     assert "x is above 100" in error["msg"]
     (error,) = runner.post(b'{"x": NaN}').json()["detail"]
     assert error["input"] is None
-    assert runner.post(b"{").json()["detail"][0]["type"] == "json_invalid"
     assert runner.post(b"\xff").status_code == 422
+
+
+def test_a_body_that_is_no_json_names_the_place_and_an_empty_one_is_missing(bench: Bench) -> None:
+    model = start(bench, "def f(p: Point): return p")
+    (error,) = model.post(b'{"x": }').json()["detail"]
+    assert (error["loc"], error["msg"], error["input"]) == (["body", 6], "JSON decode error", {})
+    assert error["ctx"] == {"error": "Expecting value"}
+    (error,) = model.post(b'{"x": "\xff"}').json()["detail"]
+    assert (error["type"], error["loc"]) == ("json_invalid", ["body", 7])
+    deep = b"[" * 500 + b"]" * 500  # too deep for pydantic alone
+    (error,) = model.post(deep).json()["detail"]
+    assert (error["type"], error["loc"][0]) == ("json_invalid", "body")
+    (error,) = model.post(b"[" * 100_000).json()["detail"]
+    assert error["type"] == "json_invalid"
+    absent = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
+    assert model.post(b"").json() == {"detail": [absent]}
+    plain = start(bench, "from pydantic import Json\ndef f(a: int, j: Json = '1'): return a")
+    assert plain.post(b"").json() == {"detail": [{**absent, "loc": ["body", "a"]}]}
+    (error,) = plain.post({"a": 1, "j": "{"}).json()["detail"]
+    assert (error["loc"], error["input"]) == (["body", "j"], "{")
 
 
 def test_an_http_exception_chooses_the_answer(bench: Bench) -> None:
@@ -429,8 +441,8 @@ def links(folder):
         except OSError: pass
     return found
 def f():
-    # It writes when the dynamic loader has closed what it opened.
-    child = subprocess.Popen(["sh", "-c", "echo up; exec sleep 30"], stdout=subprocess.PIPE)
+    # It writes when the dynamic loader has closed what it opened, and stays the same program.
+    child = subprocess.Popen(["sh", "-c", "echo up; sleep 30; :"], stdout=subprocess.PIPE)
     child.stdout.readline()
     return links("/proc/self/fd"), links(f"/proc/{child.pid}/fd")
 """

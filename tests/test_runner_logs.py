@@ -22,13 +22,6 @@ from fal_notebook.runner.logs import LONGEST, RECORD, LineWriter
 from fal_notebook.runner.secret_forms import hiding
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("b"), tmp_path_factory.mktemp("s"), fork=True)
-    yield bench
-    bench.close()
-
-
 def run(bench: Bench, body: str, head: str = "") -> LiveRunner:
     """Start a runner whose function has this body, and call it once as request r1."""
     lines = "".join(f"    {line}\n" for line in body.split("\n"))

@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import deployed
+from serving import deployed, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.exceptions import (
@@ -25,11 +24,13 @@ from fal_notebook.exceptions import (
     OptionError,
     RemoteError,
     RequestCancelledError,
+    StartTimeoutError,
     UnpicklableError,
 )
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.patience import again
 from fal_notebook.submitted import _after
+from fal_notebook.submitting import QueueOptions
 
 SLOW = """
 import asyncio
@@ -47,26 +48,6 @@ def interrupted_after(seconds: float) -> Iterator[None]:
     timer.start()
     yield
     timer.join()
-
-
-@pytest.fixture
-def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state folder whose gateway may be killed: the others' one is left alone."""
-    state = tmp_path / "own-state"
-    state.mkdir(mode=0o700)
-    sync.wait(shared_client().close())
-    with monkeypatch.context() as patch:
-        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
-        yield state
-        sync.wait(shared_client().stop_gateway())
-        discovery.wait_until_gone(state)
-    sync.wait(shared_client().close())
-
-
-def kill(state: Path) -> None:
-    info = discovery.published(state)
-    assert info is not None
-    os.kill(info.pid, signal.SIGKILL)
 
 
 # --- submit, status, result ------------------------------------------------------------------
@@ -120,7 +101,8 @@ def test_megabytes_travel_through_the_queue(gateway) -> None:
 def test_an_unknown_request_is_one_sentence_naming_it(gateway) -> None:
     with deployed(DOUBLE) as handle:
         nobody = handle.request("00ff")
-        for ask in (nobody.status, nobody.result, nobody.cancel, lambda: list(nobody)):
+        asked = (nobody.status, nobody.result, nobody.cancel, nobody.logs, lambda: list(nobody))
+        for ask in asked:
             with pytest.raises(NotFoundError, match=r"00ff of tester/double"):
                 ask()
 
@@ -277,22 +259,58 @@ def test_options_of_the_queue_are_obeyed(gateway) -> None:
         late = handle.with_options(start_timeout=1.1, no_retry=True).submit(0)
         with pytest.raises(GatewayError, match=r"429.* requests? wait, and fal_max"):
             handle.with_options(max_queue_length=1).submit(0)
-        with pytest.raises(GatewayError, match=r"504.*x-fal-request-timeout"):
+        with pytest.raises(StartTimeoutError, match=f"{late.request_id} did not begin in time"):
             late.result()
         assert late.status().error_type == "request_timeout"
         assert (normal.result(), low.result(), busy.result()) == ("normal", "low", None)
 
 
-@pytest.mark.parametrize("wrong", [{"priority": "high"}, {"start_timeout": 1}])
-def test_a_wrong_option_of_the_queue_is_one_sentence(wrong) -> None:
-    (name,) = wrong
-    with pytest.raises(OptionError, match=f"{name}=.* is not allowed"):
-        Handle("tester", "f").with_options(**wrong)
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("priority", "high", "normal or low"),
+        ("priority", None, "normal or low"),
+        ("start_timeout", 1, "seconds above 1, at most a year"),
+        ("start_timeout", "x", "seconds above 1, at most a year"),
+        ("start_timeout", float("nan"), "seconds above 1, at most a year"),
+        ("start_timeout", float("inf"), "seconds above 1, at most a year"),
+        ("max_queue_length", -1, "a whole number, 0 or more"),
+        ("max_queue_length", 2.5, "a whole number, 0 or more"),
+        ("webhook_url", 5, "a URL, as text"),
+        ("no_retry", "maybe", "True or False"),
+    ],
+)
+def test_a_wrong_option_of_the_queue_is_one_sentence(name, value, allowed) -> None:
+    with pytest.raises(OptionError) as refused:
+        Handle("tester", "f").with_options(**{name: value})
+    assert str(refused.value) == f"{name}={value!r} is not allowed: {allowed}"
 
 
-def test_an_unknown_option_of_the_queue_is_refused() -> None:
-    with pytest.raises(TypeError, match="prio"):
-        Handle("tester", "f").with_options(prio="low")
+def test_an_unknown_option_of_the_queue_is_refused_with_the_nearest() -> None:
+    with pytest.raises(OptionError, match="did you mean 'priority'"):
+        Handle("tester", "f").with_options(prioriti="low")
+
+
+def test_options_of_the_queue_may_be_left_open() -> None:
+    options = QueueOptions(start_timeout=None, webhook_url=None, max_queue_length=None)
+    assert options == QueueOptions()
+    assert QueueOptions(start_timeout=2).headers()["x-fal-request-timeout"] == "2.0"
+
+
+@pytest.mark.parametrize("most", [0, "x", None, 2.5])
+def test_a_wrong_number_in_flight_is_one_sentence(most) -> None:
+    with pytest.raises(OptionError) as refused:
+        Handle("tester", "f").map([1], max_in_flight=most)
+    allowed = "a whole number, 1 or more"
+    assert str(refused.value) == f"max_in_flight={most!r} is not allowed: {allowed}"
+
+
+@pytest.mark.parametrize("timeout", ["x", float("nan")])
+def test_a_wrong_timeout_is_one_sentence(timeout) -> None:
+    with pytest.raises(OptionError) as refused:
+        Handle("tester", "f").request("0" * 32).result(timeout=timeout)
+    allowed = "a number of seconds, or None"
+    assert str(refused.value) == f"timeout={timeout!r} is not allowed: {allowed}"
 
 
 # --- map -------------------------------------------------------------------------------------
@@ -304,8 +322,6 @@ def test_map_keeps_the_order_and_takes_several_iterables(gateway) -> None:
         assert list(handle.map([])) == []
         with pytest.raises(TypeError, match="at least one iterable"):
             handle.map()
-        with pytest.raises(ValueError, match="max_in_flight=0 is not allowed"):
-            handle.map([1], max_in_flight=0)
 
 
 def test_map_reads_an_endless_iterable_as_results_are_taken(gateway) -> None:
@@ -380,13 +396,13 @@ def test_amap_takes_async_iterables(gateway) -> None:
 def test_a_wait_outlasts_a_killed_gateway(own_gateway) -> None:
     with deployed(SLOW) as handle:
         submitted = handle.submit(1.5, "done")
-        threading.Timer(0.5, kill, (own_gateway,)).start()
+        threading.Timer(0.5, kill_gateway, (own_gateway,)).start()
         assert submitted.result() == "done"
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         assert submitted.status().state == "COMPLETED"
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         assert submitted.result() == "done"
-        kill(own_gateway)
+        kill_gateway(own_gateway)
         assert not submitted.cancel()
 
 
@@ -396,7 +412,7 @@ def test_iteration_goes_on_after_a_killed_gateway(own_gateway) -> None:
         states = []
         for event in submitted:
             if event.state == "IN_PROGRESS" and "IN_PROGRESS" not in states:
-                kill(own_gateway)
+                kill_gateway(own_gateway)
             states.append(event.state)
         assert states[-1] == "COMPLETED"
 
@@ -416,8 +432,19 @@ def test_map_outlasts_a_killed_gateway(own_gateway) -> None:
     with deployed(SLOW, max_multiplexing=4) as handle:
         values = handle.map([0.3] * 12, range(12), max_in_flight=12)
         found = [next(values)]
-        kill(own_gateway)  # every call has been accepted: the window holds all of them
+        kill_gateway(own_gateway)  # every call has been accepted: the window holds all of them
         assert found + list(values) == list(range(12))
+
+
+@pytest.mark.parametrize("auth", ["private", "public"])
+def test_calls_find_a_gateway_that_somebody_else_started(own_gateway, auth) -> None:
+    """It has another token, at the same URL."""
+    with deployed(DOUBLE, serve=True, auth=auth) as handle:
+        for call in (handle, lambda x: handle.submit(x).result()):
+            kill_gateway(own_gateway)
+            discovery.wait_until_gone(own_gateway)
+            discovery.ensure(own_gateway)
+            assert call(21) == 42
 
 
 def test_a_submit_whose_answer_is_lost_is_accepted_once(own_gateway, tmp_path) -> None:

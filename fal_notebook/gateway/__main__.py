@@ -20,6 +20,7 @@ from fal_notebook.gateway.logs import bounds
 from fal_notebook.gateway.operations import apps, blobs, errors
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
+from fal_notebook.gateway.storage.routes import EXPIRY
 from fal_notebook.runner.program import new_loop
 from fal_notebook.runner.server import Server
 
@@ -33,6 +34,9 @@ LOOK_PERIOD = 1.0
 FINISH_GRACE = 5.0
 # So long a completed request of the queue is kept (seconds).
 RESULTS_KEPT = 7 * 24 * 3600
+# What is not used any more is looked for so often at least (seconds); oftener when it is kept for
+# a short time: then it stays a quarter longer at most.
+LONGEST_PERIOD = 3600.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,9 +106,10 @@ async def _stay_found(gateway: Gateway, held: int) -> None:
 
 
 async def _keep_house(gateway: Gateway) -> None:
-    """Remove what is no longer shown or used, now and every hour."""
+    """Remove what is no longer shown or used, now and again and again."""
     results_kept = settings.setting("results_kept", RESULTS_KEPT)
     logs_max_bytes = settings.setting("logs_max_bytes", bounds.MOST_OF_ALL)
+    period = house_period(results_kept, settings.setting("storage_expiry", EXPIRY))
     while True:
         try:
             apps.prune(gateway)
@@ -118,7 +123,13 @@ async def _keep_house(gateway: Gateway) -> None:
             await gateway.queue.records.forget(time.time() - results_kept)
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
-        await asyncio.sleep(3600)
+        await asyncio.sleep(period)
+
+
+def house_period(results_kept: int, storage_expiry: int) -> float:
+    """Return after how many seconds to look again; with `storage_expiry` 0 files stay."""
+    shortest = min(results_kept, storage_expiry or EXPIRY)
+    return min(LONGEST_PERIOD, max(1.0, shortest / 4))
 
 
 if __name__ == "__main__":

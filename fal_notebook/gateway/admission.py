@@ -54,27 +54,29 @@ class Admission:
             With the status to answer.
         """
         app = self._find(owner.decode("latin-1"), name.decode("latin-1"))
-        principal = self._identify(app, headers.get(b"authorization", b""))
+        pickled = is_pickle(headers.get(b"content-type"))
+        principal = self._identify(app, headers.get(b"authorization", b""), pickled)
         if app is None:
             raise RefusedCallerError(404, "no such app")
         status = may_run(principal, app.owner, app.auth, app.serve)
         if status:
             raise RefusedCallerError(status, _WHY[status])
-        if is_pickle(headers.get(b"content-type")) and not (principal and principal.sends_python):
+        if pickled and not (principal and principal.sends_python):
             detail = "Python values are taken from the app's owner only; send JSON"
             raise RefusedCallerError(415, detail)
         return Admitted(app, principal)
 
-    def _identify(self, app: Fleet | None, authorization: bytes) -> Principal | None:
+    def _identify(self, app: Fleet | None, authorization: bytes, pickled: bool) -> Principal | None:
         """Return who calls; a wrong key is refused.
 
-        Any other Authorization header of an app that is open to everybody is the app's own.
+        Any other Authorization header of an app that is open to everybody is the app's own. But
+        a pickle's is ours: a handle learns by the 401 that the gateway has a new token.
         """
         try:
             return self._auth.identify(authorization)
         except UnauthorizedError as error:
             is_open = app is not None and app.serve and app.auth == "public"
             is_key = authorization[:4].lower() == b"key "
-            if is_open and not is_key:
+            if is_open and not is_key and not pickled:
                 return None
             raise RefusedCallerError(401, str(error)) from None

@@ -43,18 +43,18 @@ class GatewayApp:
         """Answer one request."""
         if scope["type"] not in ("http", TUNNEL):
             return
-        if js_proxy.is_proxied(scope):
+        headers = dict(scope["headers"])
+        refusal = self._misaddressed(scope, headers)
+        if refusal is None and js_proxy.is_proxied(scope):
             try:
                 scope = js_proxy.local(scope)
             except js_proxy.ForeignTargetError as error:
                 await refuse(error_reply(400, str(error)), receive, send)
                 return
-        headers = dict(scope["headers"])
         public = scope["path"] == JWKS
         to_queue = scope["raw_path"].startswith(b"/queue/")
         to_storage = scope["raw_path"].startswith(PREFIXES)
         to_app = to_queue or scope["raw_path"].startswith(b"/run/")
-        refusal = self._misaddressed(scope, headers)
         if refusal is None and to_app and self._gateway.stop_requested.is_set():
             refusal = error_reply(503, "the gateway is stopping", kind="runner_scheduling_failure")
         if refusal is None and scope["raw_path"].startswith(TOKENS):

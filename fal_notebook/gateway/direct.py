@@ -8,7 +8,7 @@ import time
 
 from starlette.types import Receive, Send
 
-from fal_notebook.gateway import errors
+from fal_notebook.gateway import errors, start_deadline
 from fal_notebook.gateway.exchange import (
     ClientGoneError,
     Exchange,
@@ -16,8 +16,9 @@ from fal_notebook.gateway.exchange import (
     Request,
 )
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
-from fal_notebook.gateway.headers import HINT
+from fal_notebook.gateway.headers import HINT, Header
 from fal_notebook.gateway.replies import error_reply, refuse
+from fal_notebook.gateway.start_deadline import BY_USER, KIND, MISSED
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 
 # So many runners that do not accept are tried; nothing was sent to them, so that is safe.
@@ -26,6 +27,10 @@ ATTEMPTS = 4
 _INTERNAL = "internal error of the gateway"
 
 log = logging.getLogger(__name__)
+
+
+class StartDeadlineError(SchedulingError):
+    """The request did not begin as soon as its caller wants."""
 
 
 class DirectRequest:
@@ -57,7 +62,8 @@ class DirectRequest:
             self._record(error.kind, error.for_owner)
             principal = self._request.principal
             detail = error.for_owner if principal and principal.controls else str(error)
-            await self._refuse(receive, send, error.status, detail, error.kind)
+            extra = (BY_USER,) if isinstance(error, StartDeadlineError) else ()
+            await self._refuse(receive, send, error.status, detail, error.kind, extra)
         except UpstreamError as error:
             self._record(error.kind, str(error))
             await self._refuse(receive, send, error.status, str(error), error.kind)
@@ -70,11 +76,17 @@ class DirectRequest:
             self._app.metrics.complete(self._exchange.status, seconds)
 
     async def _refuse(
-        self, receive: Receive, send: Send, status: int, detail: str, kind: str
+        self,
+        receive: Receive,
+        send: Send,
+        status: int,
+        detail: str,
+        kind: str,
+        extra: tuple[Header, ...] = (),
     ) -> None:
         """Answer in the platform's own shape; a response that has begun is cut instead."""
         begun, self._exchange.status = self._exchange.status, status
-        reply = error_reply(status, detail, self._request.id, kind)
+        reply = error_reply(status, detail, self._request.id, kind, extra=extra)
         if not begun and not self._exchange.received_all:
             await refuse(reply, receive, send)
         elif not begun:
@@ -87,9 +99,11 @@ class DirectRequest:
 
     async def _attempt(self, receive: Receive, send: Send) -> None:
         """Give the request to a runner; when one does not accept it, another is taken."""
-        hint = self._request.headers.get(HINT)
+        headers = self._request.headers
+        hint = headers.get(HINT)
+        patience = start_deadline.patience(self._app, headers, self._request.principal)
         for attempt in range(1, ATTEMPTS + 1):
-            runner = self._app.take(hint) or await self._wait_for_runner(receive, hint)
+            runner = self._app.take(hint) or await self._wait_for_runner(receive, hint, patience)
             try:
                 await self._exchange.forward(runner, receive, send)
                 return
@@ -99,22 +113,29 @@ class DirectRequest:
             finally:
                 self._app.release(runner)
 
-    async def _wait_for_runner(self, receive: Receive, hint: bytes | None) -> Runner:
-        """Wait in line, no longer than a start and a request may take."""
+    async def _wait_for_runner(
+        self, receive: Receive, hint: bytes | None, patience: float | None
+    ) -> Runner:
+        """Wait in line, no longer than the caller wants and a start and a request may take."""
         app = self._app
         waiter = app.enqueue(hint)
         gone = asyncio.ensure_future(self._disconnected(receive))
-        patience = app.startup_timeout + app.request_timeout
+        longest = app.startup_timeout + app.request_timeout
+        left = longest if patience is None else patience - (time.perf_counter() - self._started)
         try:
             await asyncio.wait(
-                (waiter.granted, gone), timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                (waiter.granted, gone),
+                timeout=min(left, longest),
+                return_when=asyncio.FIRST_COMPLETED,
             )
             if waiter.granted.done():
                 runner: Runner = waiter.granted.result()
                 return runner
             if gone.done():
                 raise ClientGoneError
-            raise SchedulingError(504, "startup_timeout", f"no runner was free in {patience:g} s")
+            if left < longest:
+                raise StartDeadlineError(504, KIND, MISSED)
+            raise SchedulingError(504, "startup_timeout", f"no runner was free in {longest:g} s")
         except BaseException:
             app.leave(waiter)
             raise

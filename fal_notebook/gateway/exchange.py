@@ -21,7 +21,7 @@ from fal_notebook.gateway.headers import (
 )
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
-from fal_notebook.runner.spec import LINK
+from fal_notebook.runner.spec import LINK, SECRET
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
@@ -311,7 +311,7 @@ class Exchange:
         user = request.principal.user if request.principal else ""
         added = (
             (b"x-fal-request-id", request.id.encode()),
-            *(() if runner.direct else ((b"x-fal-runner-secret", runner.row.secret.encode()),)),
+            *(() if runner.direct else ((SECRET, runner.row.secret.encode()),)),
             (b"x-fal-caller-user-id", user.encode()),
             (b"x-fal-endpoint", request.path),
             *more,

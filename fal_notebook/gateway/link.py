@@ -11,7 +11,7 @@ from typing import Any
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.headers import request_head
 from fal_notebook.gateway.upstream import Connection, UpstreamError
-from fal_notebook.runner.spec import LINK
+from fal_notebook.runner.spec import LINK, SECRET
 
 # How often an opening socket is tried while its runner starts to listen.
 CONNECT_PERIOD = 0.003
@@ -66,7 +66,7 @@ def _request(runner: Runner, wanted: bytes) -> bytes:
     added = (
         (b"host", b"runner"),
         (b"content-length", b"0"),
-        (b"x-fal-runner-secret", runner.row.secret.encode()),
+        (SECRET, runner.row.secret.encode()),
         (LINK, wanted),
     )
     return request_head(b"POST", b"/", [], added, keep_authorization=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -26,15 +26,24 @@ def json_reply(content: Any, request_id: str, status: int = 200) -> Reply:
 
 
 def error_reply(
-    status: int, detail: str, request_id: str = "", kind: str = BAD_REQUEST, close: bool = False
+    status: int,
+    detail: str,
+    request_id: str = "",
+    kind: str = BAD_REQUEST,
+    close: bool = False,
+    more: Mapping[str, str] = {},
+    extra: Iterable[Header] = (),
 ) -> Reply:
-    """Return a callable that sends ``{"detail", "error_type"}`` with the matching headers."""
-    headers = [(b"x-fal-error-type", kind.encode())]
+    """Return a callable that sends ``{"detail", "error_type"}`` and `more`.
+
+    Their headers go with it, and the `extra` ones.
+    """
+    headers = [(b"x-fal-error-type", kind.encode()), *extra]
     if close:
         headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Key"))
-    return _reply(status, error_content(detail, kind), request_id, headers)
+    return _reply(status, {**error_content(detail, kind), **more}, request_id, headers)
 
 
 def error_content(detail: str, kind: str) -> dict[str, str]:

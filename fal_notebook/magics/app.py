@@ -32,7 +32,7 @@ class.
 """
 
 
-def app_help() -> str:
+def cell_help() -> str:
     """Return what ``%%fal_app?`` shows."""
     return _HELP.format(options=help_text())
 

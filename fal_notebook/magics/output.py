@@ -1,4 +1,4 @@
-"""The output of a deploying cell: updated in place by a kernel, printed twice by a terminal."""
+"""The output of a deploying cell: updated in place by a kernel, else printed when it is over."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from IPython.display import display
 
 
 class Output:
-    """Shows one object; `update` may be called from any thread, also before `show`.
+    """Shows one object, whose ``over`` says that it changes no more.
+
+    `update` may be called from any thread, also before `show`.
 
     Attributes
     ----------
-    in_place : bool
-        Whether what is shown changes later.
+    follows : bool
+        Whether what becomes of the object is shown by itself: by a kernel, in the cell that showed
+        it, and by a terminal, above the prompt, when it is over.
     """
 
     def __init__(self, shell: Any) -> None:
-        # A terminal would print each update anew, between what its user types.
-        self.in_place = hasattr(shell, "kernel")
+        self._in_place = hasattr(shell, "kernel")
+        # IPython's own prompt takes care of what threads print meanwhile; nothing else does.
+        self.follows = self._in_place or getattr(shell, "pt_app", None) is not None
         self._lock = threading.Lock()
         self._shown: Any = None
         self._printed = ""
@@ -33,14 +37,24 @@ class Output:
             self._display = display(shown, display_id=True)
 
     def update(self) -> None:
-        """Show what the object has become, in the cell that showed it first."""
+        """Show what the object has become."""
         with self._lock:
-            if self.in_place and self._display is not None:
+            if self._display is None:
+                return
+            if self._in_place:
                 # In a fresh context the message counts to the cell that runs now: a front end
                 # finds the output by its display id, but may ignore a cell that has ended.
                 contextvars.Context().run(self._display.update, self._shown)
+            elif self.follows and self._shown.over:
+                self._print()
 
     def end(self) -> None:
         """Print the final state where it is not updated in place, unless it stands there."""
-        if not self.in_place and self._display is not None and repr(self._shown) != self._printed:
-            display(self._shown)
+        with self._lock:
+            if not self._in_place and self._display is not None:
+                self._print()
+
+    def _print(self) -> None:
+        if repr(self._shown) != self._printed:
+            self._printed = repr(self._shown)
+            print(self._printed, flush=True)

@@ -33,7 +33,7 @@ whatever they say gets one runner at a time. NAME is then bound to a handle:
 """
 
 
-def server_help() -> str:
+def cell_help() -> str:
     """Return what ``%%fal_server?`` shows."""
     return _HELP.format(options=help_text())
 

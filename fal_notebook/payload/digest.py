@@ -171,6 +171,7 @@ class _Digester:
             return _hash(b"global", self.digest((type(value), value.__module__, reduced)))
         self._alive.append(reduced)
         padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
+        padded[2] = _without_addresses(padded[2])
         padded[3:5] = list(padded[3] or ()), dict(padded[4] or ())
         return _hash(b"object", *map(self.digest, padded))
 
@@ -194,6 +195,17 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
 def _numpy_array() -> Any:
     """Return numpy's array type if the notebook has loaded it."""
     return getattr(sys.modules.get("numpy"), "ndarray", None)
+
+
+def _without_addresses(state: Any) -> Any:
+    """Say of which attribute an attribute holds the `id`: the number differs in each process."""
+    if type(state) is not dict or not any(type(v) is int for v in state.values()):
+        return state
+    names = {id(v): k for k, v in state.items() if type(v) is not int}
+    return {
+        k: ("address of", names[v]) if type(v) is int and v in names else v
+        for k, v in state.items()
+    }
 
 
 @functools.lru_cache(maxsize=256)

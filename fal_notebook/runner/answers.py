@@ -54,7 +54,7 @@ async def _json(route: Route, call: Call) -> Response:
     try:
         args, kwargs = route.signature.arguments(call.body)
     except ValidationError as error:
-        return invalid(error)
+        return invalid(error, call.body)
     try:
         finish = functools.partial(_finished, route)
         result = await route.call(args, _with_request(route, call, kwargs), finish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -58,18 +59,32 @@ def _meant(error: Exception) -> Response | None:
     return None
 
 
-def invalid(error: ValidationError) -> Response:
+def invalid(error: ValidationError, body: bytes) -> Response:
     """Return 422 in FastAPI's shape: a list of errors whose `loc` begins with ``body``."""
-    detail = [
-        {**item, "loc": ("body", *item["loc"]), "input": _shown(item)}
-        for item in error.errors(include_url=False, include_context=True)
-    ]
-    return error_response(422, detail)
+    found = error.errors(include_url=False, include_context=True)
+    return error_response(422, [_problem(item, body) for item in found])
 
 
-def _shown(error: Any) -> Any:
-    """Return the input to show: as in FastAPI, none when the body is no JSON at all."""
-    return {} if error["type"] == "json_invalid" else error["input"]
+def _problem(item: Any, body: bytes) -> dict[str, Any]:
+    """Return one error as FastAPI words it; a body that is no JSON has no input to show."""
+    if item["type"] != "json_invalid" or item["loc"]:
+        return {**item, "loc": ("body", *item["loc"]), "input": item["input"] if body else None}
+    place, reason = _not_json(body) or ((), item["ctx"]["error"])
+    shown = {"loc": ("body", *place), "msg": "JSON decode error", "input": {}}
+    return {**item, **shown, "ctx": {"error": reason}}
+
+
+def _not_json(body: bytes) -> tuple[tuple[int], str] | None:
+    """Return where a body ceases to be JSON and why; None of what pydantic alone refuses."""
+    try:
+        json.loads(body.decode())
+    except json.JSONDecodeError as error:
+        return (error.pos,), error.msg
+    except UnicodeDecodeError as error:
+        return (error.start,), error.reason
+    except RecursionError:
+        pass
+    return None
 
 
 def cancelled() -> Response:

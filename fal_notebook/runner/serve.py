@@ -23,7 +23,7 @@ from fal_notebook.runner.refusals import cancelled, error_response
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.session import GOING_AWAY, Session
-from fal_notebook.runner.spec import LINK
+from fal_notebook.runner.spec import LINK, SECRET
 
 Headers = dict[bytes, bytes]
 
@@ -56,7 +56,10 @@ class RunnerApp:
         if scope["type"] not in ("http", "websocket"):
             return
         headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(b"x-fal-runner-secret", b""), self._secret):
+        secret = headers.pop(SECRET, b"")
+        # All others are shown to the user's code, which may answer with them.
+        scope["headers"] = [header for header in scope["headers"] if header[0] != SECRET]
+        if not hmac.compare_digest(secret, self._secret):
             response: Response = error_response(403, "this runner answers its gateway only")
         elif headers.get(LINK) == b"states":
             await self._link.serve(receive, send)

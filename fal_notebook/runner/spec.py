@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 # ``close REASON``, which is answered when the request has ended. A header and no path, because
 # callers choose the path of what is forwarded, but can set no x-fal- header.
 LINK = b"x-fal-link"
+# The header with the secret of the runner, in every request of the gateway.
+SECRET = b"x-fal-runner-secret"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import StoreError
-from fal_notebook.gateway import errors
+from fal_notebook.gateway import errors, start_deadline
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import HINT
 from fal_notebook.gateway.queue import retry
@@ -28,12 +28,7 @@ DISK_PERIOD = 1.0
 _LOG = logging.getLogger(__name__)
 
 _CANCELLED = failed(499, "the request was cancelled", "client_cancelled")
-_EXPIRED = failed(
-    504,
-    "the request did not begin within its x-fal-request-timeout",
-    "request_timeout",
-    (b"x-fal-request-timeout-type", b"user"),
-)
+_EXPIRED = failed(504, start_deadline.MISSED, start_deadline.KIND, start_deadline.BY_USER)
 _NO_APP = failed(404, "the app was deleted", "bad_request")
 _LOST = failed(503, "the gateway was ended while the request ran", "runner_disconnected")
 
@@ -230,7 +225,7 @@ class Queue:
             if fleet is None or request.cancelled:
                 await self._complete(fleet, request, _CANCELLED if fleet else _NO_APP)
             elif request.state == IN_PROGRESS:
-                request.attempts -= 1  # it was not the request's fault
+                # Its attempt counts: what it runs may be what ends gateways.
                 lost = retry.Failure(503, "runner_disconnected")
                 await self._settle(fleet, request, _LOST, lost)
             else:

@@ -30,6 +30,11 @@ _REQUEST = re.compile(rb"/requests/([0-9a-f]{1,64})(/status|/status/stream|/canc
 Logs = Callable[[QueuedRequest], Awaitable[list[dict[str, Any]]]]
 
 
+class _UnknownRequestError(RefusedRequestError):
+    def __init__(self) -> None:
+        super().__init__(404, "no such request")
+
+
 class QueueRoutes:
     """The ASGI callable for ``/queue``.
 
@@ -62,6 +67,10 @@ class QueueRoutes:
             await self._dispatch(scope, receive, send, admitted, path)
         except ClientGoneError:
             pass
+        except _UnknownRequestError as error:
+            is_cancel = scope["raw_path"].rstrip(b"/").endswith(b"/cancel")
+            more = {"status": "NOT_FOUND"} if is_cancel else {}
+            await refuse(error_reply(error.status, str(error), more=more), receive, send)
         except (RefusedCallerError, RefusedRequestError) as error:
             await refuse(error_reply(error.status, str(error)), receive, send)
         except WebhookUrlError as error:
@@ -77,7 +86,7 @@ class QueueRoutes:
         found = _REQUEST.fullmatch(path)
         method = scope["method"]
         if found is None and path.startswith(b"/requests/"):
-            raise RefusedRequestError(404, "no such request")
+            raise _UnknownRequestError
         if found is None:
             if method != "POST":
                 raise RefusedRequestError(405, "submit with POST")
@@ -101,7 +110,7 @@ class QueueRoutes:
             admitted.app.owner,
             admitted.app.name,
         ):
-            raise RefusedRequestError(404, "no such request")
+            raise _UnknownRequestError
         return request
 
     # --- submit ------------------------------------------------------------------------------

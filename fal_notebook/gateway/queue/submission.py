@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
@@ -10,13 +9,14 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
+from fal_notebook.gateway import start_deadline
 from fal_notebook.gateway.admission import Admitted
 from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.queue.table import QueuedRequest
 
-YEAR = 365 * 24 * 3600
 _ID = re.compile(rb"[0-9a-f]{32}")
-_TRUE = (b"1", b"true", b"yes")
+_FLAGS = {b"1": True, b"true": True, b"yes": True}
+_FLAGS |= {b"": False, b"0": False, b"false": False, b"no": False}
 _OURS = (b"fal_webhook", b"fal_max_queue_length")
 
 
@@ -31,9 +31,7 @@ def read(
         422 when a header or parameter of the queue is malformed.
     """
     app, principal = admitted.app, admitted.principal
-    patience = _patience(headers)
-    if patience is None and principal is not None and principal.user == app.owner:
-        patience = app.start_timeout
+    patience = start_deadline.patience(app, headers, principal)
     return QueuedRequest(
         number=number,
         id=_id(headers, number),
@@ -44,7 +42,7 @@ def read(
         headers=_kept(scope["headers"], principal is not None),
         user=principal.user if principal else None,
         low=_priority(headers) == b"low",
-        no_retry=headers.get(b"x-fal-no-retry", b"").lower() in _TRUE,
+        no_retry=_no_retry(headers),
         deadline=None if patience is None else time.time() + patience,
         webhook=parameter(scope, "fal_webhook") or "",
     )
@@ -65,7 +63,7 @@ def max_queue_length(scope: Scope) -> int | None:
     text = parameter(scope, "fal_max_queue_length")
     if text is None:
         return None
-    if not text.isdecimal():
+    if not re.fullmatch("[0-9]{1,18}", text):
         raise RefusedRequestError(422, f"fal_max_queue_length={text!r} is not a whole number")
     return int(text)
 
@@ -93,14 +91,8 @@ def _priority(headers: dict[bytes, bytes]) -> bytes:
     return priority
 
 
-def _patience(headers: dict[bytes, bytes]) -> float | None:
-    """Return the seconds until which the request must have begun, None without a limit."""
-    text = headers.get(b"x-fal-request-timeout")
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        if 1 < float(text) <= YEAR:
-            return float(text)
-    shown = text.decode("latin-1")
-    detail = f"x-fal-request-timeout={shown!r} is not allowed: seconds above 1, at most a year"
-    raise RefusedRequestError(422, detail)
+def _no_retry(headers: dict[bytes, bytes]) -> bool:
+    flag = _FLAGS.get(headers.get(b"x-fal-no-retry", b"").lower())
+    if flag is None:
+        raise RefusedRequestError(422, "x-fal-no-retry is 1, true or yes, or 0, false or no")
+    return flag

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from fal_notebook.exceptions import FalNotebookError, StoreError
-from fal_notebook.gateway.webhooks.flights import Flights
+from fal_notebook.gateway.webhooks import flights
 from fal_notebook.gateway.webhooks.table import Delivery, DeliveryTable
 from fal_notebook.gateway.webhooks.targets import parse
 
@@ -50,7 +50,7 @@ class Deliverer:
         self._send = send
         self._clock = clock
         self._wake = asyncio.Event()
-        self._flights = Flights()
+        self._flights = flights.Flights()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def notify(self) -> None:
@@ -89,12 +89,12 @@ class Deliverer:
 
     def _start_round(self, now: float) -> bool:
         """Start at most one more for each target; say whether there was one to start."""
-        flights = self._flights
-        if flights.left <= 0:
+        flying = self._flights
+        if flying.left <= 0:
             return False
-        only = None if flights.left_to_unproven > 0 else flights.proven
-        due = self._table.due(now, flights.left, flights.full(), flights.targets, only)
-        for delivery in filter(flights.may_start, due):
+        only = None if flying.left_to_unproven > 0 else flying.proven
+        due = self._table.due(now, flying.left, flying.full(), flying.targets, only)
+        for delivery in filter(flying.may_start, due):
             self._start(delivery)
         return bool(due)
 
@@ -105,14 +105,20 @@ class Deliverer:
         task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, delivery: Delivery) -> None:
+        slow = asyncio.get_running_loop().call_later(flights.FRESH, self._slow, delivery)
         try:
             await self._record(delivery, await self._attempt(delivery))
         except StoreError as error:  # it will be sent again, but not at once and for ever
             log.warning("a webhook's delivery could not be recorded: %s", error)
             await asyncio.sleep(PAUSE)
         finally:
+            slow.cancel()
             self._flights.end(delivery)
             self._wake.set()
+
+    def _slow(self, delivery: Delivery) -> None:
+        self._flights.slow(delivery)
+        self._wake.set()
 
     async def _attempt(self, delivery: Delivery) -> str:
         """Return why it failed, empty when it arrived."""

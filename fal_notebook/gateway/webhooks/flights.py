@@ -7,10 +7,15 @@ from collections import Counter
 
 from fal_notebook.gateway.webhooks.table import Delivery
 
-# On their way at once: in all, and to one target (host and port) that took its last one. Any other
-# target, new or failing, gets one at a time, and all of these share three of four places.
+# On their way at once: in all, and to one target. Targets that did not take their last one, new or
+# failing, share three of four places.
 AT_MOST = 256
 PER_TARGET = 4
+# Attempts to these younger than FRESH (seconds) are at most so large a share of the places left.
+# What answers at once passes through; what does not takes fewer and fewer, so that in the 15 s
+# until it is given up there is always a place for a target that nobody called before.
+FRESH = 1.0
+FRESH_SHARE = 5
 
 
 def room() -> int:
@@ -25,6 +30,7 @@ class Flights:
     def __init__(self) -> None:
         self.targets: dict[str, str] = {}  # by request id
         self.proven: set[str] = set()  # the targets that took their last one
+        self._fresh: set[str] = set()  # request ids
         self._room = room()
 
     @property
@@ -34,14 +40,15 @@ class Flights:
 
     @property
     def left_to_unproven(self) -> int:
-        """How many more may start to targets that did not take their last one."""
-        flying = sum(target not in self.proven for target in self.targets.values())
-        return min(self.left, self._room * 3 // 4 - flying)
+        """How many more may start now to targets that did not take their last one."""
+        flying = {id for id, target in self.targets.items() if target not in self.proven}
+        free = min(self.left, self._room * 3 // 4 - len(flying))
+        return min(free, max(1, free // FRESH_SHARE) - len(flying & self._fresh))
 
     def full(self) -> list[str]:
         """Return the targets that get no more for now."""
         flying = Counter(self.targets.values())
-        return [t for t, count in flying.items() if t not in self.proven or count >= PER_TARGET]
+        return [target for target, count in flying.items() if count >= PER_TARGET]
 
     def may_start(self, delivery: Delivery) -> bool:
         """Whether there is room for one to a target that is not full."""
@@ -50,10 +57,16 @@ class Flights:
     def start(self, delivery: Delivery) -> None:
         """Note that it is on its way."""
         self.targets[delivery.request_id] = delivery.target
+        self._fresh.add(delivery.request_id)
+
+    def slow(self, delivery: Delivery) -> None:
+        """Note that it has been on its way for longer than FRESH."""
+        self._fresh.discard(delivery.request_id)
 
     def end(self, delivery: Delivery) -> None:
         """Note that it is not on its way any more."""
         del self.targets[delivery.request_id]
+        self._fresh.discard(delivery.request_id)
 
     def note(self, target: str, took_it: bool) -> None:
         """Note whether a target took one."""

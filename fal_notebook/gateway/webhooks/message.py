@@ -45,7 +45,7 @@ def body(
     status_code, payload, size, content_type
         The app's answer; its payload is None when it is too large.
     """
-    ok = 200 <= status_code < 300 and not request.error
+    ok = status_code < 400 and not request.error  # as the request's status has it
     value, left_out = _parse(payload, size, content_type) if ok or size else (None, None)
     place = f"{request.owner}/{request.app}/requests/{request.id}"
     fields = {

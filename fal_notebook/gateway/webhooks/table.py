@@ -34,7 +34,7 @@ SELECT webhooks.* FROM known CROSS JOIN webhooks ON request_id = (
   SELECT request_id FROM webhooks WHERE target = known.target AND next_at <= ?1
   AND request_id NOT IN (SELECT value FROM json_each(?4)) ORDER BY next_at LIMIT 1)
 WHERE known.target NOT IN (SELECT value FROM json_each(?3))
-ORDER BY attempt > 0, next_at LIMIT ?2
+ORDER BY attempt > 0, next_at DESC LIMIT ?2
 """
 
 
@@ -52,8 +52,8 @@ class Journal(Protocol):
 class Delivery:
     """A webhook to deliver.
 
-    `target` is the URL's host and port; `attempt` counts those that failed, `error` is the last
-    one's.
+    `target` is the URL's lane (see `targets`); `attempt` counts those that failed, `error` is the
+    last one's.
     """
 
     request_id: str
@@ -69,7 +69,7 @@ def add(connection: sqlite3.Connection, request_id: str, user_id: str, url: str,
     """Add a delivery, in the transaction that records the request's end; once for each request."""
     connection.execute(
         "INSERT OR IGNORE INTO webhooks VALUES (?, ?, ?, ?, 0, ?, '')",
-        (request_id, user_id, url, targets.parse(url).address, at),
+        (request_id, user_id, url, targets.parse(url).lane, at),
     )
 
 
@@ -88,6 +88,9 @@ class DeliveryTable:
         only: Collection[str] | None = None,
     ) -> list[Delivery]:
         """Return the delivery of each target that is due longest, those never tried before retries.
+
+        Of several targets the one whose delivery became due last is first: what has waited for
+        long most likely stands in line at a target that is dead.
 
         Parameters
         ----------

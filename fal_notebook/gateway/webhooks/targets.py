@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import re
 import socket
+import zlib
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 CHECK_TIMEOUT = 3.0
 # As many as webhooks may be on their way: a name that hangs holds its thread for a while.
 RESOLVER_THREADS = 256
+
+# The paths of one host and port are told apart as so many targets: a path that hangs holds no
+# other, and a server with a path for each request is no endless number of targets.
+LANES = 64
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
@@ -52,8 +57,14 @@ class Target:
 
     @property
     def address(self) -> str:
-        """Host and port: what is dead or alive as one."""
+        """Host and port."""
         return f"{self._shown_host}:{self.port}"
+
+    @property
+    def lane(self) -> str:
+        """What is dead or alive as one: the address, and a number of its path (not its query)."""
+        path = self.path.partition("?")[0]
+        return f"{self.address}#{zlib.crc32(path.encode()) % LANES}"
 
     def is_listed(self, allow: str) -> bool:
         """Whether `allow`, a comma list of host[:port], names it."""

@@ -1,0 +1,48 @@
+"""A deploy in a real IPython terminal: no cell waits, and the prompt is told how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+
+@pytest.fixture
+def terminal(
+    own_gateway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pexpect.spawn]:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")
+    options = ["--no-banner", "--no-confirm-exit", "--colors=NoColor"]
+    child = pexpect.spawn(
+        sys.executable, ["-m", "IPython", *options], dimensions=(40, 250), timeout=60
+    )
+    child.expect_exact("In [1]:")
+    child.sendline("%load_ext fal_notebook")
+    child.expect_exact("In [2]:")
+    yield child
+    child.close(force=True)
+
+
+def deploy(terminal: pexpect.spawn, function: str, line: str = "") -> None:
+    """One line: an editor in the terminal would indent what is typed below."""
+    terminal.sendline(f"get_ipython().run_cell('%%fal_function {line}\\n{function}');")
+
+
+def test_a_terminal_is_told_at_the_prompt_how_a_deploy_ended(terminal: pexpect.spawn) -> None:
+    deploy(terminal, "def one(): return 1")
+    terminal.expect_exact("one: starts the gateway")
+    terminal.expect_exact("In [3]:")
+    terminal.expect(r"one: active \(revision 1\)  http")
+    terminal.sendline("one() + 41")
+    terminal.expect(r"Out\[3\]:.*42")
+
+
+def test_a_terminal_is_told_of_a_refusal_too(terminal: pexpect.spawn) -> None:
+    deploy(terminal, "def one(): return 1")
+    terminal.expect_exact("one: active (revision 1)")
+    deploy(terminal, "def one(): return 2", "requirements=nosuchpackage-xyz")
+    terminal.expect_exact("nosuchpackage-xyz failed")
