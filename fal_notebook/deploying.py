@@ -373,7 +373,8 @@ async def _explain(client: Client, progress: Progress) -> None:
                 f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
             )
     if progress.state == "failed":
-        progress.failed("; ".join([progress.error, *hints]), progress.log)
+        reason = progress.error.removesuffix(".") if hints else progress.error
+        progress.failed("; ".join([reason, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:

@@ -462,9 +462,9 @@ def test_a_deploy_whose_setup_fails_shows_reason_and_log_and_leaves_what_runs(
 ) -> None:
     shell.run(cell("wait=true", ONE))
     first, number = shell["one"], shell["one"].status()["number"]
-    shell.run("def load():\n    print('<b>half way</b>')\n    raise ValueError('no weights')")
+    shell.run("def load():\n    print('<b>half way</b>')\n    raise ValueError('no weights.')")
     said = refusal(shell, cell("setup_function=load wait=true", ONE.replace("1", "2")))
-    assert "one: ValueError: no weights" in said
+    assert "one: ValueError: no weights; revision" in said
     assert "\n" not in said
     assert "| <b>half way</b>" in capsys.readouterr().out
     assert first() == 1

@@ -99,7 +99,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"health_check": {"path": "/x", "timeout_seconds": -1}},
         "health_check is not allowed: timeout_seconds=-1, input should be greater than or equal",
     ),
-    ({"health_check": {"pth": "/x"}}, "health_check is not allowed: no 'pth', did you mean 'path'"),
+    (
+        {"health_check": {"pth": "/x"}},
+        "there is no field 'pth' (did you mean 'path'?); give",
+    ),
     ({"health_check": {1: 2}}, "health_check is not allowed: "),
     ({"skip_retry_conditions": ["x"]}, "a list of server_error, timeout, connection_error"),
     ({"retry_config": {}}, "at least one of server_error, timeout and connection_error"),
@@ -110,11 +113,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"retry_config": {"timeouts": {"retries": 2}}},
-        "retry_config is not allowed: no 'timeouts', did you mean 'timeout'?; give a dict such as",
+        "not allowed: there is no field 'timeouts' (did you mean 'timeout'?); give a dict such as",
+    ),
+    (
+        {"retry_config": {"foo": {"retries": 2}}},
+        "retry_config is not allowed: there is no field 'foo'; give a dict such as",
     ),
     (
         {"retry_config": {"timeout": {"retrys": 2}}},
-        "retry_config is not allowed: no 'timeout.retrys', did you mean 'retries'?",
+        "retry_config is not allowed: there is no field 'timeout.retrys' (did you mean 'retries'?)",
     ),
     ({"image": 3}, "image, an int, is not allowed: a ContainerImage, or a reference such as"),
     ({"metadata": {"openapi": 3}}, "metadata is not allowed: its openapi must be a dict, not 3"),
