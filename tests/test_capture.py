@@ -168,7 +168,7 @@ def test_captured_lists_name_kind_and_size_of_each_value() -> None:
         "predict": "function",
         "model": "LogisticRegression",
         "helper": "function",
-        "x": "int",
+        "x": "int, a default",
         "j": "module",
         "sqrt": "import",
         "Path": "import",

@@ -48,7 +48,8 @@ class Captured:
         The name by which the code reaches it.
     kind : str
         ``function``, ``class``, ``module``, ``import`` (a function or class that is imported),
-        ``handle``, or the type's name, such as ``LogisticRegression``.
+        ``handle``, or the type's name, such as ``LogisticRegression``; of a parameter's default
+        value followed by ``, a default``.
     size : int
         Bytes of it in the payload; 0 for what the runner imports.
     """
@@ -148,7 +149,12 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
     made = {id(item) for item in items if item.is_generated}
     hidden = {id(i) for i in items if i.how == "signature" or i.is_method or id(i.owner) in made}
     shown = [item for item in items if id(item) not in hidden]
-    return tuple(Captured(i.name, i.kind, i.size + methods[id(i)]) for i in shown)
+    return tuple(Captured(i.name, _kind(i), i.size + methods[id(i)]) for i in shown)
+
+
+def _kind(item: Item) -> str:
+    """Return the kind to show: a parameter's default is no variable of the notebook."""
+    return item.kind + ", a default" * (item.how == "default argument")
 
 
 def _hints(function: Any) -> dict[str, Any]:
