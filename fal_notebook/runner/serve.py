@@ -77,6 +77,7 @@ class RunnerApp:
     async def _counted(
         self, served: Served, scope: Scope, headers: Headers, receive: Receive, send: Send
     ) -> None:
+        scope["path"] = served.own_path(scope["path"])
         request = _request_id(headers) or None
         logs.begin(request)
         raw_headers.set(scope["headers"])
@@ -152,7 +153,7 @@ async def _other(
         return await _health(served)
     if path == "/openapi.json":
         return Response(to_json(served.openapi()), media_type="application/json")
-    base = path.removesuffix("/cancel") or "/"
+    base = served.own_path(path.removesuffix("/cancel") or "/")
     if method == "POST" and base != path and served.find(base) is not None:
         return _cancel(headers, callers)
     return error_response(404, f"Path {path} not found")
