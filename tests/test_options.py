@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway.queue.retry import ATTEMPTS
 from fal_notebook.options import (
     SCALING,
     CellOptions,
@@ -382,6 +383,11 @@ def test_help_says_what_is_not_effective_yet() -> None:
     assert not listed["image"].effective
     assert listed["machine_type"].type == "str | list[str]"
     assert listed["setup_function"].type == "callable"
+
+
+def test_help_says_how_often_the_queue_retries_at_most() -> None:
+    (help_of,) = [item.help for item in option_help() if item.name == "retry_config"]
+    assert f"; {ATTEMPTS - 1} at most" in help_of
 
 
 def test_help_text_lists_every_option_with_its_default() -> None:
