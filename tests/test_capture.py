@@ -413,6 +413,23 @@ def test_an_open_file_is_captured_by_its_contents(tmp_path: Path) -> None:
     assert isinstance(loaded(content)["function"].__globals__["file"], io.StringIO)
 
 
+def test_an_open_file_is_captured_with_a_warning_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("one\ntwo\n")
+    with path.open() as handle:
+        cell = notebook("def f(): return fh.read()", fh=handle)
+        (warning,) = capture(cell["f"]).warnings
+        assert warning.startswith("`f` uses global `fh`, an open file, and a runner gets a copy")
+        cell = notebook("def g(): return box\ndef f(): return g()", box=[{"in": handle}])
+        (warning,) = capture(cell["f"]).warnings
+        assert warning.startswith(
+            "`f` calls `g`, which uses global `box`, which holds an open file"
+        )
+    assert (
+        capture(notebook("import sys\nout = sys.stdout\ndef f(): return out")["f"]).warnings == ()
+    )
+
+
 def warnings_of(body: str, **names: Any) -> tuple[str, ...]:
     import linecache
 

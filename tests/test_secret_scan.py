@@ -147,6 +147,16 @@ def test_allow_secret_lets_the_named_variable_travel_and_no_other() -> None:
     assert capture(function, allow_secret=["A", "B"]).digest
 
 
+def test_an_allowed_name_that_nothing_captured_has_is_noted() -> None:
+    function = cell("def predict(): return API_KEY", API_KEY="none")
+    (note,) = capture(function, allow_secret=["API_KYE"]).warnings
+    assert note == "allow_secret names `API_KYE`, which is not captured; did you mean `API_KEY`?"
+    (note,) = capture(function, allow_secret=["API_KEY", "zzz"]).warnings
+    assert note == "allow_secret names `zzz`, which is not captured"
+    options = {"options": {"message": "held"}}
+    assert capture(function, allow_secret=["message", "predict"], identity=options).warnings == ()
+
+
 def test_the_same_key_under_two_names_needs_both_allowed() -> None:
     key = KEYS["openai"]
     with pytest.raises(SecretInPayloadError, match=r"^`B`"):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import collections
 import heapq
+import io
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from fal_notebook import cell
@@ -133,7 +135,12 @@ def capture(
         refuse_secrets(pickled, sources, items, known, allow_secret)
         identified = {**content, "identity": dict(identity), "python": python_minor()}
         digest = digest_of(identified, reductions)
-        warnings = (*_size_warning(len(pickled), items), *_code_warnings(items, modules))
+        warnings = (
+            *_size_warning(len(pickled), items),
+            *_code_warnings(items, modules),
+            *_file_warnings(items),
+            *_unknown_names(items, allow_secret, identity.get("options", ())),
+        )
         captured = _captured(items)
     used = {module for item in items for module in item.modules}
     manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
@@ -231,3 +238,25 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
             f"runner finds it; add local_python_modules={name}"
         ] = None
     return list(found)
+
+
+def _file_warnings(items: list[Item]) -> list[str]:
+    return [
+        f"{item.sentence()}, {'an' if isinstance(item.value, io.IOBase) else 'which holds an'} "
+        "open file, and a runner gets a copy of its text as it is now; "
+        "open it in setup_function or inside the function"
+        for item in items
+        if item.holds_file
+    ]
+
+
+def _unknown_names(
+    items: list[Item], allowed: Iterable[str], options: Iterable[str]
+) -> Iterator[str]:
+    """Say which of the names in allow_secret are those of no captured value and no option."""
+    known = list(dict.fromkeys(item.name for item in items))
+    for name in allowed:
+        if name not in known and name not in options:
+            nearest = get_close_matches(name, known, n=1)
+            meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            yield f"allow_secret names `{name}`, which is not captured{meant}"
