@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call
+from fal_notebook.runner.failures import defined_at, placed
 from fal_notebook.runner.refusals import refused
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.schema import streams
@@ -45,8 +47,10 @@ class FastApiRoute:
         self.name = name
         self._reports = reports
         self._workers = workers
+        self._place = defined_at(function)
         self._template, _, self._in_path = compile_path(path)
         self._app = FastAPI(openapi_url=None, strict_content_type=False)
+        self._app.add_exception_handler(Exception, self._failed)
         self._app.add_api_route(
             path, self._endpoint(function, hints), methods=["POST"], operation_id=name, name=name
         )
@@ -56,9 +60,18 @@ class FastApiRoute:
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             scope["fal_given"] = functools.partial(shown.body, call.body)
-            await self._app(scope, call.replayed(), send)
+            with contextlib.suppress(Exception):  # `_failed` has seen it
+                await self._app(scope, call.replayed(), send)
 
         return respond
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """Answer what a dependency raises, and FastAPI of a result that does not fit."""
+        from fastapi.exceptions import ResponseValidationError
+
+        if isinstance(error, ResponseValidationError):
+            error = placed(error, self._place)
+        return refused(self._reports, error, request.scope.get("fal_given", str))
 
     def matches(self, path: str) -> bool:
         """Say whether a path is one of its template's."""

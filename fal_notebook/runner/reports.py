@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from fal_notebook.runner.escapes import original
 from fal_notebook.runner.tracebacks import Tracebacks
 
 # Told of an error of a request: with its traceback, and what shows the request's input.
@@ -26,12 +27,13 @@ class Reports:
 
     def report(self, error: BaseException) -> str:
         """Write an error's traceback to the log and return it."""
-        text = self._tracebacks.format(error)
+        text = self._tracebacks.format(original(error))
         sys.stderr.write(text)
         return text
 
     def failed(self, error: BaseException, given: Callable[[], str], log: bool = True) -> str:
         """Report an error of a request; return its traceback."""
+        error = original(error)
         text = self.report(error) if log else self._tracebacks.format(error)
         self.on_failure(error, text, given)
         return text

@@ -195,7 +195,7 @@ async def _unless_gone(answer: Awaitable[Response], gone: asyncio.Future[None]) 
     try:
         await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
-            return answering.result()
+            return cancelled() if answering.cancelled() else answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
         return cancelled()
