@@ -413,7 +413,9 @@ def test_an_open_file_is_captured_by_its_contents(tmp_path: Path) -> None:
     assert isinstance(loaded(content)["function"].__globals__["file"], io.StringIO)
 
 
-def test_an_open_file_is_captured_with_a_warning_that_names_it(tmp_path: Path) -> None:
+def test_an_open_file_is_captured_with_a_warning_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "data.txt"
     path.write_text("one\ntwo\n")
     with path.open() as handle:
@@ -425,9 +427,8 @@ def test_an_open_file_is_captured_with_a_warning_that_names_it(tmp_path: Path) -
         assert warning.startswith(
             "`f` calls `g`, which uses global `box`, which holds an open file"
         )
-    assert (
-        capture(notebook("import sys\nout = sys.stdout\ndef f(): return out")["f"]).warnings == ()
-    )
+        monkeypatch.setattr(sys, "stdout", handle)  # that of each runner is its own
+        assert capture(notebook("def f(): return out", out=handle)["f"]).warnings == ()
 
 
 def warnings_of(body: str, **names: Any) -> tuple[str, ...]:
