@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 GPU_STATUS = 503
@@ -127,19 +128,27 @@ class CUDAOutOfMemoryException(GPUOutOfMemoryException):
         super().__init__(message, status_code)
 
 
+def said(error: Any, shown: Callable[[Any], str] = str) -> str:
+    """Return the text of an error, or of a part of it, whatever its own code does."""
+    try:
+        return shown(error)
+    except Exception as unprintable:
+        return f"(its text cannot be made: {type(unprintable).__name__})"
+
+
 def gpu_error(error: BaseException) -> GPUException | None:
     """Return what an error says about the GPU, if it names one of its libraries."""
     if isinstance(error, GPUException):
         return error
     if _is_out_of_memory(error):
         return CUDAOutOfMemoryException()
-    text = str(error).lower()
+    text = said(error).lower()
     return GPUException() if any(word in text for word in _GPU_WORDS) else None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Say whether it is what PyTorch raises then; some of its words hide it."""
-    text = str(error)
+    text = said(error)
     return isinstance(error, RuntimeError) and (
         ("CUDA" in text and "out of memory" in text)
         or "NVML_SUCCESS == r INTERNAL ASSERT FAILED" in text

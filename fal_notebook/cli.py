@@ -45,7 +45,9 @@ def runners(name: str | None) -> display.Table:
     """Show the runners of an app, or of all apps."""
     if name is None:
         return display.runners_table(sync.wait(_client().all_runners()))
-    return display.runners_table(_handle(name).runners())
+    handle = _handle(name)
+    found = handle.runners()
+    return display.runners_table(found, None if found else handle.status())
 
 
 @commands.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -238,7 +239,8 @@ def start(
         http_endpoints(function)
     owner, app = app_identity(function, options, cell, name)
     payload = _captured(function, options, cell, source)
-    progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
+    notices = _notices(function, options)
+    progress = Progress(owner, app, payload, notices=notices, on_change=on_change)
     request = {
         "name": app,
         "digest": payload.digest,
@@ -269,7 +271,7 @@ def dry_run(
         find = functools.partial(_captured, function, options, cell, "")
         sync.wait(_check_secrets(payload, find, options.secrets or ()))
     inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
-    return payload, inherited, _not_effective(options)
+    return payload, inherited, _notices(function, options)
 
 
 def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Options]:
@@ -430,7 +432,8 @@ async def _explain(client: Client, progress: Progress) -> None:
                 f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
             )
     if progress.state == "failed":
-        progress.failed("; ".join([progress.error, *hints]), progress.log)
+        reason = progress.error.removesuffix(".") if hints else progress.error
+        progress.failed("; ".join([reason, *hints]), progress.log)
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
@@ -474,3 +477,30 @@ def _not_effective(options: Options) -> list[str]:
     later = {help.name for help in option_help() if not help.effective}
     used = sorted(later & options.model_fields_set)
     return [f"{name} is stored; it takes effect in a later release" for name in used]
+
+
+def _notices(function: Any, options: Options) -> list[str]:
+    return [*_not_effective(options), *_star_parameters(function, options)]
+
+
+def _star_parameters(function: Any, options: Options) -> list[str]:
+    """Note ``*args``: fields of a JSON body have names; ``**kwargs`` takes every further one."""
+    if isinstance(function, ServerCommand) or options.exposed_port is not None:
+        return []
+    served = [function]
+    if is_app(function):
+        served = [getattr(function, name) for name in http_endpoints(function)]
+    return [
+        f"`{name_of(each)}` takes `*{star}`, which stays empty over HTTP, where arguments have "
+        "names; a parameter that is a list would be filled"
+        for each in served
+        if (star := _star(each, options.setup_function is not None))
+    ]
+
+
+def _star(function: Any, has_setup: bool) -> str | None:
+    """Return the name of a parameter with one star, unless it takes what setup returned."""
+    with suppress(ValueError):  # written in C, and silent about its parameters
+        parameters = list(inspect.signature(function).parameters.values())[has_setup:]
+        return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    return None

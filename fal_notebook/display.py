@@ -127,8 +127,11 @@ def status_table(app: dict[str, Any]) -> Table:
     return Table(("", "value", "from"), rows, "")
 
 
-def runners_table(runners: Sequence[dict[str, Any]]) -> Table:
-    """Return one row per runner; those of more than one app say of which they are."""
+def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None = None) -> Table:
+    """Return one row per runner; those of more than one app say of which they are.
+
+    The status of an app says why it has none.
+    """
     with_app = all("app" in runner for runner in runners)
     rows = [
         (
@@ -145,7 +148,16 @@ def runners_table(runners: Sequence[dict[str, Any]]) -> Table:
     ]
     columns = ["runner", "state", "in flight", "machine", "age", "memory", "cause"]
     columns = ["app", *columns] if with_app else columns
-    return Table(columns, rows, "no runners: the app is scaled to zero")
+    return Table(columns, rows, f"no runners: {_why_none(app or {})}")
+
+
+def _why_none(app: dict[str, Any]) -> str:
+    at = app.get("next_try_at")
+    if at is None:
+        return "the app is scaled to zero"
+    left = at - time.time()
+    when = f"in {left:.0f} s" if left > 0 else "with the next request"
+    return f"CRASH_BACKOFF, next try {when}: {app['last_error']}"
 
 
 def keys_table(keys: Sequence[dict[str, Any]]) -> Table:

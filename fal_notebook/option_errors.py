@@ -64,8 +64,8 @@ def _inside(holder: type[BaseModel], problem: Any) -> str:
     field, place = str(problem["loc"][-1]), ".".join(map(str, problem["loc"][1:]))
     if problem["type"] == "extra_forbidden":
         nearest = get_close_matches(field, holder.model_fields, n=1)
-        meant = f"did you mean '{nearest[0]}'?" if nearest else "there is no such field"
-        return f"no '{place}', {meant}"
+        meant = f" (did you mean '{nearest[0]}'?)" if nearest else ""
+        return f"there is no field '{place}'{meant}"
     if problem["type"] == "missing":
         return f"{place} is missing"
     message = problem["msg"]

@@ -186,7 +186,7 @@ class Options(BaseModel):
     )
     retry_config: RetryConfig | None = option(
         None,
-        "retries of the queue per kind of failure",
+        "retries of the queue per kind of failure; 9 at most, whatever is given",
         "a dict such as {'timeout': {'retries': 2}}, of server_error, timeout, connection_error",
     )
     deployment_strategy: Literal["rolling", "recreate"] = option(

@@ -180,6 +180,33 @@ def test_endpoints_share_one_instance_that_was_set_up_in_its_thread(bench: Bench
         assert client.get("/count").headers["allow"] == "POST"
 
 
+def test_a_slash_at_the_end_of_a_path_may_be_there_or_not(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/echo")
+    def echo(self, text: str) -> str:
+        return text
+    @fal.endpoint("/slashed/")
+    def slashed(self, text: str) -> str:
+        return text
+    @fal.endpoint("/items/{name}")
+    def item(self, name: str, text: str) -> str:
+        return name + text
+    @fal.endpoint("/tree/{name:path}")
+    def tree(self, name: str) -> str:
+        return name
+"""
+    runner = start(bench, body)
+    for path in ("/echo", "/echo/", "/slashed/", "/slashed"):
+        assert post(runner, path, {"text": "a"}).json() == "a", path
+    for path in ("/items/n", "/items/n/"):
+        assert post(runner, path, {"text": "a"}).json() == "na"
+    assert post(runner, "/tree/a/", {}).json() == "a/"
+    for path in ("/", "//", "/echo//", "/nowhere/"):
+        assert post(runner, path, {"text": "a"}).status_code == 404, path
+    with runner.client() as client:
+        assert client.get("/echo/").status_code == 405
+
+
 def test_the_document_names_every_endpoint_in_order(bench: Bench) -> None:
     body = """
     @fal.endpoint("/z")

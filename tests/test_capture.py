@@ -168,7 +168,7 @@ def test_captured_lists_name_kind_and_size_of_each_value() -> None:
         "predict": "function",
         "model": "LogisticRegression",
         "helper": "function",
-        "x": "int",
+        "x": "int, a default",
         "j": "module",
         "sqrt": "import",
         "Path": "import",
@@ -411,6 +411,24 @@ def test_an_open_file_is_captured_by_its_contents(tmp_path: Path) -> None:
         cell = notebook("def f(): return file.read()", file=file)
         content = capture(cell["f"]).content
     assert isinstance(loaded(content)["function"].__globals__["file"], io.StringIO)
+
+
+def test_an_open_file_is_captured_with_a_warning_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("one\ntwo\n")
+    with path.open() as handle:
+        cell = notebook("def f(): return fh.read()", fh=handle)
+        (warning,) = capture(cell["f"]).warnings
+        assert warning.startswith("`f` uses global `fh`, an open file, and a runner gets a copy")
+        cell = notebook("def g(): return box\ndef f(): return g()", box=[{"in": handle}])
+        (warning,) = capture(cell["f"]).warnings
+        assert warning.startswith(
+            "`f` calls `g`, which uses global `box`, which holds an open file"
+        )
+        monkeypatch.setattr(sys, "stdout", handle)  # that of each runner is its own
+        assert capture(notebook("def f(): return out", out=handle)["f"]).warnings == ()
 
 
 def warnings_of(body: str, **names: Any) -> tuple[str, ...]:

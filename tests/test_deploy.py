@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 import fal_notebook
+from fal_notebook.deploying import dry_run
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import ConflictError, DeployError, GatewayError, OptionError
 from fal_notebook.handle import Handle
+from fal_notebook.options import split_options
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,40 @@ def test_setup_function_is_an_argument() -> None:
 def test_what_a_cell_would_note_is_a_warning() -> None:
     with pytest.warns(UserWarning, match="regions is stored; it takes effect in a later release"):
         fal_notebook.deploy(double, regions=["us-east"], wait=True)
+
+
+def _star() -> Callable[..., Any]:
+    def first(*numbers: int, **more: int) -> list[Any]:
+        return [*numbers, more]
+
+    return first
+
+
+def test_star_parameters_are_noted_as_http_fills_none_and_double_starred_take_all_fields() -> None:
+    said = r"^`first` takes `\*numbers`, which stays empty over HTTP, where arguments have names"
+    with pytest.warns(UserWarning, match=said) as caught:
+        handle = fal_notebook.deploy(_star(), wait=True)
+    assert len(caught) == 1
+    assert handle(1, 2, x=3) == [1, 2, {"x": 3}]
+    (schema,) = handle.openapi()["components"]["schemas"].values()
+    assert schema["additionalProperties"] == {"type": "integer"}
+
+
+def test_the_star_parameter_of_a_setup_or_of_a_server_is_not_noted() -> None:
+    options, cell = split_options({"setup_function": double})
+    assert dry_run(_star(), options, cell, "")[2] == []
+    options, cell = split_options({"exposed_port": 8000})
+    assert dry_run(_star(), options, cell, "")[2] == []
+
+
+def test_the_star_parameter_of_an_endpoint_is_noted() -> None:
+    class A(fal_notebook.App):
+        @fal_notebook.endpoint("/")
+        def all(self, *numbers: int) -> int:
+            return sum(numbers)
+
+    (note,) = dry_run(A, *split_options({}), "")[2]
+    assert note.startswith("`all` takes `*numbers`")
 
 
 @pytest.mark.parametrize(

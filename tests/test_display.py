@@ -64,6 +64,15 @@ def test_empty_tables_say_what_is_missing() -> None:
     assert repr(runners_table([])) == "no runners: the app is scaled to zero"
 
 
+@pytest.mark.parametrize(("seconds", "when"), [(12.4, "in 12 s"), (-1.0, "with the next request")])
+def test_a_crash_backoff_is_said_with_its_cause_and_the_next_try(seconds: float, when: str) -> None:
+    app = {"next_try_at": time.time() + seconds, "last_error": "ValueError: no weights"}
+    said = f"no runners: CRASH_BACKOFF, next try {when}: ValueError: no weights"
+    assert repr(runners_table([], app)) == said
+    up = {"next_try_at": None, "last_error": ""}
+    assert repr(runners_table([], up)) == "no runners: the app is scaled to zero"
+
+
 def test_captured_values_are_listed_with_kind_and_size() -> None:
     table = repr(captured_table(capture(progress)))
     assert "progress" in table.splitlines()[1]

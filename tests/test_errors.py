@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +20,15 @@ from test_gateway_process import deploy, end, stop
 
 from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import NotFoundError, StoreError
+from fal_notebook.exceptions import NotFoundError, RemoteError, StoreError
 from fal_notebook.gateway.errors import GROUPS, Errors
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import App, ErrorGroup, Store
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.handle import Handle
 from fal_notebook.runner import shown
-from fal_notebook.runner.failures import KEPT, Failures, place_of, type_name
+from fal_notebook.runner.failures import KEPT, Failures, defined_at, place_of, type_name
+from fal_notebook.runner.results import output_of
 
 SOURCE = """
 import json, os, time
@@ -122,6 +125,26 @@ def test_an_error_without_a_line_of_the_user_has_a_place_all_the_same() -> None:
     ring = RuntimeError("a")
     ring.__context__ = ring
     assert place_of(ring) == "the call"
+
+
+def test_a_result_that_cannot_be_answered_has_the_place_of_its_function() -> None:
+    names: dict[str, Any] = {}
+    source = "import functools\nclass App:\n  def act(self): pass\ndef f(): pass"
+    exec(compile(source, "<cell 7>", "exec"), names)
+    for function, place in (
+        (names["f"], "<cell 7>:4 in f"),
+        (names["App"]().act, "<cell 7>:3 in act"),
+        (functools.partial(names["f"]), "<cell 7>:4 in f"),
+        (functools.wraps(names["f"])(lambda: None), "<cell 7>:4 in f"),
+    ):
+        output = output_of("f", int, defined_at(function))
+        with pytest.raises(TypeError) as caught:
+            output.to_json("notint")
+        assert place_of(caught.value) == place
+        with pytest.raises(TypeError) as caught:
+            output.to_frame(lambda value: [][1], 1)  # type: ignore[misc]
+        assert place_of(caught.value) == place
+    assert defined_at(print) == ""
 
 
 def test_types_have_their_module_unless_it_says_nothing() -> None:
@@ -275,13 +298,119 @@ def test_each_way_to_fail_is_counted_once(
         "Odd": 2,
         "json.decoder.JSONDecodeError": 1,
         "fastapi.exceptions.HTTPException": 1,
-        "RuntimeError": 1,
+        "SystemExit": 1,
         "TypeError": 2,
     }
     with contextlib.suppress(AssertionError):
         eventually(lambda: grown(fails, before) == wanted)
     time.sleep(1.5)
     assert grown(fails, before) == wanted
+
+
+ESCAPES = """
+import asyncio
+class Own(BaseException): pass
+def stops(n: int): raise [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Own("mine")][n]
+"""
+NAMES = ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "Own"]
+LOOKS = {
+    "thread": "def f(n: int): stops(n)",
+    "loop": "async def f(n: int):\n    await asyncio.sleep(0)\n    stops(n)",
+    "generator": "def f(n: int):\n    yield 1\n    stops(n)",
+    "async generator": "async def f(n: int):\n    yield 1\n    stops(n)",
+    "fastapi": "from fastapi import Query\ndef f(n: int, q: int = Query(1)): stops(n)",
+}
+
+
+def outcome(call: Any) -> Any:
+    """Return what a call gives, of a generator the last value."""
+    result = call()
+    return list(result)[-1] if isinstance(result, Iterator) else result
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_would_end_a_program_has_its_own_group(
+    gateway: GatewayInfo, eventually: Any, look: str
+) -> None:
+    with deployed(ESCAPES + LOOKS[look], serve=True, auth="public", max_concurrency=1) as f:
+        runner = f.runners()[0]["id"]
+        for n, name in enumerate(NAMES):
+            answer = httpx.post(run_url(gateway, f), json={"n": n}, timeout=30)
+            if "generator" in look:
+                assert "event: error" in answer.text
+            else:
+                assert answer.status_code == 500
+                assert answer.json() == {"detail": "Internal Server Error"}
+                assert answer.headers["x-fal-error-type"] == "runner_server_error"
+            if look == "fastapi":  # it takes JSON only
+                continue
+            asked = f.submit(n)
+            for call in (lambda: f(n), asked.result):  # noqa: B023
+                with pytest.raises(RemoteError, match=rf"^{name}") as caught:
+                    outcome(call)
+                assert "in stops" in str(caught.value.__cause__)
+            if "generator" not in look:
+                assert asked.status().error == f"the function raised {name}"
+        times = 1 if look == "fastapi" else 3
+        eventually(lambda: counts(f) == dict.fromkeys(NAMES, times))
+        assert {g["place"].rpartition(":")[2] for g in f.errors()} == {"4 in stops"}
+        assert [r["id"] for r in f.runners()] == [runner]
+
+
+AROUND = {
+    "RuntimeError": """
+from pydantic import BaseModel, field_validator
+class Model(BaseModel):
+    n: int
+    @field_validator("n")
+    @classmethod
+    def check(cls, n): raise RuntimeError
+def f(model: Model): pass
+""",
+    "SystemExit": """
+from typing import Annotated
+from pydantic import AfterValidator
+def check(n): raise SystemExit
+def f(n: Annotated[int, AfterValidator(check)]): pass
+""",
+    "KeyError": """
+from fastapi import Depends
+def check(n: int = 1): raise KeyError
+def f(n: int = Depends(check)): pass
+""",
+    "fastapi.exceptions.ResponseValidationError": """
+from fastapi import Query
+def f(n: int = Query(1)) -> int: return "no number"
+""",
+    "Mute": """
+class Mute(Exception):
+    def __str__(self): raise ValueError
+def f(n: int): raise Mute
+""",
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_fails_around_a_function_is_counted_too(
+    gateway: GatewayInfo, eventually: Any, kind: str
+) -> None:
+    with deployed(AROUND[kind], serve=True, auth="public") as f:
+        answer = httpx.post(run_url(gateway, f), json={"n": 1}, timeout=30)
+        assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
+        assert answer.headers["x-fal-error-type"] == "runner_server_error"
+        (group,) = eventually(f.errors)
+        assert (group["type"], group["count"]) == (kind, 1)
+        assert group["place"].rpartition(" ")[2] in ("check", "f")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 cannot tell who cancelled")
+def test_a_cancel_that_nobody_asked_for_is_an_error(gateway: GatewayInfo, eventually: Any) -> None:
+    source = "import asyncio\nasync def f():\n    raise asyncio.CancelledError('mine')"
+    with deployed(source, serve=True, auth="public") as f:
+        assert httpx.post(run_url(gateway, f), json={}).status_code == 500
+        with pytest.raises(RemoteError, match="CancelledError: mine"):
+            f()
+        eventually(lambda: counts(f) == {"asyncio.exceptions.CancelledError": 2})
 
 
 def sample(handle: Handle, **wanted: Any) -> dict[str, Any]:
@@ -303,6 +432,10 @@ def test_a_sample_has_input_traceback_and_place(
     assert "return json.loads(text)" in found["traceback"]
     assert found["input"].replace(" ", "") == '{"how":"library","n":42}'
     assert (found["revision"], found["message"][:9]) == (1, "Expecting")
+    answer = httpx.post(run_url(gateway, fails), json={"how": "result"})
+    request = answer.headers["x-fal-request-id"]
+    found = eventually(lambda: sample(fails, request=request))
+    assert found["place"].endswith(">:10 in fails")
     with pytest.raises(ValueError, match="1234"):
         fails("value", n=1234)
     found = eventually(lambda: sample(fails, message="bad 1234"))

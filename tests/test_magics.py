@@ -462,9 +462,9 @@ def test_a_deploy_whose_setup_fails_shows_reason_and_log_and_leaves_what_runs(
 ) -> None:
     shell.run(cell("wait=true", ONE))
     first, number = shell["one"], shell["one"].status()["number"]
-    shell.run("def load():\n    print('<b>half way</b>')\n    raise ValueError('no weights')")
+    shell.run("def load():\n    print('<b>half way</b>')\n    raise ValueError('no weights.')")
     said = refusal(shell, cell("setup_function=load wait=true", ONE.replace("1", "2")))
-    assert "one: ValueError: no weights" in said
+    assert "one: ValueError: no weights; revision" in said
     assert "\n" not in said
     assert "| <b>half way</b>" in capsys.readouterr().out
     assert first() == 1
@@ -474,6 +474,19 @@ def test_a_deploy_whose_setup_fails_shows_reason_and_log_and_leaves_what_runs(
     still = f"revision {number} still answers at {first.url}, call it as "
     assert f"{still}fal_notebook.Handle('tester', 'one')(…)" in str(caught.value)
     assert Handle("tester", "one")() == 1
+
+
+def test_runners_of_an_app_that_fails_to_start_say_so(shell, capsys, eventually) -> None:
+    shell.run("import os, threading\ndef load(): threading.Timer(0.1, os._exit, (3,)).start()")
+    shell.run(cell("setup_function=load wait=true", ONE))
+
+    def shown() -> str:
+        capsys.readouterr()
+        shell.run("%fal runners one")
+        return capsys.readouterr().out
+
+    said = eventually(lambda: (text := shown()).startswith("no runners: CRASH") and text)
+    assert re.match(r"no runners: CRASH_BACKOFF, next try in \d+ s: the runner ended by", said)
 
 
 def test_an_import_error_in_the_runner_is_shown_in_the_cell(shell, tmp_path, monkeypatch) -> None:

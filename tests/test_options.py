@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway.queue.retry import ATTEMPTS
 from fal_notebook.options import (
     SCALING,
     CellOptions,
@@ -99,7 +100,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"health_check": {"path": "/x", "timeout_seconds": -1}},
         "health_check is not allowed: timeout_seconds=-1, input should be greater than or equal",
     ),
-    ({"health_check": {"pth": "/x"}}, "health_check is not allowed: no 'pth', did you mean 'path'"),
+    (
+        {"health_check": {"pth": "/x"}},
+        "there is no field 'pth' (did you mean 'path'?); give",
+    ),
     ({"health_check": {1: 2}}, "health_check is not allowed: "),
     ({"skip_retry_conditions": ["x"]}, "a list of server_error, timeout, connection_error"),
     ({"retry_config": {}}, "at least one of server_error, timeout and connection_error"),
@@ -110,11 +114,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"retry_config": {"timeouts": {"retries": 2}}},
-        "retry_config is not allowed: no 'timeouts', did you mean 'timeout'?; give a dict such as",
+        "not allowed: there is no field 'timeouts' (did you mean 'timeout'?); give a dict such as",
+    ),
+    (
+        {"retry_config": {"foo": {"retries": 2}}},
+        "retry_config is not allowed: there is no field 'foo'; give a dict such as",
     ),
     (
         {"retry_config": {"timeout": {"retrys": 2}}},
-        "retry_config is not allowed: no 'timeout.retrys', did you mean 'retries'?",
+        "retry_config is not allowed: there is no field 'timeout.retrys' (did you mean 'retries'?)",
     ),
     ({"image": 3}, "image, an int, is not allowed: a ContainerImage, or a reference such as"),
     ({"metadata": {"openapi": 3}}, "metadata is not allowed: its openapi must be a dict, not 3"),
@@ -375,6 +383,11 @@ def test_help_says_what_is_not_effective_yet() -> None:
     assert not listed["image"].effective
     assert listed["machine_type"].type == "str | list[str]"
     assert listed["setup_function"].type == "callable"
+
+
+def test_help_says_how_often_the_queue_retries_at_most() -> None:
+    (help_of,) = [item.help for item in option_help() if item.name == "retry_config"]
+    assert f"; {ATTEMPTS - 1} at most" in help_of
 
 
 def test_help_text_lists_every_option_with_its_default() -> None:

@@ -94,6 +94,11 @@ NAMESPACE: dict[str, Any] = {
             "metadata",
             {"openapi": {"$ref": "#/a", "/x/{id}": [1, 2]}},
         ),
+        (
+            'retry_config={"timeout":{"retries":true}}',
+            "retry_config",
+            '{"timeout":{"retries":true}}',
+        ),
         ("image=image", "image", IMAGE),
         ("image=my-org/my-server:latest", "image", "my-org/my-server:latest"),
         ("image='python'", "image", "python"),

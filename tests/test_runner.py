@@ -270,6 +270,12 @@ def test_what_would_end_a_program_is_an_ordinary_error(
     assert runner.value(bad=False) == 1
 
 
+def test_a_function_that_cancels_its_own_task_is_answered(bench: Bench) -> None:
+    source = "import asyncio\nasync def f():\n    asyncio.current_task().cancel()\n    "
+    runner = start(bench, source + "await asyncio.sleep(9)")
+    assert runner.post().status_code == 499
+
+
 # --- threads and the loop ------------------------------------------------------------------------
 PEAK = """
 import threading, time
@@ -564,7 +570,7 @@ def test_a_drain_waits_for_what_its_gateway_has_on_the_way(bench: Bench, eventua
     [
         ("raise ValueError('no model')", "ValueError: no model"),
         ("raise MemoryError", "MemoryError"),
-        ("raise SystemExit(3)", "SystemExit(3)"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("return 1", "TypeError: setup_function returned a value"),
     ],
 )

@@ -54,6 +54,25 @@ KEYS = {
     "google access": "ya" + "29." + "a0" + B62 + B62[:9],
     "telegram": "123456789" + ":A" + "A" + B62[:33],
     "fal": FAL_ID + ":" + HEX[:32],
+    "google oauth": "GOC" + "SPX-" + B62[:13] + "-_" + B62[:13],
+    "databricks": "da" + "pi" + HEX[:32],
+    "databricks numbered": "da" + "pi" + HEX[:32] + "-2",
+    "shopify": "shp" + "at_" + HEX[:32],
+    "vault": "hv" + "s.CAES" + "IJ" + B62 + "-_" + B62,
+    "vault root": "hv" + "s." + B62[:24],
+    "xai": "xa" + "i-" + (B62 * 2)[:80],
+    "nvidia": "nv" + "api-" + B62[:30] + "-_" + B62[:32],
+    "perplexity": "pp" + "lx-" + (B62 * 2)[:48],
+    "tavily": "tv" + "ly-" + B62[:32],
+    "tavily dev": "tv" + "ly-dev-" + B62[:32],
+    "pinecone": "pc" + "sk_" + B62[:6] + "_" + (B62 * 2)[:63],
+    "langsmith": "lsv2" + "_pt_" + HEX[:32] + "_" + HEX[:10],
+    "docker": "dckr" + "_pat_" + B62[:25] + "-_",
+    "age": "AGE-SECRET" + "-KEY-1" + ("QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L" * 2)[:58],
+    "doppler": "dp" + ".pt." + B62[:43],
+    "notion": "nt" + "n_" + "12345678901" + B62[:35],
+    "notion old": "sec" + "ret_" + B62[:43],
+    "linear": "lin" + "_api_" + B62[:40],
     "database": "postgresql+psycopg://app" + ":" + "h8Kq2pLw" + "@" + "db.example.org/main",
     "redis": "redis://" + ":" + "h8Kq2pLw" + "@" + "10.0.0.3:6379",
 }
@@ -147,6 +166,16 @@ def test_allow_secret_lets_the_named_variable_travel_and_no_other() -> None:
     assert capture(function, allow_secret=["A", "B"]).digest
 
 
+def test_an_allowed_name_that_nothing_captured_has_is_noted() -> None:
+    function = cell("def predict(): return API_KEY", API_KEY="none")
+    (note,) = capture(function, allow_secret=["API_KYE"]).warnings
+    assert note == "allow_secret names `API_KYE`, which is not captured; did you mean `API_KEY`?"
+    (note,) = capture(function, allow_secret=["API_KEY", "zzz"]).warnings
+    assert note == "allow_secret names `zzz`, which is not captured"
+    options = {"options": {"message": "held"}}
+    assert capture(function, allow_secret=["message", "predict"], identity=options).warnings == ()
+
+
 def test_the_same_key_under_two_names_needs_both_allowed() -> None:
     key = KEYS["openai"]
     with pytest.raises(SecretInPayloadError, match=r"^`B`"):
@@ -213,6 +242,14 @@ INNOCENT = {
     "small integers": lambda: np.random.default_rng(7).integers(32, 127, 1_000_000, dtype="u1"),
     "words": lambda: ["task-" + "abcdefgh" * 5, "sk-learn-is-a-name", "risk-" + B62, "disk_live_x"],
     "examples": lambda: ["sk-...", "sk-" + "x" * 48, "AKIA" + "X" * 16, "ghp_<your token here>"],
+    "names that begin like keys": lambda: [
+        *("dapi_client", "hvs.example.org", "xai-explanations-of-a-model", "dp.pt.md", "ntn_id"),
+        *("secret_name_of_a_long_variable_in_a_config_file_1", "secret_" + "x" * 43, "xai-" + B62),
+        *("secret_" + B62[:42], "secret_" + B62[:44], "nvapi-" + B62, "pplx-" + B62[:40]),
+        *("tvly-" + B62[:20], "pcsk_" + B62, "lsv2_pt_" + HEX, "dckr_pat_" + B62, "ghost"),
+        *("lin_api_key_of_the_client", "shpat_" + HEX, "dapi" + HEX),
+        *("GOCSPX-your-client-secret", "hvs." + B62[:30], "dp.pt." + B62[:30]),
+    ],
     "urls": lambda: ["https://example.org:8080/a@b", "redis://localhost:6379/0", "http://a/b:c@d"],
     "placeholders": lambda: ["postgres://user:password@localhost/db", "mysql://u:{pw}@host/db"],
     "public key": lambda: "-----BEGIN PUBLIC KEY-----\n" + B62,

@@ -24,7 +24,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -56,6 +56,7 @@ RUNNER_LIBRARIES = (
 """What the runner imports besides the user's own packages; they bring what they need."""
 
 MARKER = ".complete"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,16 @@ class _Place:
     def complete(self, number: int) -> bool:
         return (self.folder / str(number) / MARKER).exists()
 
+    def remove_if_empty(self) -> None:
+        """Remove the folder and the lock in it, to be called by who holds that.
+
+        Who waits for the lock opens it anew each time, and no other process builds here.
+        """
+        if not self.generations():
+            with suppress(OSError):
+                (self.folder / LOCK).unlink()
+                self.folder.rmdir()
+
     def latest(self) -> Path | None:
         for number in reversed(self.generations()):
             path = self.folder / str(number)
@@ -201,10 +212,13 @@ async def _ensure(
             return found
         for folder in (place.folder.parent, place.folder):
             folder.mkdir(exist_ok=True)  # not the state folder: when it was removed it stays so
-        async with _locked(place.folder / ".lock", progress):
+        async with _locked(place.folder / LOCK, progress):
             if not force and (found := place.latest()):
                 return found
-            return await _build(place, build, progress)
+            try:
+                return await _build(place, build, progress)
+            finally:
+                place.remove_if_empty()
 
 
 async def _build(

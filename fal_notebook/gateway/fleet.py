@@ -258,6 +258,12 @@ class Fleet:
             self.failures = 0
             self._on_need(self)
 
+    def next_try_at(self) -> float | None:
+        """Return until when a crash backoff holds back starts, None where there is none."""
+        if not self.failures or self.last_failure_at is None or self.active():
+            return None
+        return self.last_failure_at + autoscaler.backoff(self.failures)
+
     def retire(self) -> None:
         """Serve no more: the app was deleted."""
         self.revision = None

@@ -25,6 +25,7 @@ _CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "none": None
 _QUOTE_IT = "; a reference to an image contains '/' or ':' or is quoted"
 
 _PAIR = re.compile(r"(?:--)?([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
+_DICT = re.compile(r"""\{\s*["']""")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 # Before anything else, as in pandas>=2,<3, the comma belongs to the requirement.
 _NEW_REQUIREMENT = re.compile(r"""\s*(?:[\w./$"'{\[]|~/)""")
@@ -97,7 +98,10 @@ def _value(key: str, text: str, namespace: Mapping[str, Any]) -> Any:
         return _variable(text, namespace, _QUOTE_IT if key == "image" else "")
     if key in _LISTS and text.lower() not in _CONSTANTS:
         return _list(key, text, namespace)
-    return expand(_scalar(text, is_text=key in _TEXTS), namespace)
+    scalar = _scalar(text, is_text=key in _TEXTS)
+    if key not in _TEXTS and _DICT.match(text):
+        return scalar  # if it is none, its refusal shows it as it was written
+    return expand(scalar, namespace)
 
 
 def _list(key: str, text: str, namespace: Mapping[str, Any]) -> Any:

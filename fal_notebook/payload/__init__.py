@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import collections
 import heapq
+import io
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from fal_notebook import cell
@@ -49,7 +51,8 @@ class Captured:
         The name by which the code reaches it.
     kind : str
         ``function``, ``class``, ``module``, ``import`` (a function or class that is imported),
-        ``handle``, or the type's name, such as ``LogisticRegression``.
+        ``handle``, or the type's name, such as ``LogisticRegression``; of a parameter's default
+        value followed by ``, a default``.
     size : int
         Bytes of it in the payload; 0 for what the runner imports.
     """
@@ -133,7 +136,12 @@ def capture(
         refuse_secrets(pickled, sources, items, known, allow_secret)
         identified = {**content, "identity": dict(identity), "python": python_minor()}
         digest = digest_of(identified, reductions)
-        warnings = (*_size_warning(len(pickled), items), *_code_warnings(items, modules))
+        warnings = (
+            *_size_warning(len(pickled), items),
+            *_code_warnings(items, modules),
+            *_file_warnings(items),
+            *_unknown_names(items, allow_secret, identity.get("options", ())),
+        )
         captured = _captured(items)
     used = {module for item in items for module in item.modules}
     manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
@@ -149,7 +157,12 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
     made = {id(item) for item in items if item.is_generated}
     hidden = {id(i) for i in items if i.how == "signature" or i.is_method or id(i.owner) in made}
     shown = [item for item in items if id(item) not in hidden]
-    return tuple(Captured(i.name, i.kind, i.size + methods[id(i)]) for i in shown)
+    return tuple(Captured(i.name, _kind(i), i.size + methods[id(i)]) for i in shown)
+
+
+def _kind(item: Item) -> str:
+    """Return the kind to show: a parameter's default is no variable of the notebook."""
+    return item.kind + ", a default" * (item.how == "default argument")
 
 
 def _hints(function: Any) -> dict[str, Any]:
@@ -228,3 +241,25 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
             f"runner finds it; add local_python_modules={name}"
         ] = None
     return list(found)
+
+
+def _file_warnings(items: list[Item]) -> list[str]:
+    return [
+        f"{item.sentence()}, {'an' if isinstance(item.value, io.IOBase) else 'which holds an'} "
+        "open file, and a runner gets a copy of its text as it is now; "
+        "open it in setup_function or inside the function"
+        for item in items
+        if item.holds_file
+    ]
+
+
+def _unknown_names(
+    items: list[Item], allowed: Iterable[str], options: Iterable[str]
+) -> Iterator[str]:
+    """Say which of the names in allow_secret are those of no captured value and no option."""
+    known = list(dict.fromkeys(item.name for item in items))
+    for name in allowed:
+        if name not in known and name not in options:
+            nearest = get_close_matches(name, known, n=1)
+            meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            yield f"allow_secret names `{name}`, which is not captured{meant}"

@@ -43,6 +43,8 @@ class Item:
         Bytes of what is the value's own in the pickle.
     modules : set of str
         Modules that the value refers to by import path.
+    holds_file : bool
+        The value is an open file, or has one in it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Item:
     owner: Item | None = None
     size: int = 0
     modules: set[str] = field(default_factory=set)
+    holds_file: bool = False
 
     @property
     def kind(self) -> str:
@@ -153,6 +156,7 @@ def _measure(item: Item, reductions: Reductions) -> list[Reference]:
         raise UnpicklableError(_unpicklable(item, error)) from error
     item.size = sink.size
     item.modules |= pickler.referred
+    item.holds_file = pickler.holds_file
     return [Reference("part", value.__name__, value) for value in pickler.found]
 
 

@@ -156,12 +156,15 @@ class ValuePickler(PayloadPickler):
         The functions, classes and modules that were left out, in order.
     referred : set of str
         Modules of the functions and classes that are shipped by import path.
+    holds_file : bool
+        There is an open file in it; cloudpickle ships its text in place of it.
     """
 
     def __init__(self, file: Any, root: Any, reductions: Reductions) -> None:
         super().__init__(file, reductions)
         self.found: list[Any] = []
         self.referred: set[str] = set()
+        self.holds_file = False
         self._root = root
 
     def reducer_override(self, obj: Any) -> Any:
@@ -173,6 +176,8 @@ class ValuePickler(PayloadPickler):
                 return str, (obj.__name__,)
             name = obj.__name__ if isinstance(obj, types.ModuleType) else obj.__module__
             self.referred.add(str(name))
+        if type(obj) is io.TextIOWrapper and obj not in (sys.stdout, sys.stderr):
+            self.holds_file = True
         return super().reducer_override(obj)
 
     def _belongs_to_root(self, obj: Any) -> bool:

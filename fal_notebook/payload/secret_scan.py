@@ -92,6 +92,22 @@ FORMATS: tuple[Format, ...] = (
     _format("a JSON web token", "eyJ", r"[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{16,}"),
     _format("a Groq key", "gsk_", r"[A-Za-z0-9]{52}(?![A-Za-z0-9])"),
     _format("a Google access token", "ya29.", r"[A-Za-z0-9_-]{50,}"),
+    _format("a Google OAuth secret", "GOCSPX-", r"[\w-]{28}(?![\w-])"),
+    _format("a Databricks token", "dapi", r"[0-9a-f]{32}(?:-\d)?(?![\w-])"),
+    _format("a Shopify token", "shp", r"(?:at|ca|pa|ss)_[0-9a-fA-F]{32}(?!\w)"),
+    _format("a Vault token", "hvs.", r"(?:[A-Za-z0-9]{24}|[\w-]{90,})(?![\w-])"),
+    _format("an xAI key", "xai-", r"\w{80}(?!\w)"),
+    _format("an NVIDIA key", "nvapi-", r"[\w-]{64}(?![\w-])"),
+    _format("a Perplexity key", "pplx-", r"[A-Za-z0-9]{48}(?!\w)"),
+    _format("a Tavily key", "tvly-", r"(?:dev-|prod-)?[A-Za-z0-9]{32}(?!\w)"),
+    _format("a Pinecone key", "pcsk_", r"[A-Za-z0-9]{5,6}_[A-Za-z0-9]{63}(?!\w)"),
+    _format("a LangSmith key", "lsv2_", r"(?:pt|sk)_[0-9a-f]{32}_[0-9a-f]{10}(?!\w)"),
+    _format("a Docker token", "dckr_pat_", r"[\w-]{27}(?![\w-])"),
+    _format("an age key", "AGE-SECRET-KEY-1", r"[02-9AC-HJ-NP-Z]{58}(?!\w)"),
+    _format("a Doppler token", "dp.pt.", r"[A-Za-z0-9]{40,44}(?!\w)"),
+    _format("a Notion token", "ntn_", r"[0-9]{11}[A-Za-z0-9]{35}(?!\w)"),
+    _format("a Notion token", "secret_", r"[A-Za-z0-9]{43}(?!\w)"),
+    _format("a Linear key", "lin_api_", r"[A-Za-z0-9]{40}(?!\w)"),
     *(
         _format("a Telegram bot token", ":AA", rf"\d{{{n}}}:AA[\w-]{{33}}(?![\w-])", back=n)
         for n in (8, 9, 10)

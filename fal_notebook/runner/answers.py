@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope
 from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
+from fal_notebook.runner.escapes import contained
 from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused
 from fal_notebook.runner.results import Output
 from fal_notebook.runner.route import Route
@@ -52,9 +53,11 @@ def answer(route: Route, call: Call, pickled: bool) -> Awaitable[Response]:
 async def _json(route: Route, call: Call) -> Response:
     given = functools.partial(shown.body, call.body)
     try:
-        args, kwargs = route.signature.arguments(call.body)
+        args, kwargs = contained(route.signature.arguments, call.body)
     except ValidationError as error:
         return invalid(error, call.body)
+    except Exception as error:  # of a validator of the user's
+        return refused(route.reports, error, given)
     try:
         finish = functools.partial(_finished, route)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
@@ -99,12 +102,12 @@ async def _pickled(route: Route, call: Call) -> Response:
     try:
         args, kwargs = frames.load_call(call.body)
         given = functools.partial(shown.call, args, kwargs)
-        args, kwargs = route.signature.python_arguments(args, kwargs)
+        args, kwargs = contained(route.signature.python_arguments, args, kwargs)
         finish = functools.partial(route.signature.output.to_frame, frames.returned)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
     except Exception as error:
         result = _raised(route, error, given)
-        headers = {frames.RAISED: type(error).__name__.encode("ascii", "replace").decode()}
+        headers = {frames.RAISED: frames.type_name(error)}
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
     if is_stream(result):
         return Stream(_frames(route, result, given), media_type=frames.CONTENT_TYPE)

@@ -6,6 +6,8 @@ The first of a group is told at once, for its runner may be ended for it; more o
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import os
 import re
 import sysconfig
@@ -13,9 +15,10 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, TypeVar
 
+from fal_notebook.app_exceptions import said
 from fal_notebook.runner import log_context
 from fal_notebook.runner.shown import cut
 from fal_notebook.runner.tracebacks import OURS, chained
@@ -30,7 +33,11 @@ _LIBRARIES = tuple({path + os.sep for path in sysconfig.get_paths().values()})
 _PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _CELL = re.compile(r"<ipython-input-.*>|.*[/\\]ipykernel_\d+[/\\]\d+\.py")
 
+# Under this name an error holds where it stands, if its traceback does not say so.
+_PLACE = "_fal_place"
+
 _Key = tuple[str, str]
+E = TypeVar("E", bound=BaseException)
 
 
 @dataclass
@@ -75,7 +82,7 @@ class Failures:
         group.count += 1
         group.last = now
         group.request = log_context.current() or ""
-        group.message = _message(error)
+        group.message = cut(said(error), LONGEST_MESSAGE)
         group.traceback = cut(text, LONGEST_TRACEBACK, from_end=True)
         group.given = given
         if key not in self._told and len(self._told) < KEPT:
@@ -132,16 +139,33 @@ def place_of(error: BaseException) -> str:
     """Return where the user's code failed: the innermost line that is no library's.
 
     An error that says nothing of that may have a cause which does. One that was raised by a
-    library before any line of the user has the library's line, one of ours "the call".
+    library before any line of the user has the library's line, one of ours "the call". What was
+    `placed` stands there.
     """
+    if place := vars(error).get(_PLACE):
+        return str(place)
     every: list[tuple[FrameType, int]] = []
     for shown in chained(error):
         found = [f for f in traceback.walk_tb(shown.__traceback__) if not _is(OURS, f[0])]
         users = [f for f in found if not _of_library(f[0].f_code.co_filename)]
         if users:
-            return _described(*users[-1])
+            return _described(users[-1][0].f_code, users[-1][1])
         every = every or found
-    return _described(*every[-1]) if every else "the call"
+    return _described(every[-1][0].f_code, every[-1][1]) if every else "the call"
+
+
+def defined_at(function: Any) -> str:
+    """Return the place at which a function is defined, "" of one that is not the user's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else _described(code, code.co_firstlineno)
+
+
+def placed(error: E, place: str) -> E:
+    """Have an error stand at another place than its traceback says; "" changes nothing."""
+    vars(error)[_PLACE] = place
+    return error
 
 
 def _is(folders: tuple[str, ...], frame: FrameType) -> bool:
@@ -152,18 +176,11 @@ def _of_library(filename: str) -> bool:
     return filename.startswith(("<frozen ", *_LIBRARIES)) or bool(_PACKAGES.search(filename))
 
 
-def _described(frame: FrameType, line: int) -> str:
-    """Name a frame; cells have other file names in each kernel, so those are left out."""
-    filename = frame.f_code.co_filename
+def _described(code: CodeType, line: int) -> str:
+    """Name a line of code; cells have other file names in each kernel, so those are left out."""
+    filename = code.co_filename
     if _CELL.fullmatch(filename):
         filename = "<cell>"
     elif not filename.startswith("<"):
         filename = "/".join(filename.split(os.sep)[-2:])
-    return cut(f"{filename}:{line} in {frame.f_code.co_name}", LONGEST_NAME)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return cut(str(error), LONGEST_MESSAGE)
-    except Exception as unprintable:
-        return f"(its text cannot be made: {type(unprintable).__name__})"
+    return cut(f"{filename}:{line} in {code.co_name}", LONGEST_NAME)

@@ -58,7 +58,8 @@ class PythonCall:
                 answer = self._answer(asked[OUTCOME], start["status"], bytes(told))
                 await answer(scope, receive, send)
 
-        await self._route.app(asked, _replayed(content, receive), framed)
+        with contextlib.suppress(Exception):  # the route's own handler has told of it
+            await self._route.app(asked, _replayed(content, receive), framed)
 
     # --- in ----------------------------------------------------------------------------------
     def _request(self, scope: Scope) -> tuple[dict[str, Any], bytes]:
@@ -104,7 +105,7 @@ class PythonCall:
 
     def _raised(self, error: Exception, failed: bool = True) -> Response:
         content = self._frame_of(error) if failed else frames.raised(error, "")
-        headers = {frames.RAISED: type(error).__name__.encode("ascii", "replace").decode()}
+        headers = {frames.RAISED: frames.type_name(error)}
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
         return Response(content, headers=headers, media_type=frames.CONTENT_TYPE)
 

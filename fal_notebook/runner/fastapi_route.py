@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call, events
 from fal_notebook.runner.caller import Stream
+from fal_notebook.runner.failures import defined_at, placed
 from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
 from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
 from fal_notebook.runner.refusals import refused
@@ -55,10 +57,13 @@ class FastApiRoute:
         self.path = path
         self.reports = reports
         self.workers = workers
+        self._place = defined_at(function)
         self._template, self.path_format, self.in_path = compile_path(path)
-        self.output = output_of(name, item_type(function, hints.get("return", Any)))
+        returned = item_type(function, hints.get("return", Any))
+        self.output = output_of(name, returned, self._place)
         self.places = Places(function, hints, self.in_path)
         self.app = FastAPI(openapi_url=None, strict_content_type=False)
+        self.app.add_exception_handler(Exception, self._failed)
         self.app.add_api_route(
             path, self._endpoint(function, hints), methods=["POST"], operation_id=name, name=name
         )
@@ -73,7 +78,8 @@ class FastApiRoute:
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
             scope["fal_given"] = functools.partial(shown.body, call.body)
-            await self.app(scope, call.replayed(), send)
+            with contextlib.suppress(Exception):  # `_failed` has seen it
+                await self.app(scope, call.replayed(), send)
 
         return respond
 
@@ -83,6 +89,14 @@ class FastApiRoute:
         return FastApiRoute(
             self.name, path, function, hints, self.workers, self.reports, as_event=True
         )
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """Answer what a dependency raises, and FastAPI of a result that does not fit."""
+        from fastapi.exceptions import ResponseValidationError
+
+        if isinstance(error, ResponseValidationError):
+            error = placed(error, self._place)
+        return refused(self.reports, error, request.scope.get("fal_given", str))
 
     def matches(self, path: str) -> bool:
         """Say whether a path is one of its template's."""

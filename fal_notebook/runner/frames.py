@@ -20,7 +20,9 @@ from typing import Any
 
 import cloudpickle
 
+from fal_notebook.app_exceptions import said
 from fal_notebook.exceptions import PythonMismatchError, RemoteError
+from fal_notebook.runner.escapes import original
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"
@@ -95,9 +97,16 @@ def raised(error: BaseException, text: str, redact: Callable[[str], str] = str) 
     """
     if isinstance(error, PythonMismatchError):  # of a call that never began
         return _frame(("raise", type(error).__qualname__, str(error), "", None))
-    plain = f"{error} {error.args!r}"
+    error = original(error)
+    message = said(error)
+    plain = f"{message} {said(error.args, repr)}"
     exception = _pickled(error) if redact(plain) == plain else None
-    return _frame(("raise", type(error).__qualname__, redact(str(error)), text, exception))
+    return _frame(("raise", type(error).__qualname__, redact(message), text, exception))
+
+
+def type_name(error: BaseException) -> str:
+    """Return what the header `RAISED` says of an error."""
+    return type(original(error)).__name__.encode("ascii", "replace").decode()
 
 
 def _pickled(error: BaseException) -> bytes | None:
@@ -162,7 +171,8 @@ def to_exception(type_name: str, message: str, text: str, pickled: bytes | None)
         error = load(pickled) if pickled is not None else None
     except Exception:
         error = None
-    if not isinstance(error, Exception):
+    # In a coroutine, an end of iteration would be taken for its own.
+    if not isinstance(error, Exception) or isinstance(error, (StopIteration, StopAsyncIteration)):
         error = RemoteError(f"{type_name}: {message}", type_name, text)
     error.__cause__ = cause
     return error

@@ -16,6 +16,7 @@ import types
 from pathlib import Path
 
 from fal_notebook.runner import logs
+from fal_notebook.runner.escapes import original
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
 from fal_notebook.runner.secret_forms import Redact, hiding
@@ -128,7 +129,7 @@ class Program:
             await served.setup()
             openapi = served.openapi()
         except BaseException as error:
-            await self._fail(error, served)
+            await self._fail(original(error), served)
             return
         logs.finish(None)
         served.reports.on_failure = self._link.failures.add

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from fal_notebook.runner.escapes import original
 from fal_notebook.runner.secret_forms import Redact
 from fal_notebook.runner.tracebacks import Tracebacks
 
@@ -30,12 +31,13 @@ class Reports:
 
     def report(self, error: BaseException) -> str:
         """Write an error's traceback to the log and return it."""
-        text = self._text_of(error)
+        text = self._text_of(original(error))
         sys.stderr.write(text)
         return text
 
     def failed(self, error: BaseException, given: Callable[[], str], log: bool = True) -> str:
         """Report an error of a request; return its traceback."""
+        error = original(error)
         text = self.report(error) if log else self._text_of(error)
         self.on_failure(error, text, given)
         return text

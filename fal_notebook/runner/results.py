@@ -11,6 +11,8 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import PydanticSerializationError, ValidationError
 from starlette.responses import Response
 
+from fal_notebook.runner.failures import placed
+
 _ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 
 
@@ -28,12 +30,15 @@ class Output:
         Serialises results; its schema is the one that is shown.
     checks : bool
         Whether results are validated: not by ``Any``, ``None`` or what pydantic does not know.
+    place : str
+        Where the function is defined: there stands what is wrong with a result, not in pydantic.
     """
 
     function: str
     annotation: Any
     adapter: TypeAdapter[Any]
     checks: bool
+    place: str = ""
 
     def validated(self, value: Any) -> Any:
         """Return a result as its annotation says; arrays count as lists, numpy's numbers as such.
@@ -52,7 +57,7 @@ class Output:
         try:
             return self.adapter.validate_python(_without_arrays(value), from_attributes=True)
         except ValidationError as error:
-            raise TypeError(self._misfit(value, error)) from None
+            raise self._at_fault(self._misfit(value, error)) from None
 
     def to_json(self, value: Any) -> bytes:
         """Serialise a validated result; arrays become lists, NaN becomes null.
@@ -68,7 +73,7 @@ class Output:
             return to_json(self.validated(value), by_alias=True, fallback=_plain, warnings=False)
         except PydanticSerializationError as error:
             kind = type(value).__qualname__
-            raise TypeError(f"the result, a {kind}, has no JSON form: {error}") from None
+            raise self._at_fault(f"the result, a {kind}, has no JSON form: {error}") from None
 
     def to_frame(self, frame: Callable[[Any], bytes], value: Any) -> bytes:
         """Return the frame of a result that fits; the value itself travels, as ``.local`` gives it.
@@ -82,10 +87,13 @@ class Output:
         try:
             return frame(value)
         except Exception as error:  # any class may raise anything from its __reduce__
-            raise TypeError(
+            raise self._at_fault(
                 f"`{self.function}` returned {_a(value)}, which cannot be pickled ({error}); "
                 "return plain data, arrays or instances of the notebook's own classes"
             ) from None
+
+    def _at_fault(self, message: str) -> TypeError:
+        return placed(TypeError(message), self.place)
 
     def _misfit(self, value: Any, error: ValidationError) -> str:
         first = error.errors(include_url=False, include_context=False)[0]
@@ -96,13 +104,13 @@ class Output:
         )
 
 
-def output_of(function: str, annotation: Any) -> Output:
+def output_of(function: str, annotation: Any, place: str = "") -> Output:
     """Return the output of a function by its return annotation."""
     try:
         checks = annotation not in (Any, type(None))
-        return Output(function, annotation, TypeAdapter(annotation), checks)
+        return Output(function, annotation, TypeAdapter(annotation), checks, place)
     except PydanticUserError:  # it holds a class that pydantic does not know
-        return Output(function, annotation, _lenient(annotation), False)
+        return Output(function, annotation, _lenient(annotation), False, place)
 
 
 def _lenient(annotation: Any) -> TypeAdapter[Any]:

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, ValidationError
 from starlette.requests import Request
 
+from fal_notebook.runner.failures import defined_at
 from fal_notebook.runner.results import Output, output_of
 
 _STREAMS = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
@@ -132,7 +133,8 @@ def read_signature(
     parameters = [p for p in parameters if p.name != request]
     plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    output = output_of(_name(function), item_type(function, hints.get("return", Any)))
+    returned = item_type(function, hints.get("return", Any))
+    output = output_of(_name(function), returned, defined_at(function))
     defaults = {
         p.name: p.default.get_default(call_default_factory=True)
         for p in plain

@@ -104,6 +104,7 @@ class RunnerApp:
     async def _counted(
         self, served: Served, scope: Scope, headers: Headers, receive: Receive, send: Send
     ) -> None:
+        scope["path"] = served.own_path(scope["path"])
         request = _request_id(headers) or None
         logs.begin(request)
         raw_headers.set(scope["headers"])
@@ -244,7 +245,7 @@ async def _other(
     if served.socket(path) is not None:
         detail = f"Path {path} is a WebSocket: ask for it with wss:// or ws://"
         return error_response(426, detail)
-    base = path.removesuffix("/cancel") or "/"
+    base = served.own_path(path.removesuffix("/cancel") or "/")
     if method == "POST" and base != path and served.find(base) is not None:
         return _cancel(headers, callers)
     return error_response(404, f"Path {path} not found")
@@ -285,7 +286,7 @@ async def _unless_gone(route: Route, call: Call, pickled: bool, caller: Caller) 
     answering = asyncio.ensure_future(answer(route, call, pickled))
     try:
         if await caller.outlasts(answering, asks=route.signature.request is not None):
-            return answering.result()
+            return cancelled() if answering.cancelled() else answering.result()
         answering.cancel()
         await asyncio.wait((answering,))
         return cancelled()

@@ -72,6 +72,11 @@ class Served:
             route = next((r for r in self.sockets.values() if r.matches(path)), None)
         return route.serve if route is not None else None
 
+    def own_path(self, path: str) -> str:
+        """Return a path as its route has it: a slash at its end may be there or not."""
+        other = path[:-1] if path.endswith("/") else f"{path}/"
+        return other if self.find(path) is None and self.find(other) is not None else path
+
     def add(
         self,
         name: str,

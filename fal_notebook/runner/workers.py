@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
+from fal_notebook.runner.escapes import awaited, contained
+
 _END = object()
 Finish = Callable[[Any], Any]
 
@@ -60,9 +62,11 @@ class Workers:
         if on_the_loop(function):
             result = function(*args, **(kwargs or {}))
         else:
-            call = functools.partial(_guarded, _finished, finish, function, args, kwargs or {})
+            call = functools.partial(contained, _finished, finish, function, args, kwargs or {})
             result = await self._in_thread(call, self._aside if aside else self._threads)
-        return finish(await _awaited(result)) if inspect.isawaitable(result) else result
+        if not inspect.isawaitable(result):
+            return result
+        return contained(finish, await awaited(result))
 
     async def _in_thread(self, call: Callable[[], Any], threads: Executor) -> Any:
         context = contextvars.copy_context()
@@ -86,16 +90,16 @@ class Workers:
         async with contextlib.nullcontext() if in_slot else self.slot:
             if isinstance(values, AsyncGenerator):
                 async with contextlib.aclosing(values):
-                    async for value in values:
+                    while (value := await awaited(anext(values, _END))) is not _END:
                         yield value
                         await asyncio.sleep(0)  # one that never waits would hear of nothing
                 return
-            step = functools.partial(_guarded, next, values, _END)
+            step = functools.partial(contained, next, values, _END)
             try:
                 while (value := await self._in_thread(step, self._threads)) is not _END:
                     yield value
             finally:
-                await self._in_thread(values.close, self._threads)
+                await self._in_thread(functools.partial(contained, values.close), self._threads)
 
 
 def is_stream(result: Any) -> bool:
@@ -116,18 +120,3 @@ def _finished(
 ) -> Any:
     result = function(*args, **kwargs)
     return result if inspect.isawaitable(result) or is_stream(result) else finish(result)
-
-
-def _guarded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call, and turn what would end more than this call into an ordinary error."""
-    try:
-        return function(*args, **kwargs)
-    except (SystemExit, StopIteration, KeyboardInterrupt, asyncio.CancelledError) as error:
-        raise RuntimeError(f"the function raised {error!r}") from error
-
-
-async def _awaited(awaitable: Any) -> Any:
-    try:
-        return await awaitable
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"the function raised {error!r}") from error

@@ -63,6 +63,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "scaled": app.scaling,
         "inheritable": plan.inherited({}, app, revision),
         "crash_backoff": fleet.failures > 0 and not fleet.active(),
+        "next_try_at": fleet.next_try_at(),
         "last_error": fleet.last_error if fleet.failures else "",
         **fleet.picture(),
     }
