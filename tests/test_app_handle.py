@@ -24,6 +24,8 @@ def known(x_user: Annotated[str, Header()] = "nobody") -> str:
     if x_user == "bad":
         raise HTTPException(403, "not you")
     return x_user
+def odd() -> int:
+    raise Odd("before the call")
 class Everything(fal.App):
     def setup(self):
         self.later = []
@@ -52,6 +54,9 @@ class Everything(fal.App):
     @fal.endpoint("/fails")
     def fails(self, here: Annotated[int, Depends(lambda: 1)]) -> None:
         raise Odd("really")
+    @fal.endpoint("/before")
+    def before(self, n: int, here: Annotated[int, Depends(odd)]) -> int:
+        return n
     @fal.endpoint("/tasks")
     def tasks(self, tasks: BackgroundTasks) -> str:
         tasks.add_task(self.later.append, 1)
@@ -119,6 +124,8 @@ def test_its_errors_come_back_as_they_were_raised(app: Any) -> None:
     with pytest.raises(app.Odd, match="really") as raised:
         app.fails()
     assert "in fails" in raised.value.__cause__.remote_traceback  # type: ignore[union-attr]
+    with pytest.raises(app.Odd, match="before the call"):
+        app.before(n=1)
     with pytest.raises(fal.exceptions.RemoteError, match=r"422.*x-mine.*Field required"):
         app.header(n=2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'o'"):

@@ -96,6 +96,8 @@ class FastApiRoute:
 
         if isinstance(error, ResponseValidationError):
             error = placed(error, self._place)
+        if OUTCOME in request.scope:
+            return _noted(request, error)
         return refused(self.reports, error, request.scope.get("fal_given", str))
 
     def matches(self, path: str) -> bool:
