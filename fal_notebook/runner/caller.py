@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -47,6 +49,30 @@ class Caller:
         if not work.done() and self.heard:
             await asyncio.wait((work,))
         return work.done()
+
+
+class Callers:
+    """Who waits for each request at work, by the request's id."""
+
+    def __init__(self) -> None:
+        self._gone: dict[str, asyncio.Future[None]] = {}
+
+    @contextlib.contextmanager
+    def known(self, request: str, gone: asyncio.Future[None]) -> Iterator[None]:
+        """Enter a request's caller; what its cancel route does meanwhile has the same id."""
+        self._gone.setdefault(request, gone)
+        try:
+            yield
+        finally:
+            if self._gone.get(request) is gone:
+                del self._gone[request]
+
+    def cancel(self, request: str) -> bool:
+        """Let a request end as if its caller had gone, a thread not; say whether it is at work."""
+        gone = self._gone.get(request)
+        if gone is not None:
+            gone.cancel()
+        return gone is not None
 
 
 class Stream(StreamingResponse):
