@@ -315,6 +315,30 @@ def test_fastapi_serves_what_only_it_knows(bench: Bench) -> None:
     assert post(runner, "/items/ab").json() == "ab"
 
 
+def test_the_request_may_stand_beside_what_fastapi_gives(bench: Bench) -> None:
+    body = """
+    @fal.endpoint("/response")
+    def response(self, request: Request, response: Response, n: int) -> str:
+        response.headers["x-set"] = "yes"
+        return request.headers["x-mine"] * n
+    @fal.endpoint("/later")
+    async def later(self, asked: Prompt, r: Request, tasks: BackgroundTasks) -> str:
+        return (await r.json())["prompt"] + asked.prompt
+    @fal.endpoint("/known")
+    def known(self, request: Request, user: Annotated[str, Depends(lambda: "me")]) -> str:
+        return request.url.path + user
+    @fal.endpoint("/items/{name}")
+    async def item(self, name: str, request: Request) -> Iterator[str]:
+        yield name + request.method
+"""
+    runner = start(bench, body)
+    reply = post(runner, "/response", {"n": 2}, **{"x-mine": "m"})
+    assert (reply.json(), reply.headers["x-set"]) == ("mm", "yes")
+    assert post(runner, "/later", {"prompt": "p"}).json() == "pp"
+    assert post(runner, "/known").json() == "/knownme"
+    assert post(runner, "/items/ab").text == 'data: "abPOST"\n\n'
+
+
 def test_streams_are_events_or_what_the_response_says(bench: Bench) -> None:
     body = """
     @fal.endpoint("/events")

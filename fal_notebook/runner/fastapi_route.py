@@ -129,8 +129,12 @@ class FastApiRoute:
                 result = _once(result)
             return self._streamed(result, given) if is_stream(result) else result
 
+        from fastapi import Depends
+
         parameters = inspect.signature(function).parameters.values()
-        own = inspect.Parameter("fal_request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+        # A dependency, for FastAPI gives the request itself to one parameter: the user's own.
+        ours = Annotated[Request, Depends(_itself)]
+        own = inspect.Parameter("fal_request", inspect.Parameter.KEYWORD_ONLY, annotation=ours)
         signature = inspect.Signature(
             [*(_resolved(p, hints, p.name in self.in_path) for p in parameters), own],
             return_annotation=_empty if streams(function) else hints.get("return", _empty),
@@ -142,6 +146,10 @@ class FastApiRoute:
     def _streamed(self, generator: Any, given: Callable[[], str]) -> Response:
         content = events(self, self.output, generator, given)
         return Stream(content, media_type="text/event-stream")
+
+
+async def _itself(request: Request) -> Request:
+    return request
 
 
 def _noted(request: Request, outcome: Any) -> Response:
