@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +57,15 @@ def test_the_first_line_offers_every_option_with_its_sign(shell) -> None:
     names = {f"{item.name}=" for item in option_help()}
     assert set(offered(shell, "%%fal_function digits ", BODY)) == names
     assert set(offered(shell, "\n%%fal_function digits |")) == names
+
+
+def test_options_are_known_without_what_calls_an_app() -> None:
+    """It takes longer to import than the options themselves."""
+    code = "import sys, fal_notebook.magics.candidates; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"httpx", "packaging.requirements", "fal_notebook.handle"} & set(
+        found.stdout.split()
+    )
 
 
 def test_an_option_is_completed_in_the_middle_of_the_line_and_offered_once(shell) -> None:
