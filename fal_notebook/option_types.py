@@ -6,7 +6,6 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fal_notebook.exceptions import OptionError
@@ -74,6 +73,8 @@ def _slug(name: str) -> str:
 
 
 def _requirement(text: str) -> str:
+    from packaging.requirements import InvalidRequirement, Requirement  # few cells have any
+
     text = text.strip()
     if _LOCAL_OR_URL.match(text):
         return text

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -37,7 +39,7 @@ class RequestStatus:
     error, error_type : str
         Why a completed one was not answered by the function; "" when it was.
     logs : tuple of dict
-        In iteration, the lines that are new: message, level, source, timestamp.
+        In iteration, the lines that are new, as ``handle.logs()`` gives them; their runner is None.
     """
 
     state: str
@@ -165,7 +167,7 @@ class Submitted:
 
         It is read to its end, so that its connection serves the next request.
         """
-        patience, told = Patience(), _Told()
+        patience, told = Patience(), _Told(self.request_id)
         while not told.all:
             try:
                 async for answer in self._client().request_events(*self._at, logs=logs):
@@ -204,7 +206,8 @@ def _check_timeout(timeout: Any) -> None:
 class _Told:
     """What an iteration has told already: the last status and the log lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str) -> None:
+        self._request = request_id
         self.all = False
         self._last: RequestStatus | None = None
         self._lines: list[dict[str, Any]] = []
@@ -212,10 +215,13 @@ class _Told:
     def next(self, answer: dict[str, Any]) -> RequestStatus | None:
         """Return the status with its new lines, None when nothing is new."""
         lines = answer.get("logs") or self._lines
-        new, self._lines = _after(self._lines, lines), lines
+        new, self._lines = self._new(lines), lines
         last, self._last = self._last, _status(answer)
         self.all = self._last.state == COMPLETED
         return _status(answer, new) if new or self._last != last else None
+
+    def _new(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [_line(item, self._request) for item in _after(self._lines, lines)]
 
 
 def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> RequestStatus:
@@ -230,8 +236,26 @@ def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> R
 
 
 def _after(before: list[Any], now: list[Any]) -> list[Any]:
-    """Return what is new; of very many lines the gateway tells the last ones only."""
-    for kept in range(min(len(before), len(now)), 0, -1):
-        if before[len(before) - kept :] == now[:kept]:
-            return now[kept:]
-    return now
+    """Return what is new.
+
+    Of very many lines the gateway tells the last ones only; those of two attempts may come in
+    another order after its restart.
+    """
+    told, new = Counter(map(repr, before)), []
+    for line in now:
+        if told[repr(line)]:
+            told[repr(line)] -= 1
+        else:
+            new.append(line)
+    return new
+
+
+def _line(item: dict[str, Any], request_id: str) -> dict[str, Any]:
+    """Return a line of fal's shape in that of all logs; which runner wrote it is not told."""
+    return {
+        "at": datetime.fromisoformat(item["timestamp"]).timestamp(),
+        "level": item["level"],
+        "runner": None,
+        "request": request_id,
+        "message": item["message"],
+    }

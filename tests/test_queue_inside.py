@@ -73,7 +73,10 @@ async def die(gateway: Gateway) -> None:
 
 async def test_the_end_of_a_gateway_ends_an_attempt(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    source = f"import time\ndef f():\n    open({str(runs)!r}, 'a').write('x')\n    time.sleep(60)"
+    source = (
+        "import time\ndef f():\n    print('begun')\n"
+        f"    open({str(runs)!r}, 'a').write('x')\n    time.sleep(60)"
+    )
     gateway = open_gateway(tmp_path)
     await deployed(gateway, source, serve=True, auth="public")
     async with client_of(gateway) as client:
@@ -93,6 +96,8 @@ async def test_the_end_of_a_gateway_ends_an_attempt(tmp_path: Path) -> None:
     await gateway.take_up_queue()
     async with client_of(gateway) as client:
         answer = await finish(client, request)
+        status = await client.get(f"{URL}/requests/{request}/status?logs=1")
+    assert [line["message"] for line in status.json()["logs"]] == ["begun", "begun"]
     assert (answer.status_code, answer.json()["error_type"]) == (503, "runner_disconnected")
     assert "the gateway was ended while the request ran" in answer.json()["detail"]
     assert runs.read_text() == "xx"

@@ -209,7 +209,11 @@ def test_iteration_tells_states_and_each_log_line_once(gateway) -> None:
         assert len({event.state for event in events}) >= 2
         told = [line["message"] for event in events for line in event.logs]
         assert told == ["line 0", "line 1", "line 2"]
-        assert [line["message"] for line in submitted.logs()] == told
+        lines = submitted.logs()
+        assert [line["message"] for line in lines] == told
+        events_lines = [line for event in events for line in event.logs]
+        for line, same in zip(events_lines, lines, strict=True):
+            assert line == {**same, "at": pytest.approx(same["at"], abs=1e-5), "runner": None}
 
 
 def test_logs_of_a_request_are_all_that_it_wrote(gateway) -> None:
@@ -243,9 +247,11 @@ def test_async_iteration_and_aio_do_not_block(gateway) -> None:
         ([1, 2, 3], [2, 3, 4], [4]),
         ([1, 1], [1, 1, 1], [1]),
         ([1, 2], [7], [7]),
+        ([1, 2, 3], [1, 3, 2, 4], [4]),
+        ([1, 3, 4], [1, 2, 3, 4, 5], [2, 5]),
     ],
 )
-def test_new_lines_are_those_after_what_was_told(before, now, new) -> None:
+def test_new_lines_are_those_that_were_not_told(before, now, new) -> None:
     assert _after(before, now) == new
 
 

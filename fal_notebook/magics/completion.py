@@ -6,6 +6,7 @@ The body of a cell and all other lines are left to Python's own completion.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,9 @@ class Matcher:
         found = self._found(context)
         if found is None:
             return {"completions": []}
-        # Only who offers something may keep the others from guessing: then it is what is written.
-        texts = found.texts or {found.fragment: "text"}
+        texts = [SimpleCompletion(text, type=kind) for text, kind in found.texts.items()]
         return {
-            "completions": [SimpleCompletion(text, type=kind) for text, kind in texts.items()],
+            "completions": texts or _Nothing(),
             "matched_fragment": found.fragment,
             "ordered": True,
             "suppress": True,
@@ -89,6 +89,16 @@ class Matcher:
         from fal_notebook.magics.gateway_names import GatewayNames
 
         return GatewayNames()
+
+
+class _Nothing:
+    """No completions, in a number that keeps the other matchers from guessing all the same."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[SimpleCompletion]:
+        return iter(())
 
 
 def _lines(context: CompletionContext) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from fal_notebook.container import ContainerImage
-from fal_notebook.handle import Handle
 from fal_notebook.machines import MACHINE_TYPES
 from fal_notebook.magics.gateway_names import GatewayNames
 from fal_notebook.options import CellOptions, Options
@@ -67,7 +67,13 @@ def _defined(place: Place) -> list[str]:
 
 
 def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, (type, Handle))
+    return callable(value) and not isinstance(value, type) and not _is_handle(value)
+
+
+def _is_handle(value: Any) -> bool:
+    # Without its module, which takes long to import, there is none.
+    module = sys.modules.get("fal_notebook.handle")
+    return module is not None and isinstance(value, module.Handle)
 
 
 def _variables(place: Place, fits: Callable[[Any], bool]) -> list[str]:
