@@ -255,6 +255,39 @@ def test_errors_say_what_the_caller_is_answered(bench: Bench, error: str) -> Non
         assert (reply.headers.get("x-fal-stop-runner") == "1") is (reply.status_code == 503)
 
 
+KINDS = {
+    "sync": "def {0}(self, n: int)",
+    "async": "async def {0}(self, n: int)",
+    "fastapi": "def {0}(self, n: int, here: Annotated[int, Depends(lambda: 1)])",
+    "async fastapi": "async def {0}(self, n: int, here: Annotated[int, Depends(lambda: 1)])",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_generator_answers_an_error_before_its_first_item_and_sends_a_later_one(
+    bench: Bench, kind: str
+) -> None:
+    body = "".join(
+        f"""
+    @fal.endpoint("/{number}")
+    {KINDS[kind].format(f"fail{number}")}:
+        for i in range(n): yield i
+        raise {error}
+"""
+        for number, error in enumerate(ERRORS)
+    )
+    runner = start(bench, body)
+    for number, (status, detail) in enumerate(ERRORS.values()):
+        reply = post(runner, f"/{number}", {"n": 0})
+        assert (reply.status_code, reply.json()["detail"]) == (status, detail)
+        assert (reply.headers.get("x-fal-stop-runner") == "1") is (status == 503)
+        reply = post(runner, f"/{number}", {"n": 1})
+        item, event, *_ = reply.text.split("\n\n")
+        name, _, data = event.partition("\ndata: ")
+        assert (reply.status_code, item, name) == (200, "data: 0", "event: error")
+        assert json.loads(data) == {"status": status, "detail": detail}
+
+
 def test_an_endpoint_sees_its_request(bench: Bench) -> None:
     body = """
     @fal.endpoint("/raw")

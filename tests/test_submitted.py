@@ -157,6 +157,21 @@ def test_a_json_answer_is_given_as_data_and_a_refusal_as_its_status(gateway) -> 
             submit_json(handle, b'{"x": 0}').result()
 
 
+def test_a_generator_that_refuses_before_its_first_item_is_answered_with_its_status(
+    gateway,
+) -> None:
+    source = (
+        "from fastapi import HTTPException\n"
+        "def f(x: int):\n"
+        "    if x == 0: raise HTTPException(404, 'no zero')\n"
+        "    yield x"
+    )
+    with deployed(source, serve=True) as handle:
+        assert "data: 3" in submit_json(handle, b'{"x": 3}').result()
+        with pytest.raises(GatewayError, match=r"^404: no zero$"):
+            submit_json(handle, b'{"x": 0}').result()
+
+
 def test_a_runner_submits_to_another_app_and_returns_the_request(gateway) -> None:
     with deployed(DOUBLE) as handle:
         source = "def outer(handle, x): return handle.submit(x), list(handle.map([x, x]))"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
@@ -64,9 +66,7 @@ async def _json(route: Route, call: Call) -> Response:
     except Exception as error:
         return refused(route.reports, error, given)
     if is_stream(result):
-        return Stream(
-            events(route, route.signature.output, result, given), media_type="text/event-stream"
-        )
+        return streamed(route, route.signature.output, result, given)
     if isinstance(result, Response):
         return result
     if route.as_event:
@@ -83,17 +83,29 @@ def _finished(route: Route, result: Any) -> Any:
     return result if isinstance(result, Response) else route.signature.output.to_json(result)
 
 
-async def events(
+def streamed(route: Any, output: Output, generator: Any, given: Callable[[], str]) -> Response:
+    """Return a generator's values as events; an error before the first is the answer itself."""
+    content = _events(route, output, generator, given)
+    refusing = functools.partial(refused, route.reports, given=given)
+    return Stream(content, "text/event-stream", refusing)
+
+
+async def _events(
     route: Any, output: Output, generator: Any, given: Callable[[], str]
 ) -> AsyncIterator[bytes]:
-    """Yield server-sent events; an error after the first byte can only be an event of its own."""
+    """Yield server-sent events; an error after the first can only be an event of its own."""
+    began = False
     try:
         async with contextlib.aclosing(route.workers.values_of(generator)) as values:
             async for value in values:
                 yield b"data: " + output.to_json(value) + b"\n\n"
+                began = True
     except Exception as error:
-        route.reports.failed(error, given)
-        yield b'event: error\ndata: {"detail": "Internal Server Error"}\n\n'
+        if not began:
+            raise
+        answer = refused(route.reports, error, given)
+        told = {"status": answer.status_code, **json.loads(bytes(answer.body))}
+        yield b"event: error\ndata: " + to_json(told) + b"\n\n"
 
 
 async def _pickled(route: Route, call: Call) -> Response:
@@ -110,7 +122,7 @@ async def _pickled(route: Route, call: Call) -> Response:
         headers = {frames.RAISED: frames.type_name(error)}
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
     if is_stream(result):
-        return Stream(_frames(route, result, given), media_type=frames.CONTENT_TYPE)
+        return Stream(_frames(route, result, given), frames.CONTENT_TYPE)
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
 
 

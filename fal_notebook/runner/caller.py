@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from fal_notebook.runner.link import disconnected
@@ -75,15 +75,31 @@ class Callers:
         return gone is not None
 
 
-class Stream(StreamingResponse):
+class Stream(Response):
     """A stream that ends when its caller goes; its generator is closed before it has ended.
 
     Starlette's own would cancel without end, also what waits for a thread.
+
+    Parameters
+    ----------
+    refused : callable, optional
+        Makes the answer of what is raised before the first bytes; the head is not sent before.
     """
+
+    def __init__(
+        self,
+        content: AsyncIterator[bytes],
+        media_type: str,
+        refused: Callable[[Exception], Response] | None = None,
+    ) -> None:
+        self._content = content
+        self._refused = refused
+        self.status_code, self.media_type, self.background = 200, media_type, None
+        self.init_headers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        sending = asyncio.ensure_future(self.stream_response(send))
+        sending = asyncio.ensure_future(self._send(scope, receive, send))
         gone = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -93,3 +109,20 @@ class Stream(StreamingResponse):
             await asyncio.wait((sending,))
         if not sending.cancelled():
             sending.result()
+        if self.background is not None:
+            await self.background()
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            chunk = await anext(self._content, None)
+        except Exception as error:
+            if self._refused is None:
+                raise
+            await self._refused(error)(scope, receive, send)
+            return
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        while chunk is not None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            chunk = await anext(self._content, None)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -14,8 +14,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.runner import shown
-from fal_notebook.runner.answers import Call, events
-from fal_notebook.runner.caller import Stream
+from fal_notebook.runner.answers import Call, streamed
 from fal_notebook.runner.failures import defined_at, placed
 from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
 from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
@@ -127,7 +126,9 @@ class FastApiRoute:
                 return _noted(fal_request, result)
             if self._as_event and not isinstance(result, Response) and not is_stream(result):
                 result = _once(result)
-            return self._streamed(result, given) if is_stream(result) else result
+            if is_stream(result):
+                return streamed(self, self.output, result, given)
+            return result
 
         from fastapi import Depends
 
@@ -142,10 +143,6 @@ class FastApiRoute:
         endpoint.__signature__ = signature  # type: ignore[attr-defined]
         endpoint.__name__, endpoint.__doc__ = self.name, function.__doc__
         return endpoint
-
-    def _streamed(self, generator: Any, given: Callable[[], str]) -> Response:
-        content = events(self, self.output, generator, given)
-        return Stream(content, media_type="text/event-stream")
 
 
 async def _itself(request: Request) -> Request:
