@@ -179,6 +179,36 @@ def test_a_queued_request_reaches_its_cancel_route_on_its_runner(
         eventually(lambda: client.get(told["status_url"]).json()["status"] == "COMPLETED")
 
 
+def test_a_call_with_python_values_reaches_its_cancel_route(
+    work: Any, eventually: Eventually
+) -> None:
+    request = work["/wait"].submit()
+    eventually(lambda: request.status().state == "IN_PROGRESS")
+    assert request.cancel()
+    assert request.result(20) == "stopped"
+    assert f"wait cancel {request.request_id}" in work.all_seen()
+
+
+def test_a_call_with_python_values_that_is_left_reaches_it_too(
+    work: Any, eventually: Eventually
+) -> None:
+    def times(word: str) -> int:
+        return sum(word in str(item) for item in work.all_seen())
+
+    async def leave() -> None:
+        before = times("begun")
+        call = asyncio.ensure_future(work["/wait"].aio())
+        while await asyncio.to_thread(times, "begun") == before:
+            pass
+        call.cancel()
+        await asyncio.wait((call,))
+
+    before = times("wait cancel")
+    asyncio.run(leave())
+    eventually(lambda: times("wait cancel") == before + 1)
+    eventually(lambda: in_flight(work) == 0)
+
+
 def test_cancel_on_disconnect_leaves_its_block_when_the_caller_goes(
     gateway: GatewayInfo, work: Any, eventually: Eventually
 ) -> None:

@@ -257,7 +257,7 @@ class Exchange:
 
     async def _tell(self, runner: Runner, word: bytes) -> int:
         """Say something of this request over the runner's link; return the answer's status."""
-        head = self._head(runner, b"POST", b"/", (b"content-length", b"0"), (LINK, word))
+        head = self._empty(runner, b"/", (LINK, word))
         return await runner.pool.notify(head)
 
     async def post(self, runner: Runner, path: bytes) -> int:
@@ -266,8 +266,12 @@ class Exchange:
         0 when the runner did not answer.
         """
         below = self._request.path.rstrip(b"/") + path
-        head = self._head(runner, b"POST", below, (b"content-length", b"0"))
-        return await runner.traffic.notify(head)
+        return await runner.traffic.notify(self._empty(runner, below))
+
+    def _empty(self, runner: Runner, target: bytes, *more: Header) -> bytes:
+        """Return a request of ours: what the caller's says of its body is not true of it."""
+        added = (b"content-length", b"0"), *more
+        return self._head(runner, b"POST", target, *added, says_of_body=False)
 
     async def _send_request(
         self, connection: Connection, runner: Runner, receive: Receive, watch: Watch
@@ -306,6 +310,7 @@ class Exchange:
         target: bytes,
         *more: Header,
         as_it_came: bool = False,
+        says_of_body: bool = True,
     ) -> bytes:
         request = self._request
         user = request.principal.user if request.principal else ""
@@ -317,7 +322,7 @@ class Exchange:
             *more,
         )
         headers, kept = request.scope["headers"], request.principal is None
-        return request_head(method, target, headers, added, kept, as_it_came)
+        return request_head(method, target, headers, added, kept, as_it_came, says_of_body)
 
     def _framing(self) -> tuple[Header, ...]:
         if self._as_it_came:

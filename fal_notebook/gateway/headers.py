@@ -63,6 +63,7 @@ def request_head(
     added: Iterable[Header],
     keep_authorization: bool,
     as_it_came: bool = False,
+    says_of_body: bool = True,
 ) -> bytes:
     """Return the head of the request that goes to a runner.
 
@@ -76,6 +77,8 @@ def request_head(
         False when the header was for the gateway.
     as_it_came : bool
         True leaves the body's length and ``Expect`` where they stand.
+    says_of_body : bool
+        False leaves out what the headers say of a body (``Content-Type`` and the like).
     """
     hidden = _hop_by_hop(headers)
     if not as_it_came:
@@ -86,7 +89,8 @@ def request_head(
     for name, value in headers:
         if name in hidden or (name[:6] in _PLATFORM and name not in _CALLER_MAY_SET):
             continue
-        lines.append(name + b": " + value)
+        if says_of_body or not name.startswith(b"content-"):
+            lines.append(name + b": " + value)
     lines += [name + b": " + value for name, value in added]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
