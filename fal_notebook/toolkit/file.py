@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import mimetypes
 import shutil
 import tempfile
@@ -24,11 +25,20 @@ from fal_notebook.toolkit.downloads import download_file
 # Of a larger file the bytes are not kept, so `as_bytes` has none.
 KEPT = 100 * 1024 * 1024
 F = TypeVar("F", bound="File")
-_FALS = (
-    *("repository", "fallback_repository", "save_kwargs", "fallback_save_kwargs"),
-    *("multipart", "extra_headers"),
-)
 _BINARY = "application/octet-stream"
+
+
+def in_thread(method: Any) -> Any:
+    """Return a class method without blocking; it takes what the method takes."""
+    name = method.__func__.__name__
+
+    @functools.wraps(method.__func__)
+    async def call(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return await asyncio.to_thread(getattr(cls, name), *args, **kwargs)
+
+    call.__name__, call.__doc__ = f"{name}_async", f"Do without blocking what `{name}` does."
+    call.__qualname__ = f"{method.__func__.__qualname__}_async"
+    return classmethod(call)
 
 
 class File(BaseModel):
@@ -66,16 +76,17 @@ class File(BaseModel):
         data: bytes,
         content_type: str | None = None,
         file_name: str | None = None,
-        *,
+        repository: Any = None,
+        fallback_repository: Any = None,
         request: Any = None,
-        **fals: Any,
+        save_kwargs: Any = None,
+        fallback_save_kwargs: Any = None,
     ) -> F:
         """Store bytes; of a name or a type the other follows.
 
         `request` is the endpoint's, whose caller says how long the file is kept. What else fal
-        has here (repository, fallback_repository, save_kwargs) is taken and has no effect.
+        has here, as `repository`, is taken and has no effect.
         """
-        refuse_unknown(fals)
         content_type, file_name = _described(content_type, file_name)
         return cls(
             url=storage.upload(data, content_type, file_name, _lifecycle(request)),
@@ -90,9 +101,12 @@ class File(BaseModel):
         cls: type[F],
         path: str | Path,
         content_type: str | None = None,
-        *,
+        repository: Any = None,
+        multipart: bool | None = None,
+        fallback_repository: Any = None,
         request: Any = None,
-        **fals: Any,
+        save_kwargs: Any = None,
+        fallback_save_kwargs: Any = None,
     ) -> F:
         """Store a file; its type follows from its name, unless it is given.
 
@@ -101,7 +115,6 @@ class File(BaseModel):
         FileNotFoundError
             When it does not exist.
         """
-        refuse_unknown(fals)
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"File {path} does not exist")
@@ -118,15 +131,8 @@ class File(BaseModel):
             file_data=data,
         )
 
-    @classmethod
-    async def from_bytes_async(cls: type[F], *args: Any, **kwargs: Any) -> F:
-        """Store bytes without blocking, see `from_bytes`."""
-        return await asyncio.to_thread(cls.from_bytes, *args, **kwargs)
-
-    @classmethod
-    async def from_path_async(cls: type[F], *args: Any, **kwargs: Any) -> F:
-        """Store a file without blocking, see `from_path`."""
-        return await asyncio.to_thread(cls.from_path, *args, **kwargs)
+    from_bytes_async = in_thread(from_bytes)
+    from_path_async = in_thread(from_path)
 
     @classmethod
     def reserve(
@@ -134,10 +140,10 @@ class File(BaseModel):
         content_type: str | None = None,
         file_name: str | None = None,
         request: Any = None,
-        **fals: Any,
+        repository: Any = None,
+        extra_headers: Any = None,
     ) -> PendingFile:
         """Return a file whose URL is known before its bytes; ``complete(data)`` sends them."""
-        refuse_unknown(fals)
         content_type, file_name = _described(content_type, file_name)
         return PendingFile(*storage.reserve(content_type, file_name), content_type, file_name)
 
@@ -219,13 +225,6 @@ class CompressedFile(File):
         if folder is not None:
             shutil.rmtree(folder.name, ignore_errors=True)
             folder._finalizer.detach()
-
-
-def refuse_unknown(given: dict[str, Any]) -> None:
-    """Refuse keywords that fal has not; those that it has are without effect here."""
-    unknown = [name for name in given if name not in _FALS]
-    if unknown:
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
 
 
 def _described(content_type: str | None, file_name: str | None) -> tuple[str, str]:

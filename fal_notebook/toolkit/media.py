@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fal_notebook.toolkit.downloads import read_url
-from fal_notebook.toolkit.file import File
+from fal_notebook.toolkit.file import File, in_thread
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -68,14 +68,18 @@ class Image(File):
         format: ImageFormat,
         size: ImageSize | None = None,
         file_name: str | None = None,
-        *,
+        repository: Any = None,
+        fallback_repository: Any = None,
         request: Any = None,
-        **fals: Any,
+        save_kwargs: Any = None,
+        fallback_save_kwargs: Any = None,
     ) -> Image:
         """Store the bytes of an image of a format."""
-        made = super().from_bytes(data, f"image/{format}", file_name, request=request, **fals)
+        made = super().from_bytes(data, f"image/{format}", file_name, request=request)
         made.width, made.height = (size.width, size.height) if size else (None, None)
         return made
+
+    from_bytes_async = in_thread(from_bytes)
 
     @classmethod
     def from_pil(
@@ -83,9 +87,11 @@ class Image(File):
         pil_image: PILImage.Image,
         format: ImageFormat | None = None,
         file_name: str | None = None,
-        *,
+        repository: Any = None,
+        fallback_repository: Any = None,
         request: Any = None,
-        **fals: Any,
+        save_kwargs: Any = None,
+        fallback_save_kwargs: Any = None,
     ) -> Image:
         """Store a Pillow image, by default in the format that it was opened from, else as png."""
         chosen: Any = (format or pil_image.format or "png").lower()
@@ -93,7 +99,7 @@ class Image(File):
         buffer = io.BytesIO()
         pil_image.save(buffer, format=chosen, **_SAVING.get(chosen, {}))
         size = ImageSize(width=pil_image.width, height=pil_image.height)
-        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, request=request, **fals)
+        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, request=request)
 
     def to_pil(self, mode: str = "RGB") -> PILImage.Image:
         """Download the image and return it as Pillow's, turned as its camera says."""
