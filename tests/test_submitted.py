@@ -53,7 +53,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 # --- submit, status, result ------------------------------------------------------------------
 def test_a_submitted_call_gives_the_value_that_a_call_gives(gateway) -> None:
     source = "def f(a, /, b, *more, self=0, **named): return a, b, more, self, named"
-    with deployed(source) as handle:
+    with pytest.warns(UserWarning, match="takes `\\*more`"), deployed(source) as handle:
         submitted = handle.submit(1, 2, 3, self=4, request_id=5)
         assert submitted.result() == (1, 2, (3,), 4, {"request_id": 5})
         status = submitted.status()
