@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -11,6 +11,8 @@ from fal_notebook.app_definition import http_endpoints
 from fal_notebook.endpoints import endpoints_of
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Endpoint, Handle
+
+_ATTRIBUTES = ("owner", "name")
 
 
 class AppHandle(Handle):
@@ -90,3 +92,15 @@ class AppHandle(Handle):
             instance.setup()
             self._instance = instance
         return self._instance
+
+
+def hidden(paths: Mapping[str, str]) -> list[str]:
+    """Note the endpoints, name by name with their paths, that a handle has verbs of."""
+    own = {n: path for n, path in paths.items() if hasattr(AppHandle, n) or n in _ATTRIBUTES}
+    if not own:
+        return []
+    names = " and ".join(f"`{name}`" for name in own)
+    calls = " and ".join(f'app["{path}"](…)' for path in own.values())
+    one, many = "is the handle's own; this endpoint is", "are the handle's own; these endpoints are"
+    are = one if len(own) == 1 else many
+    return [f"{names} {are} called as {calls}"]

@@ -28,7 +28,7 @@ from fal_notebook.app_definition import (
     options_of,
     requirements_folder,
 )
-from fal_notebook.app_handle import AppHandle
+from fal_notebook.app_handle import AppHandle, hidden
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     DeployError,
@@ -480,7 +480,16 @@ def _not_effective(options: Options) -> list[str]:
 
 
 def _notices(function: Any, options: Options) -> list[str]:
-    return [*_not_effective(options), *_star_parameters(function, options)]
+    stars = _star_parameters(function, options)
+    return [*_not_effective(options), *stars, *hidden(_paths(function))]
+
+
+def _paths(function: Any) -> dict[str, str]:
+    """Return the paths of a class's endpoints by method name."""
+    if isinstance(function, SdkServer):
+        return sdk_app.endpoints_of(function.app)
+    routes = http_endpoints(function) if is_app(function) else {}
+    return {name: route.path for name, route in routes.items()}
 
 
 def _star_parameters(function: Any, options: Options) -> list[str]:

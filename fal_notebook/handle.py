@@ -212,7 +212,7 @@ class Handle(Queued):
 
     def __getitem__(self, path: str) -> Endpoint:
         """Return what calls one path of the app: ``app["/generate"](prompt="…")``."""
-        return Endpoint(self, path)
+        return Endpoint(self, whole_path(path))
 
     def __iter__(self) -> NoReturn:
         raise TypeError(f"the app {self.name} is no sequence; app['/path'] is one of its paths")
@@ -270,6 +270,11 @@ class Handle(Queued):
     async def _call(self, body: bytes, path: str = "/") -> Any:
         await self.ready()
         return await calls.call(shared_client(), self.owner, self.name, body, path)
+
+
+def whole_path(path: str) -> str:
+    """Return a path with the slash at its beginning."""
+    return path if path.startswith("/") else f"/{path}"
 
 
 class Endpoint(Queued):

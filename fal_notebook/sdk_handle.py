@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from fal_notebook import calls, sdk_app
 from fal_notebook.app_handle import AppHandle
 from fal_notebook.exceptions import FalNotebookError
-from fal_notebook.handle import Endpoint, shared_client
+from fal_notebook.handle import Endpoint, shared_client, whole_path
 from fal_notebook.submitting import Submitter
 
 _JSON = "application/json"
@@ -31,6 +31,7 @@ class SdkHandle(AppHandle):
 
     def __getitem__(self, path: str) -> Endpoint:
         """Return what calls one path of the app."""
+        path = whole_path(path)
         known = {endpoint.path: endpoint for endpoint in self._endpoints.values()}
         return known[path] if path in known else SdkEndpoint(self, path, Parameters())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -125,6 +126,30 @@ def test_the_star_parameter_of_an_endpoint_is_noted() -> None:
 
     (note,) = dry_run(A, *split_options({}), "")[2]
     assert note.startswith("`all` takes `*numbers`")
+
+
+def test_an_endpoint_that_is_named_like_a_verb_of_the_handle_is_noted_and_has_its_path() -> None:
+    class Col(fal_notebook.App):
+        @fal_notebook.endpoint("/delete")
+        def delete(self) -> str:
+            return "mine"
+
+        @fal_notebook.endpoint("/link")
+        def url(self) -> str:
+            return "mine too"
+
+        @fal_notebook.endpoint("/other")
+        def other(self) -> None: ...
+
+    said = (
+        "`delete` and `url` are the handle's own; these endpoints are called as "
+        'app["/delete"](…) and app["/link"](…)'
+    )
+    assert dry_run(Col, *split_options({}), "")[2] == [said]
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        handle = fal_notebook.deploy(Col, wait=True)
+    assert handle["/delete"]() == handle["delete"]() == "mine"
+    assert handle["link"]() == "mine too"
 
 
 @pytest.mark.parametrize(
