@@ -18,6 +18,7 @@ from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
 from fal_notebook.gateway.operations import apps, blobs, errors
+from fal_notebook.gateway.operations import secrets as stored_secrets
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.gateway.storage.routes import EXPIRY
@@ -69,7 +70,7 @@ async def _serve(state: Path, held: int) -> None:
     await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     webhooks = asyncio.ensure_future(gateway.webhooks.run())
-    bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids))
+    bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids, gateway.scrubber.look))
     warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
     gateway.tls.app = GatewayApp(gateway)
     gateway.tls.reopen()
@@ -115,6 +116,7 @@ async def _keep_house(gateway: Gateway) -> None:
             apps.prune(gateway)
             blobs.prune(gateway)
             errors.prune(gateway)
+            stored_secrets.prune(gateway)
             gateway.tls.renew()
             gateway.storage.files.prune()
             await asyncio.to_thread(

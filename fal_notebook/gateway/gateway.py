@@ -28,6 +28,7 @@ from fal_notebook.gateway.gauges import Gauges
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.logs.redaction import Redaction
+from fal_notebook.gateway.logs.scrubbing import Scrubber
 from fal_notebook.gateway.metrics import Metrics
 from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
@@ -94,11 +95,13 @@ class Gateway:
         self.events = Events(self.store)
         self.vault = Vault(state)
         self.redaction = Redaction(self.store, self.vault)
+        self.scrubber = Scrubber(state, self.store, self.redaction)
         self.errors = Errors(self.store, self.events.errors, self.redaction)
         self.backend = LocalBackend(state, sockets_folder(self.store))
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
         self.tls = TlsPort(state, self.host_check)
-        launcher = Launcher(state, self.store, self.backend, info.url, self.declared, self.tls.open)
+        given = self.declared, self.tls.open, self.scrubber.finish
+        launcher = Launcher(state, self.store, self.backend, info.url, *given)
         parts = self.store, self.backend, launcher, self._poke, self.redaction
         self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)

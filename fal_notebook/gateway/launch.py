@@ -8,13 +8,13 @@ import hashlib
 import hmac
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
 from fal_notebook.backends.base import Backend
-from fal_notebook.exceptions import BuildError
+from fal_notebook.exceptions import BuildError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
@@ -36,6 +36,8 @@ class Launcher:
         Gives the variables and secrets that a revision declares, by name.
     open_tls : callable
         Opens the port with TLS, see `TlsPort.open`.
+    scrub : callable
+        Masks secrets in the log of a runner that has ended.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Launcher:
         base_url: str,
         declared: Callable[[Revision], dict[str, str]],
         open_tls: Callable[[], dict[str, Any]],
+        scrub: Callable[[str], Awaitable[None]],
     ) -> None:
         self._state = state
         self._backend = backend
         self._base_url = base_url
         self._declared = declared
         self._open_tls = open_tls
+        self._scrub = scrub
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
         self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
 
@@ -75,8 +79,10 @@ class Launcher:
         runner.row.address, runner.row.process = started.address, started.process
         runner.pool = Pool(started.address)
 
-    async def remove_folder(self, row: RunnerRow) -> None:
-        """Remove the working folder of a runner that has ended."""
+    async def clean_up(self, row: RunnerRow) -> None:
+        """Leave of a runner that has ended its log only, without secrets; not its folder."""
+        with contextlib.suppress(OSError, StoreError):
+            await self._scrub(row.id)
         with contextlib.suppress(OSError):  # it could not even be made
             folder = paths.runner_folder(self._state, row.id)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

@@ -60,7 +60,7 @@ class Life:
         error = await self._until_gone(revision, adopted)
         self._states.gone()
         ending = await self._backend.kill(row.process, row.id)
-        await self._launcher.remove_folder(row)
+        await self._launcher.clean_up(row)
         how = f" ({ending})" if ending else ""
         if row.state == "TERMINATING" and ending not in ("", "SIGKILL", "exit status 0"):
             row.cause += how if row.cause else ""

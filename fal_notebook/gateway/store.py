@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -58,7 +58,10 @@ CREATE TABLE errors (
   revision INTEGER NOT NULL, PRIMARY KEY (owner, app, type, place));
 CREATE INDEX errors_by_time ON errors (owner, app, last_seen);
 """
-MIGRATIONS = (_FIRST, _ERRORS)
+_RETIRED = """
+CREATE TABLE retired_secrets (name TEXT NOT NULL, value TEXT PRIMARY KEY, retired_at REAL NOT NULL);
+"""
+MIGRATIONS = (_FIRST, _ERRORS, _RETIRED)
 
 
 @dataclass
@@ -147,6 +150,15 @@ class Secret:
 
 
 @dataclass
+class RetiredSecret:
+    """What a secret was before it was replaced or deleted: for logs of before, and nothing else."""
+
+    name: str
+    value: str
+    retired_at: float = field(default_factory=time.time)
+
+
+@dataclass
 class ErrorGroup:
     """Failures of an app's requests that have type and place in common.
 
@@ -179,13 +191,14 @@ class Event:
     data: dict[str, Any]
 
 
-Row = TypeVar("Row", App, Revision, RunnerRow, Key, Secret, ErrorGroup)
+Row = TypeVar("Row", App, Revision, RunnerRow, Key, Secret, RetiredSecret, ErrorGroup)
 _TABLES: dict[type, str] = {
     App: "apps",
     Revision: "revisions",
     RunnerRow: "runners",
     Key: "keys",
     Secret: "secrets",
+    RetiredSecret: "retired_secrets",
     ErrorGroup: "errors",
 }
 _JSON = frozenset(
@@ -331,6 +344,19 @@ class Store:
     def delete_secret(self, name: str) -> None:
         """Remove a secret."""
         self._execute("DELETE FROM secrets WHERE name = ?", (name,))
+
+    def retire_secret(self, name: str) -> None:
+        """Keep the present value of a secret, if there is one, for as long as logs may hold it."""
+        for secret in self.select(Secret, "name = ?", name):
+            self.put(RetiredSecret(secret.name, secret.value))
+
+    def forget_retired(self, logs: Collection[str]) -> None:
+        """Remove values that none of the runners can have written whose logs are there."""
+        oldest = min(
+            (row.created_at for row in self.select(RunnerRow) if row.id in logs),
+            default=time.time(),
+        )
+        self._execute("DELETE FROM retired_secrets WHERE retired_at < ?", (oldest,))
 
     def forget_runners(self, before: float) -> list[str]:
         """Remove runners that ended before `before` (unix seconds); return their ids."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.runner.log_file import bound_path, disk_space
@@ -19,8 +20,10 @@ MOST_OF_ALL = 1024**3
 _LOG = logging.getLogger(__name__)
 
 
-async def watch(state: Path, live: Callable[[], Iterable[str]]) -> None:
-    """Bound the logs of runners that live, for ever.
+async def watch(
+    state: Path, live: Callable[[], Iterable[str]], scrub: Callable[[str], Awaitable[None]]
+) -> None:
+    """Bound the logs of runners that live, and have secrets scrubbed from them, for ever.
 
     What Python code prints is bounded by the runner itself, while it prints. This is for output
     past Python, such as of C code and child processes: there a log can grow beyond its bound by
@@ -30,14 +33,17 @@ async def watch(state: Path, live: Callable[[], Iterable[str]]) -> None:
     ----------
     live : callable
         Gives the ids of the runners.
+    scrub : callable
+        Masks secrets in what is new of a runner's log.
     """
     folder = paths.logs_folder(state)
     while True:
         for runner in list(live()):
             try:
                 bound_path(paths.log_in(folder, runner))
-            except OSError:
-                _LOG.exception("the log of runner %s was not bounded", runner)
+                await scrub(runner)
+            except (OSError, FalNotebookError):
+                _LOG.exception("the log of runner %s was not bounded or scrubbed", runner)
         await asyncio.sleep(PERIOD)
 
 

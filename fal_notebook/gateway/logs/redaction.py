@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from fal_notebook.exceptions import GatewayError
-from fal_notebook.gateway.store import Secret, Store
+from fal_notebook.gateway.store import RetiredSecret, Secret, Store
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.runner.secret_forms import Redact, forms, redactor
 
@@ -13,10 +13,7 @@ __all__ = ["Redact", "Redaction"]
 
 
 class Redaction:
-    """Knows every value that was stored, or given to a runner, while the gateway lives.
-
-    One that is replaced or deleted meanwhile still stands in lines of before.
-    """
+    """Knows every value that is stored, and former ones for as long as a log may hold them."""
 
     def __init__(self, store: Store, vault: Vault) -> None:
         self._store = store
@@ -27,12 +24,19 @@ class Redaction:
 
     def current(self) -> Redact:
         """Return what redacts, for any thread; call it on the event loop, before each reading."""
-        for secret in self._store.select(Secret):
+        former, present = self._store.select(RetiredSecret), self._store.select(Secret)
+        known: list[RetiredSecret | Secret] = [*former, *present]
+        for secret in known:
             if (secret.name, secret.value) not in self._read:
                 self._read.add((secret.name, secret.value))
                 with contextlib.suppress(GatewayError):  # of another key: nobody was given it
                     self._learn(secret.name, self._vault.decrypt(secret.value))
         return self._redact
+
+    def stored_forms(self) -> dict[bytes, str]:
+        """Return the names of secrets by what files hold of them; call it on the event loop."""
+        self.current()
+        return {form.encode(errors="replace"): name for form, name in self._names.items()}
 
     def _learn(self, name: str, value: str) -> None:
         self._names = {**self._names, **dict.fromkeys(forms(value), name)}

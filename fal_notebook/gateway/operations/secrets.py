@@ -31,6 +31,7 @@ def put(gateway: Gateway, name: str, value: str) -> None:
     if not value or "\0" in value:
         raise OptionError(f"the value of {name} is empty or holds a NUL")
     with gateway.store.transaction():
+        gateway.store.retire_secret(name)
         gateway.store.put(Secret(name, gateway.vault.encrypt(value)))
         gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "set"})
 
@@ -51,8 +52,15 @@ def delete(gateway: Gateway, name: str) -> None:
     """
     gateway.store.secret(name)
     with gateway.store.transaction():
+        gateway.store.retire_secret(name)
         gateway.store.delete_secret(name)
         gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "deleted"})
+
+
+def prune(gateway: Gateway) -> None:
+    """Forget former values that no log can hold any more."""
+    logs = {path.stem for path in paths.logs_folder(gateway.state).iterdir()}
+    gateway.store.forget_retired(logs.union(gateway.runner_ids()))
 
 
 class SecretsCheck(BaseModel):
