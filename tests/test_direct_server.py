@@ -561,7 +561,14 @@ def test_what_the_server_gets_of_an_upgrade(gateway: GatewayInfo, raw: ServerHan
             401,
             "needs a key",
         ),
-        (f"GET /api/x HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 501, "only apps serve WebSockets"),
+        (f"GET /api/x HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 404, "only apps serve WebSockets"),
+        (f"GET / HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 404, "only apps serve WebSockets"),
+        (f"GET /queue/a/b HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 404, "only apps serve"),
+        (
+            f"GET PATH HTTP/1.1\n{ASKED.replace('Connection: Upgrade', 'X-A: b')}{KEY}\n\n",
+            400,
+            "needs the header Connection: Upgrade",
+        ),
     ],
 )
 def test_an_upgrade_that_cannot_be_is_refused(
@@ -572,6 +579,20 @@ def test_an_upgrade_that_cannot_be_is_refused(
         got, _, body = wire.response()
     assert got == status
     assert said in body.decode()
+
+
+def test_an_offered_protocol_does_not_reach_the_server(
+    gateway: GatewayInfo, raw: ServerHandle
+) -> None:
+    offered = "Connection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABk\n"
+    lines = f"Host: GATEWAY\nAUTH\n{offered}Content-Length: 4\n\nbody"
+    wire, _ = send(gateway, f"POST PATH HTTP/1.1\n{lines}", "/echo/a")
+    with wire:
+        status, _, frame = wire.response()
+    assert status == 200
+    assert frame.endswith(b"\r\n\r\nbody")
+    assert b"upgrade" not in frame.lower()
+    assert b"settings" not in frame.lower()
 
 
 # --- over what happens meanwhile -----------------------------------------------------------------

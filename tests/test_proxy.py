@@ -716,28 +716,51 @@ def test_a_caller_that_reads_only_after_it_has_sent_all_sees_413(
         assert (answer.status, b"max_body" in answer.read()) == (413, True)
 
 
-def test_a_body_behind_an_upgrade_is_refused_and_never_another_request(gateway, shell) -> None:
-    shell.run(
-        "%%fal_function serve=true auth=public wait=true\n"
-        "def up(x: int = 0) -> int:\n    return x\n"
-    )
-    url = shell["up"].url
-    upgrade = {"connection": "upgrade", "upgrade": "h2c"}
-    assert httpx.post(url, json={"x": 2}, headers=upgrade).status_code == 400
-    inner = b"GET /run/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
-    host = url.split("/")[2]
-    with socket.create_connection(("127.0.0.1", int(host.split(":")[1]))) as wire:
-        head = f"POST {url[len('http://') + len(host) :]} HTTP/1.1\r\nHost: {host}\r\n"
-        wire.sendall(head.encode() + b"Connection: upgrade\r\nUpgrade: h2c\r\n")
-        wire.sendall(b"Content-Length: %d\r\n\r\n" % len(inner))
-        wire.settimeout(10)
-        answer = wire.recv(65536)
-        with contextlib.suppress(OSError):
-            wire.sendall(inner)
-            while more := wire.recv(65536):
-                answer += more
+@pytest.fixture(scope="module")
+def up(gateway: GatewayInfo) -> Iterator[str]:
+    source = "def up(x: int = 0) -> int:\n    return x"
+    with deployed(source, serve=True, auth="public"):
+        yield "/run/tester/up"
+
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAA")
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [
+        H2C,
+        ("Upgrade: h2c",),
+        ("Connection: upgrade", "Upgrade:"),
+        ("Connection: upgrade", "Connection: te", "Upgrade: h2c, websocket"),
+    ],
+)
+def test_another_protocol_than_websocket_may_be_offered(gateway, up: str, offered) -> None:
+    asked = post(up, {"x": 2}, *offered)
+    with Wire(gateway) as wire:
+        wire.send(asked * 3)  # one behind the other
+        assert [wire.response()[::2] for _ in range(3)] == [(200, b"2")] * 3
+        half = len(asked) - 4
+        wire.send(asked[:half]).send(asked[half:]).send(post(up, {"x": 3}))
+        assert [wire.response()[2] for _ in range(2)] == [b"2", b"3"]
+
+
+def test_a_body_behind_an_offered_protocol_is_never_another_request(gateway, up: str) -> None:
+    inner = "GET /run/smuggled HTTP/1.1\nHost: x\n\n"
+    with Wire(gateway) as wire:
+        wire.send(f"POST {up} HTTP/1.1\nHost: GATEWAY\nConnection: close, upgrade\nUpgrade: h2c\n")
+        wire.send(f"Content-Length: {len(inner) + inner.count(chr(10))}\n\n{inner}")
+        answer = wire.rest()
     assert answer.count(b"HTTP/1.1 ") == 1
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.startswith(b"HTTP/1.1 422 ")
+
+
+@pytest.mark.parametrize("connection", ["Connection: Upgrade", "X-A: b"])
+def test_a_websocket_is_not_asked_for_with_a_body(gateway, up: str, connection: str) -> None:
+    with Wire(gateway) as wire:
+        wire.send(post(up, {"x": 2}, connection, "Upgrade: websocket"))
+        assert wire.head()[0] == 400
+        assert wire.rest().count(b"HTTP/1.1 ") == 0
 
 
 def test_a_head_that_does_not_end_is_refused(gateway: GatewayInfo) -> None:

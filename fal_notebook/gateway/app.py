@@ -78,15 +78,10 @@ class GatewayApp:
         """Refuse what a web page could send, and headers that can be read in two ways."""
         if len(headers) != len(scope["headers"]) and (name := repeated(scope["headers"])):
             return error_reply(400, f"the header {name} occurs twice", close=True)
-        if b"upgrade" in headers and _has_body(headers):
-            # The parser would take the body for what follows the upgrade: another request.
-            return error_reply(400, "a request with a body cannot ask for an upgrade", close=True)
-        if scope["type"] == TUNNEL:
-            if wrong := malformed(scope["method"], headers):
-                return error_reply(400, wrong)
-        elif headers.get(b"upgrade", b"").lower() == b"websocket":
-            detail = "only apps serve WebSockets, at /run/{owner}/{app}"
-            return error_reply(501, detail, close=True)
+        if headers.get(b"upgrade", b"").lower() == b"websocket" and (
+            refused := _no_websocket(scope, headers)
+        ):
+            return refused
         if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             detail = "a body may be sent chunked; no other transfer coding is understood"
             return error_reply(501, detail, close=True)
@@ -119,3 +114,17 @@ class GatewayApp:
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+def _no_websocket(scope: Scope, headers: dict[bytes, bytes]) -> Reply | None:
+    """Refuse what cannot become a WebSocket; any other upgrade is ignored."""
+    if _has_body(headers):
+        # The parser would take the body for what follows the upgrade: another request.
+        return error_reply(400, "a request with a body cannot ask for a WebSocket", close=True)
+    if not scope["raw_path"].startswith(b"/run/"):
+        detail = "only apps serve WebSockets, at /run/{owner}/{app}"
+        return error_reply(404, detail, close=True)
+    if scope["type"] != TUNNEL:
+        return error_reply(400, "a WebSocket needs the header Connection: Upgrade", close=True)
+    wrong = malformed(scope["method"], headers)
+    return error_reply(400, wrong) if wrong else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,6 +39,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol; what is not yet a whole head is counted."""
 
     _head: int | None = None
+    _offers_another = False
+    _data = _left = b""
 
     def on_message_begin(self) -> None:
         """Start to count."""
@@ -51,7 +55,16 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.url.startswith(b"/"):
             extensions = self.scope.setdefault("extensions", {})
             extensions[TARGET] = {"url": self.url}
+        self._offers_another = self._get_upgrade() not in (None, b"websocket")
         super().on_headers_complete()
+
+    def _get_upgrade(self) -> bytes | None:
+        """Return what is offered, where the parser takes the request for one of an upgrade."""
+        upgrade: bytes | None = dict(self.scope["headers"]).get(b"upgrade")
+        return upgrade.lower() if upgrade is not None and self.parser.should_upgrade() else None
+
+    def _should_upgrade(self) -> bool:
+        return self._offers_another or super()._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Stay silent: the app says to the caller that there is no such upgrade."""
@@ -61,6 +74,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to a `Caller`, and the request to the app as any other."""
+        if self._offers_another:
+            self._decline()
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             self.send_400_response("The request before this upgrade is not answered yet.")
             return
@@ -73,9 +89,33 @@ class BoundedProtocol(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
+    def _decline(self) -> None:
+        """Read the request again without its offer, which may be ignored (RFC 9110, 7.8).
+
+        The parser took its body for the other protocol, and may want nothing more: a new one does.
+        """
+        upgrade = sys.exc_info()[1]
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        kept = [header for header in self.scope["headers"] if header[0] != b"upgrade"]
+        first = b"%b %b HTTP/%b" % (
+            self.scope["method"].encode(),
+            self.url,
+            self.scope["http_version"].encode(),
+        )
+        head = b"\r\n".join([first, *(name + b": " + value for name, value in kept)])
+        self._left = head + b"\r\n\r\n" + self._data[upgrade.args[0] :]
+        self._offers_another = False
+        self.parser = httptools.HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):  # as uvicorn does; httptools before 0.6.3
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
     def data_received(self, data: bytes) -> None:
-        """Refuse a head that does not end."""
-        super().data_received(data)
+        """Read it; refuse a head that does not end."""
+        self._left = data
+        while self._left and not self.transport.is_closing():
+            self._data, self._left = self._left, b""
+            super().data_received(self._data)
+        self._data = b""
         if self._head is None or self.transport.is_closing():
             return
         self._head += len(data)
