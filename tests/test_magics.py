@@ -611,6 +611,36 @@ def test_no_output_shows_the_owners_token(shell, gateway, capsys) -> None:
 
 
 # --- the extension --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "source", ["import fal", "from fal.toolkit import Image", ONE + "import fal"]
+)
+def test_any_cell_is_told_in_one_sentence_that_the_sdk_is_missing(
+    shell: Any, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    said = (
+        "ModuleNotFoundError: fal's own SDK is not installed here; "
+        "write `import fal_notebook as fal`, or install it with `%pip install fal`"
+    )
+    with pytest.raises(ModuleNotFoundError):
+        shell.run(source)
+    assert plain("".join(capsys.readouterr())).strip() == said
+    with pytest.raises(UsageError, match="fal's own SDK is not installed here"):
+        shell.run(cell("", source + "\n" + ONE))
+
+
+def test_of_any_other_module_the_ordinary_traceback_is_shown(
+    shell: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for load in ("reload_ext", "unload_ext"):
+        shell.ip.run_line_magic(load, "fal_notebook")
+        with pytest.raises(ModuleNotFoundError):
+            shell.run("1 + 1\nimport nothing_here")
+        shown.append(re.sub(r"In\[\d+\]", "In[]", plain("".join(capsys.readouterr()))))
+    assert shown[0] == shown[1]
+    assert "----> 2 import nothing_here" in shown[0]
+
+
 def test_the_extension_loads_twice_unloads_and_loads_again(shell) -> None:
     shell.run("%load_ext fal_notebook")
     shell.run("%unload_ext fal_notebook")

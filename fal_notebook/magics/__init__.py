@@ -10,7 +10,7 @@ from typing import Any
 
 def register(shell: Any) -> None:
     """Add the magics and their completion to a shell."""
-    from fal_notebook.magics import completion
+    from fal_notebook.magics import completion, missing_sdk
     from fal_notebook.magics.cell_magic import NAMES, cell_magic
     from fal_notebook.magics.fal import asked_for_help, line_magic
 
@@ -20,11 +20,12 @@ def register(shell: Any) -> None:
     shell.register_magic_function(line_magic(shell), "line", "fal")
     shell.input_transformers_cleanup.append(asked_for_help)
     completion.register(shell)
+    missing_sdk.register(shell)
 
 
 def unregister(shell: Any) -> None:
     """Remove them from a shell."""
-    from fal_notebook.magics import completion
+    from fal_notebook.magics import completion, missing_sdk
     from fal_notebook.magics.cell_magic import NAMES
     from fal_notebook.magics.fal import asked_for_help
 
@@ -35,6 +36,7 @@ def unregister(shell: Any) -> None:
     transformers = shell.input_transformers_cleanup
     transformers[:] = [known for known in transformers if known is not asked_for_help]
     completion.unregister(shell)
+    missing_sdk.unregister(shell)
 
 
 # The shipped kernel configuration names this module and not the package, so that a notebook

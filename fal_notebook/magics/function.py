@@ -12,6 +12,7 @@ from fal_notebook import deploying, discovery, sdk_app, settings
 from fal_notebook.display import DeployView, captured_table, inherited_lines
 from fal_notebook.exceptions import CellError, DeployError, OptionError
 from fal_notebook.handle import Handle
+from fal_notebook.magics import missing_sdk
 from fal_notebook.magics.cell_code import CellCode
 from fal_notebook.magics.output import Output
 from fal_notebook.magics.parse import parse_line
@@ -88,13 +89,10 @@ class FunctionMagic:
             with sdk_app.main_file(code.source):
                 code.run()
         except ModuleNotFoundError as error:
-            if error.name != "fal":
+            if error.name != missing_sdk.NAME:
                 raise
             with one_line(self.magic):
-                raise CellError(
-                    "fal's own SDK is not installed here; write `import fal_notebook as fal`, "
-                    "or install it with `%pip install fal`"
-                ) from None
+                raise CellError(missing_sdk.SENTENCE) from None
 
     def _deploy(self, entry: str, name: str | None, values: dict[str, Any], source: str) -> None:
         function = self._shell.user_ns[entry]
