@@ -27,12 +27,16 @@ def function(kind: str | None = None, **options: Any) -> Callable[[F], LazyHandl
     OptionError
         When the function is decorated, about its options.
     """
-    from fal_notebook.lazy_handle import LazyHandle
+    from fal_notebook.exceptions import OptionError
+    from fal_notebook.lazy_handle import LazyHandle, LazyServerHandle
 
+    if callable(kind):
+        raise OptionError("@function lacks its parentheses; write @function()")
     values = {**options, **({"kind": kind} if kind is not None else {})}
 
     def make(function: F) -> LazyHandle:
-        return LazyHandle(function, values)
+        lazy = LazyHandle if values.get("exposed_port") is None else LazyServerHandle
+        return lazy(function, values)
 
     return make
 

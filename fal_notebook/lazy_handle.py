@@ -11,6 +11,7 @@ from fal_notebook import deploying
 from fal_notebook.exceptions import OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.options import split_options
+from fal_notebook.server_handle import ServerHandle
 
 
 class LazyHandle(Handle):
@@ -46,3 +47,7 @@ class LazyHandle(Handle):
         with self._lock:
             if self._deployed is None:
                 self.deploy()
+
+
+class LazyServerHandle(LazyHandle, ServerHandle):
+    """The same of a function that starts a server: it sends requests."""

@@ -519,6 +519,15 @@ def lazily(n: int) -> int:
             lazily.delete()
 
 
+def test_the_decorator_without_parentheses_says_so() -> None:
+    with pytest.raises(
+        OptionError, match=r"^@function lacks its parentheses; write @function\(\)$"
+    ):
+
+        @fal.function
+        def f() -> None: ...
+
+
 # --- %%fal_app ----------------------------------------------------------------------------------
 CELL = """
 import fal_notebook as fal

@@ -252,6 +252,24 @@ def test_a_python_cell_of_a_server_is_a_function(shell: Any) -> None:
     assert shell["page"].name == "page"
 
 
+def test_the_name_of_a_python_server_is_bound_whatever_its_function_is_called(shell: Any) -> None:
+    body = f"import os, subprocess\ndef go():\n    subprocess.run(['sh', '-c', '{RAW} $PORT'])"
+    shell.run(cell("py-server", body, lang="python"))
+    assert shell["py_server"].request("GET", "/echo").status_code == 200
+    assert shell["go"] is shell["py_server"]
+
+
+def test_a_decorated_function_that_starts_a_server_has_a_servers_handle(shell: Any) -> None:
+    shell.run(
+        "import fal_notebook as fal, os, subprocess\n"
+        "@fal.function(exposed_port=8000)\n"
+        f"def lazily():\n    subprocess.run(['sh', '-c', '{RAW} $PORT'])"
+    )
+    assert shell["lazily"].request("GET", "/echo").status_code == 200
+    with pytest.raises(Exception, match="send it requests with"):
+        shell["lazily"]()
+
+
 def test_a_fixed_port_gets_one_runner_and_the_output_says_why(
     shell: Any, capsys: pytest.CaptureFixture[str], unused_port: int
 ) -> None:

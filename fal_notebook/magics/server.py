@@ -7,6 +7,7 @@ from typing import Any
 
 from fal_notebook import deploying
 from fal_notebook.exceptions import OptionError
+from fal_notebook.handle import Handle
 from fal_notebook.magics.function import FunctionMagic, split_line
 from fal_notebook.magics.parse import parse_line
 from fal_notebook.magics.usage import one_line
@@ -55,8 +56,18 @@ class ServerMagic(FunctionMagic):
         if lang == "python":
             super().cell(_LANG.sub(" ", line), cell)
 
+    def _send(self, function: Any, entry: str, options: Options, *cell: Any) -> None:
+        """Bind NAME too, where the cell's function is called otherwise."""
+        __tracebackhide__ = True
+        try:
+            super()._send(function, entry, options, *cell)
+        finally:
+            names = self._shell.user_ns
+            if options.name and isinstance(names.get(entry), Handle):
+                names[_identifier(options.name)] = names[entry]
+
     def _start(self, cell: str, options: Options, cell_options: CellOptions) -> None:
-        name = (options.name or "").replace("-", "_")
+        name = _identifier(options.name or "")
         if not name:
             raise OptionError(f"the app has no name; write {_MAGIC} NAME exposed_port=…")
         if not cell.strip():
@@ -70,6 +81,10 @@ def _language(lang: Any) -> str:
     if lang == "dockerfile":
         raise OptionError(deploying.NEEDS_DOCKER.format("a Dockerfile"))
     return str(lang)
+
+
+def _identifier(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _check(values: dict[str, Any]) -> None:
