@@ -171,10 +171,16 @@ def keys() -> None:
 
 
 @keys.command("create")
-@click.option("--scope", type=click.Choice(["API", "ADMIN"]), default="API", show_default=True)
+@click.option(
+    "--scope",
+    type=click.Choice(["API", "ADMIN"]),
+    default="API",
+    show_default=True,
+    help="ADMIN is yours alone: it deploys, reads and deletes as you do.",
+)
 @click.option("--alias", default="", metavar="TEXT", help="A name to recognise it by.")
-@click.option("--user", default="", metavar="NAME", help="Whose it is; without it yours.")
-def create_key(scope: str, alias: str, user: str) -> str:
+@click.option("--user", metavar="NAME", help="Whose it is; without it yours.")
+def create_key(scope: str, alias: str, user: str | None) -> str:
     """Make a key and show it, for the only time."""
     key = sync.wait(_client().create_key(scope, alias, user))
     return f"{key['key']}\n(shown once; send it as 'Authorization: Key {key['id']}:…')"

@@ -164,10 +164,10 @@ class Client:
         return await self._json("GET", "/api/keys")
 
     async def create_key(
-        self, scope: str = "API", alias: str = "", user: str = ""
+        self, scope: str = "API", alias: str = "", user: str | None = None
     ) -> dict[str, Any]:
-        """Make a key; its text is in ``key`` of this answer only."""
-        query = {"scope": scope, "alias": alias, "user": user}
+        """Make a key, the owner's without `user`; its text is in ``key`` of this answer only."""
+        query = {"scope": scope, "alias": alias, **({} if user is None else {"user": user})}
         return await self._json("POST", "/api/keys", params=query)
 
     async def revoke_key(self, identity: str) -> None:

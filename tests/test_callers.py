@@ -59,9 +59,23 @@ def guest(gateway: GatewayInfo) -> Iterator[str]:
 def test_a_key_has_a_user_and_the_list_names_it(guest: str) -> None:
     (row,) = [line for line in run("keys", "list").splitlines() if guest[:16] in line]
     assert "guest" in row.split()
-    for wrong in ("Guest", "a b", "-a", "a\nb"):
+    for wrong in ("Guest", "a b", "-a", "a\nb", ""):
         with pytest.raises(OptionError, match="user="):
             run("keys", "create", f"--user={wrong}")
+
+
+def test_a_key_that_controls_is_the_owners_only(gateway: GatewayInfo) -> None:
+    with pytest.raises(OptionError, match="an ADMIN key is the owner's: leave user=ada out"):
+        run("keys", "create", "--user", "ada", "--scope", "ADMIN")
+    key = run("keys", "create", "--user", "tester", "--scope", "ADMIN").splitlines()[0]
+    assert httpx.get(f"{gateway.url}/api/keys", headers=with_key(key)).status_code == 200
+    run("keys", "revoke", key.partition(":")[0])
+
+
+@pytest.mark.parametrize("alias", ["x" * 65, "a\nb", "\x1b[31mred", "\u202egnol"])
+def test_an_alias_is_a_short_line(gateway: GatewayInfo, alias: str) -> None:
+    with pytest.raises(OptionError, match=r"alias= .*at most 64 characters that can be printed"):
+        run("keys", "create", "--alias", alias)
 
 
 @pytest.mark.parametrize(("auth", "status"), [("private", 403), ("shared", 200), ("public", 200)])

@@ -234,7 +234,9 @@ def _key_routes(gateway: Gateway) -> APIRouter:
         return keys.list_keys(gateway)
 
     @router.post("")
-    async def create(scope: str = "API", alias: str = "", user: str = "") -> dict[str, Any]:
+    async def create(
+        scope: str = "API", alias: str = "", user: str | None = None
+    ) -> dict[str, Any]:
         """Make a key; its text is in this answer only."""
         return keys.create(gateway, scope, alias, user)
 

@@ -12,9 +12,13 @@ from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Key
 
 _USER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+# An alias stands in a table.
+LONGEST_ALIAS = 64
 
 
-def create(gateway: Gateway, scope: str = API, alias: str = "", user: str = "") -> dict[str, Any]:
+def create(
+    gateway: Gateway, scope: str = API, alias: str = "", user: str | None = None
+) -> dict[str, Any]:
     """Make a key and return it with its text, for the only time.
 
     Parameters
@@ -25,12 +29,18 @@ def create(gateway: Gateway, scope: str = API, alias: str = "", user: str = "") 
     Raises
     ------
     OptionError
-        When the scope is neither API nor ADMIN, or the user's name cannot be one.
+        When the scope is neither API nor ADMIN, the user's name cannot be one or is not that of
+        the owner, who alone controls, or the alias cannot be shown.
     """
     if scope not in (API, ADMIN):
         raise OptionError(f"scope={scope} is not allowed: API (call apps) or ADMIN (also control)")
-    if user and not _USER.fullmatch(user):
+    if user is not None and not _USER.fullmatch(user):
         raise OptionError(f"user={user!r} is not allowed: lower-case letters, digits and hyphens")
+    if scope == ADMIN and user not in (None, gateway.owner):
+        raise OptionError(f"an ADMIN key is the owner's: leave user={user} out, or scope=ADMIN")
+    if len(alias) > LONGEST_ALIAS or not alias.isprintable():
+        kept = f"alias= is at most {LONGEST_ALIAS} characters that can be printed"
+        raise OptionError(f"{kept}, not {alias[:LONGEST_ALIAS]!r}")
     key, text = new_key(user or gateway.owner, scope, alias)
     _save(gateway, key, "created")
     return {**_public(key), "key": text}
