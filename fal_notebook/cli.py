@@ -17,7 +17,7 @@ import click
 from fal_notebook import __version__, client_env, discovery, display, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.command_help import Commands
-from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.exceptions import FalNotebookError, OptionError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.options import app_name
 
@@ -201,14 +201,19 @@ def revoke_key(identity: str) -> str:
 
 
 @commands.command("client-env")
-@click.option("--sh", "kind", flag_value="sh", help="For a shell: fal's Python client over TLS.")
-@click.option("--python", "kind", flag_value="python", help="The same inside Python, with uploads.")
-@click.option("--js", "kind", flag_value="js", help="For fal's JavaScript client.")
-@click.option("--key", "with_key", is_flag=True, help="Make a key and put it in.")
-def show_client_env(kind: str | None, with_key: bool) -> str:
+@click.option("--sh", is_flag=True, help="For a shell: fal's Python client over TLS.")
+@click.option("--python", is_flag=True, help="The same inside Python, with uploads.")
+@click.option("--js", is_flag=True, help="For fal's JavaScript client.")
+@click.option(
+    "--key", "with_key", is_flag=True, help="Make one more key, named client-env, and put it in."
+)
+def show_client_env(with_key: bool, **kinds: bool) -> str:
     """Show what turns fal's own clients to this gateway."""
+    asked = [kind for kind, is_asked in kinds.items() if is_asked]
+    if len(asked) > 1:
+        raise OptionError("give one of --sh, --python and --js, or none for all three")
     key = sync.wait(_client().create_key(alias="client-env"))["key"] if with_key else ""
-    return client_env.text(_client(), kind, key)
+    return client_env.text(_client(), asked[0] if asked else None, key)
 
 
 @commands.group(cls=Commands)

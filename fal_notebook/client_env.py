@@ -8,8 +8,8 @@ from urllib.request import getproxies
 from fal_notebook import sync
 from fal_notebook.client import Client
 
-# Stands where a key belongs until there is one.
-NO_KEY = "KEY_ID:KEY_SECRET"
+# Stands where a key belongs until there is one; a key that a program has already stays its own.
+NO_KEY = "no key: add --key, or set one that fal-notebook keys create shows"
 
 
 def text(client: Client, kind: str | None, key: str = "") -> str:
@@ -21,11 +21,11 @@ def text(client: Client, kind: str | None, key: str = "") -> str:
     parts = []
     if kind in (None, "sh"):
         tls = sync.wait(client.open_tls())
-        parts.append(shell(tls["port"], tls["bundle"], key or NO_KEY))
+        parts.append(shell(tls["port"], tls["bundle"], key))
     if kind in (None, "python"):
-        parts.append(python(url, key or NO_KEY))
+        parts.append(python(url, key))
     if kind in (None, "js"):
-        parts.append(javascript(url, key or NO_KEY))
+        parts.append(javascript(url, key))
     return "\n\n".join(parts)
 
 
@@ -38,9 +38,10 @@ def shell(port: int, bundle: str, key: str) -> str:
         "FAL_RUN_HOST": f"127.0.0.1:{port}/run",
         "FAL_QUEUE_RUN_HOST": f"127.0.0.1:{port}/queue",
         "SSL_CERT_FILE": bundle,
-        "FAL_KEY": key,
+        **({"FAL_KEY": key} if key else {}),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    lines += [] if key else [f"# FAL_KEY: {NO_KEY}"]
     if getproxies().keys() & {"https", "all"}:
         lines.append('export NO_PROXY="127.0.0.1${NO_PROXY:+,$NO_PROXY}"')
     return "\n".join(["# fal's Python client; for its uploads see --python", *lines])
@@ -62,7 +63,7 @@ def python(url: str, key: str) -> str:
             "import os",
             "import fal_client.client",
             *lines,
-            f'os.environ["FAL_KEY"] = "{key}"',
+            f'os.environ["FAL_KEY"] = "{key}"' if key else f"# FAL_KEY: {NO_KEY}",
         ]
     )
 
@@ -75,7 +76,7 @@ def javascript(url: str, key: str) -> str:
             'import { fal } from "@fal-ai/client";',
             "fal.config({",
             f'  proxyUrl: {{ url: "{url}/proxy", when: "always" }},',
-            f'  credentials: "{key}",',
+            f'  credentials: "{key}",' if key else f"  // credentials: {NO_KEY}",
             "});",
         ]
     )

@@ -10,6 +10,7 @@ import pytest
 
 from fal_notebook import cli, client_env
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import OptionError
 
 
 def shown(*options: str) -> str:
@@ -19,7 +20,25 @@ def shown(*options: str) -> str:
 def test_without_a_kind_all_are_shown(gateway: GatewayInfo) -> None:
     text = shown()
     assert text == "\n\n".join(shown(kind) for kind in ("--sh", "--python", "--js"))
-    assert text.count(client_env.NO_KEY) == 3
+    for kind in ("--sh", "--python", "--js"):
+        assert shown(kind).count("--key") == 1
+
+
+def test_a_key_that_is_there_stays_without_a_new_one(gateway: GatewayInfo) -> None:
+    script = shown("--sh") + '\necho "$FAL_KEY"'
+    run = {"capture_output": True, "text": True, "check": True}
+    assert subprocess.run(["sh", "-c", script], env={"FAL_KEY": "a:b"}, **run).stdout == "a:b\n"
+    assert "FAL_KEY" not in [node.value for node in constants(shown("--python"))]
+    assert 'credentials: "' not in shown("--js")
+
+
+def constants(program: str) -> list[ast.Constant]:
+    return [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Constant)]
+
+
+def test_two_kinds_at_once_are_refused(gateway: GatewayInfo) -> None:
+    with pytest.raises(OptionError, match="one of --sh, --python and --js"):
+        shown("--sh", "--js")
 
 
 def test_a_key_is_made_when_asked_for_and_works(gateway: GatewayInfo) -> None:
