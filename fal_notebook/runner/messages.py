@@ -59,7 +59,7 @@ def decoded(decode: Callable[[bytes], Any], message: bytes | None) -> Any:
         return decode(message)
     except Exception as error:
         kind = type(error).__name__
-        raise WrongMessageError(f"the message cannot be decoded: {error or kind}") from error
+        raise WrongMessageError(f"the message cannot be decoded: {str(error) or kind}") from error
 
 
 def item_of(annotation: Any) -> Any:
