@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_the_app_is_told_who_calls_and_a_caller_cannot_say_so(gateway, guest: st
             assert headers["x-fal-caller-user-id"] == "guest"
             assert headers["x-fal-endpoint"] == "/"
             assert "mine" not in str(headers)
+
+
+def test_the_app_always_sees_how_long_files_are_to_be_kept(gateway, guest: str) -> None:
+    name = "x-fal-object-lifecycle-preference"
+    with deployed(WHO, serve=True, auth="shared"):
+        for said in ({}, {name: '{"expiration_duration_seconds": 60}'}):
+            for headers in seen(gateway, [*said.items(), *with_key(guest).items()]):
+                given = json.loads(said.get(name, '{"expiration_duration_seconds": 2592000}'))
+                assert json.loads(headers[name]) == given
+
+
+def test_the_app_is_told_a_region(gateway) -> None:
+    with deployed("import os\ndef where(): return os.environ['FAL_REGION']") as where:
+        assert where() == "local"
 
 
 def test_a_server_of_the_users_own_is_told_so_too(shell, gateway, guest: str) -> None:

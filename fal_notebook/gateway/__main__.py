@@ -21,7 +21,7 @@ from fal_notebook.gateway.operations import apps, blobs, errors
 from fal_notebook.gateway.operations import secrets as stored_secrets
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
-from fal_notebook.gateway.storage.routes import EXPIRY
+from fal_notebook.gateway.storage.expiry import EXPIRY
 from fal_notebook.runner.program import new_loop
 from fal_notebook.runner.server import Server
 

@@ -17,6 +17,7 @@ from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.replies import BAD_REQUEST, Reading, error_reply, refuse
 from fal_notebook.gateway.storage import download
 from fal_notebook.gateway.storage.call import Call
+from fal_notebook.gateway.storage.expiry import EXPIRY
 from fal_notebook.gateway.storage.files import Files
 from fal_notebook.gateway.storage.table import StoredFile
 from fal_notebook.gateway.storage.tickets import Tickets
@@ -26,8 +27,6 @@ from fal_notebook.gateway.store import Store
 # Most bytes of one file, and of all (settings max_upload, storage_quota).
 MAX_UPLOAD = 10 * 1000**3
 QUOTA = 10 * 1000**3
-# For so long a file is kept when its upload does not say (seconds; setting storage_expiry).
-EXPIRY = 30 * 24 * 3600
 # Paths that are answered here.
 PREFIXES = (b"/storage/", b"/cdn/", b"/rest/storage/")
 
