@@ -302,7 +302,10 @@ def test_an_error_is_told_and_ends_the_session(
 
 @pytest.mark.parametrize(
     ("sent", "reason"),
-    [("text", "send binary ones, encoded with msgpack"), (b"\xc1", "cannot be decoded: FormatError")],
+    [
+        ("text", "send binary ones, encoded with msgpack"),
+        (b"\xc1", "cannot be decoded: FormatError"),
+    ],
 )
 def test_what_is_no_msgpack_is_refused(
     gateway: GatewayInfo, live: Any, sent: Any, reason: str

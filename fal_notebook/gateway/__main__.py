@@ -46,6 +46,7 @@ def main() -> None:
     """Run the gateway of the state folder until it is asked to stop; exit 1 if there is one."""
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     state = settings.state_folder()
     held = state_lock.take(state, TAKE_TIMEOUT)
     if held is None:
@@ -57,6 +58,11 @@ def main() -> None:
     except FalNotebookError as error:
         sys.exit(str(error))
     # Nothing lets go of the folder before the process has ended.
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out that an answer was cut: so it ends for callers that have gone or are too slow."""
+    return record.msg != "ASGI callable returned without completing response."
 
 
 async def _serve(state: Path, held: int) -> None:
