@@ -17,6 +17,7 @@ from collections.abc import Callable
 _GO = threading.Event()
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CLOSED: list[str] = []
+_CAME: list[str] = []
 
 
 def main(port: int, host: str = "127.0.0.1") -> None:
@@ -147,6 +148,23 @@ def _wait(connection: socket.socket, head: bytes) -> None:
     _CLOSED.append("gone")
 
 
+def _live(connection: socket.socket, head: bytes) -> None:
+    """Note each piece of the body as it comes; answer with the last."""
+    _CAME.append("head")
+    data = b""
+    while not data.endswith(b"0\r\n\r\n") and len(data) != _length(head) or not data:
+        piece = connection.recv(65536)
+        if not piece:
+            return
+        data += piece
+        _CAME.append(data.decode())
+    _send(connection, data)
+
+
+def _came(connection: socket.socket, head: bytes) -> None:
+    _send(connection, ",".join(_CAME).encode())
+
+
 def _gone(connection: socket.socket, head: bytes) -> None:
     _send(connection, ",".join(_CLOSED).encode())
 
@@ -178,7 +196,7 @@ _PATHS: dict[str, Callable[[socket.socket, bytes], None]] = {
     if name
     in (
         *("_count", "_big", "_answer", "_events", "_go", "_asked", "_unwanted", "_shut"),
-        *("_die", "_wait", "_gone", "_slow", "_websocket", "_early"),
+        *("_die", "_wait", "_gone", "_slow", "_websocket", "_early", "_live", "_came"),
     )
 }
 

@@ -25,6 +25,8 @@ from fal_notebook.runner.spec import LINK, SECRET
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
+# A body for a server of the user's own may be live: no more than is there so soon is read ahead.
+AT_ONCE = 0.01
 # Of a server that does not say whether it wants the body: it gets it after so many seconds.
 CONTINUE_AFTER = 1.0
 STOP = b"x-fal-stop-runner"
@@ -57,6 +59,11 @@ class Request:
 class Exchange:
     """Reads a request's body, sends both to a runner, and the answer back.
 
+    Parameters
+    ----------
+    live : bool
+        The body goes on as it comes; it may be as slow as it likes within request_timeout.
+
     Attributes
     ----------
     status : int
@@ -73,11 +80,13 @@ class Exchange:
         request: Request,
         kill: Callable[[Runner, str], None],
         max_body: int,
+        live: bool = False,
     ) -> None:
         self._app = app
         self._request = request
         self._kill = kill
         self._max_body = max_body
+        self._live = live
         self.status = 0
         self.sent = False
         self.streamed = False
@@ -114,14 +123,22 @@ class Exchange:
             return  # the server says whether it wants the body
         task = asyncio.current_task()
         assert task is not None
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(UPLOAD_STALL, task.cancel)
+        late = asyncio.Event()  # uvloop's timers may come before their time: it tells nothing
+
+        def interrupt() -> None:
+            late.set()
+            task.cancel()
+
+        patience = AT_ONCE if self._live else UPLOAD_STALL
+        timer = asyncio.get_running_loop().call_later(patience, interrupt)
         try:
             while self._more and len(self._body) < READ_AHEAD:
                 self._body += await self._next(receive)
         except asyncio.CancelledError:
-            if loop.time() < timer.when():
+            if not late.is_set():
                 raise  # somebody else ends this request
+            if self._live:
+                return  # an interrupted `receive` has lost nothing
             raise RefusedRequestError(408, "the body did not come in time") from None
         finally:
             timer.cancel()
@@ -297,11 +314,25 @@ class Exchange:
         if self._more:
             self._body = b""
         while await connection.send(_chunk(data) if chunked else data) and self._more:
-            watch.expect_body(True)
-            data = await self._next(receive)
+            watch.expect_body(True, None if self._live else UPLOAD_STALL)
+            data = await self._piece(connection, receive)
             watch.expect_body(False)
         if chunked and not self._more:
             await connection.send(b"0\r\n\r\n")
+
+    async def _piece(self, connection: Connection, receive: Receive) -> bytes:
+        """Return the next piece of the body, b"" when a live one was answered before it came."""
+        if not self._live:
+            return await self._next(receive)
+        piece = asyncio.ensure_future(self._next(receive))
+        answer = asyncio.ensure_future(connection.head())
+        try:
+            await asyncio.wait((piece, answer), return_when=asyncio.FIRST_COMPLETED)
+            return piece.result() if piece.done() else b""
+        finally:
+            for task in (piece, answer):
+                task.cancel()
+            await asyncio.gather(piece, answer, return_exceptions=True)
 
     def _head(
         self,

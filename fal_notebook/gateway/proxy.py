@@ -61,7 +61,7 @@ class Proxy:
         request = Request(scope, headers, path, request_id, admitted.principal)
         max_body = sys.maxsize if app.direct else self._max_body
         kind = Tunnel if scope["type"] == TUNNEL else Exchange
-        exchange = kind(app, request, self._kill, max_body)
+        exchange = kind(app, request, self._kill, max_body, live=app.direct)
         await DirectRequest(app, request, exchange).run(receive, send)
 
 

@@ -48,12 +48,17 @@ class Watch:
         self._delay: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    def expect_body(self, expected: bool) -> None:
-        """Say whether the next piece of the request's body is what everything waits for."""
+    def expect_body(self, expected: bool, stall: float | None = UPLOAD_STALL) -> None:
+        """Say whether the next piece of the request's body is what everything waits for.
+
+        It may take `stall` seconds, without that as long as the whole exchange.
+        """
         self.with_caller = expected
         if self._stall is not None:
             self._stall.cancel()
-        self._stall = self._loop.call_later(UPLOAD_STALL, self._time_out) if expected else None
+        self._stall = None
+        if expected and stall is not None:
+            self._stall = self._loop.call_later(stall, self._time_out)
 
     def begin(self) -> None:
         """Start to look for the caller going away; the request's body has been read."""
