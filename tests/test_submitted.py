@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -53,7 +53,9 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 # --- submit, status, result ------------------------------------------------------------------
 def test_a_submitted_call_gives_the_value_that_a_call_gives(gateway) -> None:
     source = "def f(a, /, b, *more, self=0, **named): return a, b, more, self, named"
-    with pytest.warns(UserWarning, match="takes `\\*more`"), deployed(source) as handle:
+    with ExitStack() as stack:
+        with pytest.warns(UserWarning, match="takes `\\*more`"):
+            handle = stack.enter_context(deployed(source))
         submitted = handle.submit(1, 2, 3, self=4, request_id=5)
         assert submitted.result() == (1, 2, (3,), 4, {"request_id": 5})
         status = submitted.status()
