@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from runner_bench import define, notebook
 
 import fal_notebook as fal
 from fal_notebook.discovery import GatewayInfo
 
 SOURCE = """
-from typing import Annotated, Iterator
+from typing import Annotated, Any, Iterator
 import fal_notebook as fal
-from fastapi import BackgroundTasks, Body, Cookie, Depends, Header, HTTPException, Query, Response
+from fastapi import BackgroundTasks, Body, Cookie, Depends, Header, HTTPException, Query, Request
+from fastapi import Response
 from pydantic import BaseModel
 class Asked(BaseModel):
     n: int
+class Given(BaseModel):
+    n: int = 3
 class Odd(Exception):
     pass
 def known(x_user: Annotated[str, Header()] = "nobody") -> str:
@@ -64,6 +68,21 @@ class Everything(fal.App):
     @fal.endpoint("/done")
     def done(self) -> list:
         return self.later
+    @fal.endpoint("/plain")
+    def plain(self, asked: Asked) -> int:
+        return asked.n
+    @fal.endpoint("/nested")
+    def nested(self, request: Request, asked: Asked, more: Asked | None = None) -> list:
+        return [request.method, asked.n, more and more.n]
+    @fal.endpoint("/raw")
+    async def raw(self, request: Request) -> Any:
+        return [await request.json(), request.headers["content-type"]]
+    @fal.endpoint("/read")
+    async def read(self, asked: Asked, request: Request) -> Any:
+        return [asked.n, await request.json()]
+    @fal.endpoint("/default")
+    async def default(self, given: Given, tasks: BackgroundTasks) -> int:
+        return given.n
     @fal.endpoint("/stream")
     def numbers(self, n: int, tasks: BackgroundTasks) -> Iterator[int]:
         yield from range(n)
@@ -110,6 +129,27 @@ def test_what_fastapi_serves_takes_and_gives_python_values(app: Any) -> None:
     assert app.item("a b", n=1) == "a b"
     assert app["/items/ab"](n=1) == "ab"
     assert (app.tasks(), app.done()) == ("soon", [1])
+
+
+def test_a_dict_becomes_the_model_that_an_endpoint_takes(app: Any) -> None:
+    assert app.plain({"n": 1}) == app.plain(asked={"n": 1}) == app.plain(n=1) == 1
+    assert app.nested(app.Asked(n=1), {"n": 2}) == ["POST", 1, 2]
+    assert app.nested(asked={"n": 1}) == ["POST", 1, None]
+    with pytest.raises(ValidationError, match="Field required"):
+        app.plain({})
+
+
+def test_an_endpoint_that_reads_its_request_is_given_json(app: Any) -> None:
+    assert app.raw(a=1) == [{"a": 1}, "application/json"]
+    assert app.raw([1, 2])[0] == [1, 2]
+    assert app.read(app.Asked(n=1)) == app.read(n=1) == [1, {"n": 1}]
+    assert app.raw.submit(a=2).result()[0] == {"a": 2}
+    with pytest.raises(TypeError, match=r"`raw` reads its request, .* have no JSON form"):
+        app.raw(object())
+
+
+def test_a_model_of_defaults_need_not_be_given(app: Any) -> None:
+    assert app.default() == 3
 
 
 def test_what_fastapi_serves_streams(app: Any) -> None:

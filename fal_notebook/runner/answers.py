@@ -114,6 +114,7 @@ async def _pickled(route: Route, call: Call) -> Response:
     try:
         args, kwargs = frames.load_call(call.body)
         given = functools.partial(shown.call, args, kwargs)
+        call = _as_json(route, call, args, kwargs)
         args, kwargs = contained(route.signature.python_arguments, args, kwargs)
         finish = functools.partial(route.signature.output.to_frame, frames.returned)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
@@ -124,6 +125,24 @@ async def _pickled(route: Route, call: Call) -> Response:
     if is_stream(result):
         return Stream(_frames(route, result, given), frames.CONTENT_TYPE)
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
+
+
+def _as_json(route: Route, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Return the call as an endpoint that takes the request may read it: its body is JSON."""
+    signature = route.signature
+    if signature.request is None:
+        return call
+    try:
+        body = signature.body(args, kwargs)
+    except ValueError as error:
+        if not signature.parameters:
+            raise TypeError(
+                f"`{route.name}` reads its request, and these arguments have no JSON form: {error}"
+            ) from None
+        body = b""
+    told = [h for h in call.scope["headers"] if h[0] not in (b"content-type", b"content-length")]
+    told += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    return Call({**call.scope, "headers": told}, body, call.receive)
 
 
 async def _frames(route: Route, generator: Any, given: Callable[[], str]) -> AsyncIterator[bytes]:

@@ -49,8 +49,9 @@ class Places:
         signature = inspect.Signature(list(self._parameters.values()))
         given = {n: v for n, v in kwargs.items() if n not in fields}
         arguments = signature.bind_partial(*args, **given).arguments
-        if fields and self._whole not in arguments:
-            arguments[str(self._whole)] = fields
+        whole = self._whole
+        if whole is not None and whole not in arguments and (fields or self._needed(whole)):
+            arguments[whole] = fields
         unknown = {self._places[name] for name in arguments} - _KNOWN
         if unknown:
             raise TypeError(f"the endpoint takes a {unknown.pop()}; send it over HTTP, to its url")
@@ -74,6 +75,10 @@ class Places:
         cookies = "; ".join(f"{n}={quote(str(v))}" for n, v in values.get("cookie", {}).items())
         told |= {"cookie": cookies} if cookies else {}
         return [(name.lower().encode(), str(value).encode()) for name, value in told.items()]
+
+    def _needed(self, name: str) -> bool:
+        default = self._parameters[name].default
+        return default.is_required() if of_fastapi(default) else default is inspect.Parameter.empty
 
     def _named(self, name: str) -> str:
         parameter = self._parameters[name]

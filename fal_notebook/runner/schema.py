@@ -19,7 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails, ValidationError
+from pydantic_core import InitErrorDetails, ValidationError, to_json
 from starlette.requests import Request
 
 from fal_notebook.runner.failures import defined_at
@@ -53,23 +53,65 @@ class Signature:
     parameters: tuple[inspect.Parameter, ...]
     whole_body: bool
     defaults: dict[str, Any]
+    models: dict[str, TypeAdapter[Any]]
     request: str | None = None
 
     def python_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call from Python, where a model may be given by its fields.
+        """Return the arguments of a call from Python, where a model may be given as a dict.
+
+        All else is taken as it is, as of any call in Python. Of the one model its fields may be
+        given; what takes nothing but the request has its arguments there, see `body`.
 
         Raises
         ------
         pydantic.ValidationError
             When they do not fit the model.
         """
+        if self.request is not None:
+            args, kwargs = self._by_name(args, kwargs)
+            if not self.parameters:
+                return (), {}
+        if self._by_fields(args, kwargs):
+            return (self.input.validate_python(kwargs),), {}
+        names = [p.name for p in self.parameters]
+        names += [""] * (len(args) - len(names))
+        args = tuple(self._as_model(n, v) for n, v in zip(names, args, strict=False))
+        return args, {n: self._as_model(n, v) for n, v in kwargs.items()}
+
+    def body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """Return the JSON of a call from Python.
+
+        Raises
+        ------
+        ValueError
+            When the arguments have none.
+        """
+        args, kwargs = self._by_name(args, kwargs)
+        values: Any = args[0] if args else kwargs
+        if self.whole_body and not self._by_fields(args, kwargs):
+            values = kwargs.get(self.parameters[0].name)
+        return to_json(values) if args or kwargs else b""
+
+    def _by_name(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give arguments by name: the request, which no caller gives, may stand before them."""
+        names = [p.name for p in self.parameters if p.kind is not p.POSITIONAL_ONLY]
+        if len(names) < len(self.parameters):
+            return args, kwargs
+        return args[len(names) :], {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _by_fields(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Say whether the one model is given by its fields."""
         if not self.whole_body or args or self.parameters[0].name in kwargs:
-            return args, kwargs
-        if not kwargs and self.parameters[0].default is not inspect.Parameter.empty:
-            return args, kwargs
-        return (self.input.validate_python(kwargs),), {}
+            return False
+        return bool(kwargs) or self.parameters[0].default is inspect.Parameter.empty
+
+    def _as_model(self, name: str, value: Any) -> Any:
+        adapter = self.models.get(name) if isinstance(value, dict) else None
+        return value if adapter is None else adapter.validate_python(value)
 
     def arguments(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Validate a JSON body and return positional and named arguments.
@@ -140,11 +182,12 @@ def read_signature(
         for p in plain
         if isinstance(p.default, FieldInfo) and not p.default.is_required()
     }
+    models = {n: TypeAdapter(hints[n]) for n in (p.name for p in plain) if _is_model(hints.get(n))}
     if len(plain) == 1 and more is None and _is_model(hints.get(plain[0].name)):
-        whole = TypeAdapter(hints[plain[0].name])
-        return Signature(whole, output, plain, True, defaults, request)
+        whole = models[plain[0].name]
+        return Signature(whole, output, plain, True, defaults, models, request)
     model = _body(function, plain, more, hints)
-    return Signature(TypeAdapter(model), output, plain, False, defaults, request)
+    return Signature(TypeAdapter(model), output, plain, False, defaults, models, request)
 
 
 def _is_request(annotation: Any) -> bool:
