@@ -120,6 +120,45 @@ def test_the_app_is_told_a_region(gateway) -> None:
         assert where() == "local"
 
 
+WAYS = [("GET", ""), ("GET", "/status"), ("GET", "/status/stream"), ("PUT", "/cancel")]
+
+
+@pytest.mark.parametrize("auth", ["shared", "public"])
+def test_a_queued_request_is_its_callers_and_the_owners(gateway, guest: str, auth: str) -> None:
+    other = run("keys", "create", "--user", "other").splitlines()[0]
+    mine = run("keys", "create").splitlines()[0]
+    queue = f"{gateway.url}/queue/tester/one"
+    with deployed("def one() -> int:\n    return 1", serve=True, auth=auth):
+        told = httpx.post(queue, headers=with_key(guest)).json()
+        found = f"{queue}/requests/{told['request_id']}"
+
+        def asked(headers: dict[str, str]) -> list[int]:
+            return [httpx.request(m, found + way, headers=headers).status_code for m, way in WAYS]
+
+        while httpx.get(f"{found}/status", headers=with_key(guest)).status_code == 202:
+            pass
+        assert asked(with_key(other)) == [404] * 4
+        assert asked({}) == ([404] if auth == "public" else [401]) * 4
+        for headers in (with_key(guest), with_key(mine), with_owners_token(gateway)):
+            assert asked(headers) == [200, 200, 200, 400]
+        again = {"x-fal-submit-id": told["request_id"]}
+        assert httpx.post(queue, headers=with_key(guest) | again).json() == told
+        assert httpx.post(queue, headers=with_key(other) | again).status_code == 409
+    for key in (other, mine):
+        run("keys", "revoke", key.partition(":")[0])
+
+
+def test_a_request_without_a_caller_is_found_by_its_id(gateway, guest: str) -> None:
+    queue = f"{gateway.url}/queue/tester/one"
+    with deployed("def one() -> int:\n    return 1", serve=True, auth="public"):
+        url = httpx.post(queue).json()["status_url"]
+        assert {httpx.get(url, headers=h).is_success for h in ({}, with_key(guest))} == {True}
+
+
+def with_owners_token(gateway: GatewayInfo) -> dict[str, str]:
+    return {"authorization": f"Bearer {gateway.token}"}
+
+
 def test_a_server_of_the_users_own_is_told_so_too(shell, gateway, guest: str) -> None:
     command = f"{sys.executable} {Path(__file__).with_name('raw_server.py')} {{port}}"
     options = "exposed_port=8000 serve=true auth=shared wait=true"

@@ -117,8 +117,21 @@ def may_run(principal: Principal | None, owner: str, auth: str, serve: bool) -> 
         return 0
     if principal is None:
         return 401
-    is_owner = principal.user == owner or principal.controls
-    return 0 if is_owner or (serve and auth == "shared") else 403
+    return 0 if _is_owner(principal, owner) or (serve and auth == "shared") else 403
+
+
+def may_see(principal: Principal | None, owner: str, user: str | None) -> bool:
+    """Say whether the caller may see, and cancel, a request of `user` to an app of `owner`.
+
+    Who sent one without a key has nothing but its id to be known by.
+    """
+    if user is None:
+        return True
+    return principal is not None and (principal.user == user or _is_owner(principal, owner))
+
+
+def _is_owner(principal: Principal, owner: str) -> bool:
+    return principal.user == owner or principal.controls
 
 
 def new_key(user: str, scope: str, alias: str) -> tuple[Key, str]:

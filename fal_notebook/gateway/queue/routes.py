@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
+from fal_notebook.gateway.auth import may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
@@ -106,10 +107,7 @@ class QueueRoutes:
 
     def _find(self, admitted: Admitted, request_id: str) -> QueuedRequest:
         request = self._records.find(request_id)
-        if request is None or (request.owner, request.app) != (
-            admitted.app.owner,
-            admitted.app.name,
-        ):
+        if request is None or not _is_shown(request, admitted):
             raise _UnknownRequestError
         return request
 
@@ -153,7 +151,7 @@ class QueueRoutes:
     ) -> None:
         """Answer a submit that comes twice, because its caller got no answer, as the first."""
         app = admitted.app
-        if known is None or (known.owner, known.app) != (app.owner, app.name):
+        if known is None or not _is_shown(known, admitted):
             raise RefusedRequestError(409, "a request of this x-fal-submit-id is there or comes")
         position = app.waiting.backlog.position(known.number) or 0
         told = status.submitted(known, _base(scope), position)
@@ -252,6 +250,13 @@ class QueueRoutes:
             await json_reply({"status": "CANCELLATION_REQUESTED"}, request.id, 202)(send)
         else:
             await json_reply({"status": "ALREADY_COMPLETED"}, request.id, 400)(send)
+
+
+def _is_shown(request: QueuedRequest, admitted: Admitted) -> bool:
+    """Say whether a request is one of this app, and of this caller or the app's owner's to see."""
+    app = admitted.app
+    is_of_app = (request.owner, request.app) == (app.owner, app.name)
+    return is_of_app and may_see(admitted.principal, app.owner, request.user)
 
 
 async def _gone(receive: Receive) -> None:
