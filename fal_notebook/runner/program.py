@@ -15,7 +15,7 @@ import traceback
 import types
 from pathlib import Path
 
-from fal_notebook.runner import logs
+from fal_notebook.runner import logs, mounts
 from fal_notebook.runner.escapes import original
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
@@ -48,6 +48,7 @@ def clean(spec: RunnerSpec) -> None:
     os.environ.clear()
     os.environ.update(spec.environment)
     time.tzset()
+    mounts.show_data(spec.environment.get("FAL_DATA_DIR", ""))
     os.umask(0o077)
     os.chdir(spec.folder)
     null = os.open(os.devnull, os.O_RDONLY)
