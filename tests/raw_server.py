@@ -152,7 +152,7 @@ def _live(connection: socket.socket, head: bytes) -> None:
     """Note each piece of the body as it comes; answer with the last."""
     _CAME.append("head")
     data = b""
-    while not data.endswith(b"0\r\n\r\n") and len(data) != _length(head) or not data:
+    while not data or not (data.endswith(b"0\r\n\r\n") or len(data) == _length(head)):
         piece = connection.recv(65536)
         if not piece:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ CHUNKED = "Transfer-Encoding: chunked"
 
 
 @pytest.fixture
-def live(shell: Any) -> Iterator[ServerHandle]:
+def live(shell: Any) -> ServerHandle:
     options = "exposed_port=8000 auth=public max_multiplexing=4 request_timeout=3 wait=true"
     shell.run(f"%%fal_server live {options}\n{RAW} {{port}}\n")
     handle: ServerHandle = shell["live"]
-    yield handle
+    return handle
 
 
 def sent(gateway: GatewayInfo, path: str, more: str, body: bytes = b"") -> Wire:
