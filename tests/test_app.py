@@ -488,7 +488,8 @@ class Deployed(Base):
         return "mine"
 """
     with notebook():
-        app = fal.deploy(define(HEAD + source)["Deployed"], wait=True)
+        with pytest.warns(UserWarning, match="`status` is the handle's own"):
+            app = fal.deploy(define(HEAD + source)["Deployed"], wait=True)
         try:
             assert app.name == "deployed"
             assert app.draw(prompt="hi").text == "HI"

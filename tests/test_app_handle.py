@@ -17,6 +17,7 @@ from typing import Annotated, Any, Iterator
 import fal_notebook as fal
 from fastapi import BackgroundTasks, Body, Cookie, Depends, Header, HTTPException, Query, Request
 from fastapi import Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 class Asked(BaseModel):
     n: int
@@ -83,6 +84,20 @@ class Everything(fal.App):
     @fal.endpoint("/default")
     async def default(self, given: Given, tasks: BackgroundTasks) -> int:
         return given.n
+    @fal.endpoint("/sse")
+    def sse(self, n: int) -> StreamingResponse:
+        events = (f'id: 1\\r\\ndata: {{"n": {i}}}\\r\\n\\r\\n' for i in range(n))
+        parts = [*events, "data: a\\nda", "ta: b\\n\\n"]
+        return StreamingResponse(parts, media_type="text/event-stream")
+    @fal.endpoint("/bytes")
+    async def pieces(self, here: Annotated[int, Depends(lambda: 1)]):
+        async def parts():
+            yield b"a"
+            raise Odd("late")
+        return StreamingResponse(parts(), media_type="text/plain")
+    @fal.endpoint("/answer")
+    def answer(self):
+        return Response(b"x", 202, media_type="text/plain")
     @fal.endpoint("/stream")
     def numbers(self, n: int, tasks: BackgroundTasks) -> Iterator[int]:
         yield from range(n)
@@ -129,6 +144,19 @@ def test_what_fastapi_serves_takes_and_gives_python_values(app: Any) -> None:
     assert app.item("a b", n=1) == "a b"
     assert app["/items/ab"](n=1) == "ab"
     assert (app.tasks(), app.done()) == ("soon", [1])
+
+
+def test_a_response_that_streams_is_an_iterator_of_its_events_or_bytes(app: Any) -> None:
+    assert list(app.sse(n=2)) == list(app.sse.stream(2)) == [{"n": 0}, {"n": 1}, "a\nb"]
+    assert list(app.sse.submit(n=1).result()) == [{"n": 0}, "a\nb"]
+    pieces = app.pieces()
+    assert next(pieces) == b"a"
+    with pytest.raises(app.Odd, match="late"):
+        next(pieces)
+
+
+def test_another_response_comes_as_it_is(app: Any) -> None:
+    assert (app.answer().status_code, app.answer().body) == (202, b"x")
 
 
 def test_a_dict_becomes_the_model_that_an_endpoint_takes(app: Any) -> None:

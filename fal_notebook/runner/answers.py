@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope
 
 from fal_notebook.app_exceptions import gpu_error
@@ -20,6 +20,7 @@ from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.escapes import contained
 from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused
+from fal_notebook.runner.response_values import values_of
 from fal_notebook.runner.results import Output
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.workers import is_stream
@@ -116,15 +117,23 @@ async def _pickled(route: Route, call: Call) -> Response:
         given = functools.partial(shown.call, args, kwargs)
         call = _as_json(route, call, args, kwargs)
         args, kwargs = contained(route.signature.python_arguments, args, kwargs)
-        finish = functools.partial(route.signature.output.to_frame, frames.returned)
+        finish = functools.partial(_framed, route)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
     except Exception as error:
         result = _raised(route, error, given)
         headers = {frames.RAISED: frames.type_name(error)}
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
+    if isinstance(result, StreamingResponse):
+        result = values_of(result)
     if is_stream(result):
         return Stream(_frames(route, result, given), frames.CONTENT_TYPE)
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
+
+
+def _framed(route: Route, result: Any) -> Any:
+    if isinstance(result, StreamingResponse):
+        return result
+    return route.signature.output.to_frame(frames.returned, result)
 
 
 def _as_json(route: Route, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -18,6 +18,7 @@ from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.exceptions import RemoteError
 from fal_notebook.runner import frames, shown
 from fal_notebook.runner.refusals import STOP, is_refusal
+from fal_notebook.runner.response_values import values_of
 
 if TYPE_CHECKING:
     from fal_notebook.runner.fastapi_route import FastApiRoute
@@ -85,6 +86,8 @@ class PythonCall:
         (result,) = outcome
         if isinstance(result, Exception):
             return self._raised(result)
+        if isinstance(result, StreamingResponse):
+            result = values_of(result)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             return StreamingResponse(self._frames(result), media_type=frames.CONTENT_TYPE)
         try:
