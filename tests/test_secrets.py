@@ -217,6 +217,35 @@ def test_a_secret_shows_in_no_error_of_a_call(shell, stored, capsys) -> None:
     assert VALUE not in "".join(capsys.readouterr())
 
 
+REFUSES = """
+%%fal_function secrets=VAULT_WORDS serve=true wait=true
+def refuses(status: int = 418, stream: bool = False):
+    import os
+    from fastapi import HTTPException
+    value = os.environ["VAULT_WORDS"]
+    error = HTTPException(status, {"told": ["http " + value]}, {"x-told": value})
+    if not stream:
+        raise error
+    def events():
+        yield 1
+        raise error
+    return events()
+"""
+
+
+def test_a_secret_shows_in_no_refusal(shell, gateway, stored) -> None:
+    shell.run(REFUSES.strip())
+    with control(gateway) as api:
+        for status in (418, 500):
+            answer = api.post("/run/tester/refuses", json={"status": status})
+            assert answer.status_code == status
+            assert answer.json() == {"detail": {"told": ["http [secret VAULT_WORDS]"]}}
+            assert answer.headers["x-told"] == "[secret VAULT_WORDS]"
+        events = api.post("/run/tester/refuses", json={"stream": True}).text
+    assert "http [secret VAULT_WORDS]" in events
+    assert VALUE not in events
+
+
 FAILS = """
 %%fal_function secrets=VAULT_WORDS wait=true setup_function=up min_concurrency=1
 def fails() -> int:

@@ -18,6 +18,7 @@ from fal_notebook.app_exceptions import (
     gpu_error,
 )
 from fal_notebook.runner.reports import Reports
+from fal_notebook.runner.secret_forms import Redact
 
 STOP = "x-fal-stop-runner"
 Given = Callable[[], str]
@@ -25,11 +26,11 @@ Given = Callable[[], str]
 
 def refused(reports: Reports, error: Exception, given: Given) -> Response:
     """Return the answer to a request whose function raised; what is a failure is reported."""
-    response = _meant(error)
+    response = _meant(error, reports.redact)
     gpu = gpu_error(error)
     if gpu is not None:
         reports.failed(error, given, log=response is None)
-        return error_response(gpu.status_code, gpu.message, {STOP: "1"})
+        return error_response(gpu.status_code, reports.redact(gpu.message), {STOP: "1"})
     if response is None:
         reports.failed(error, given)
         return error_response(
@@ -46,17 +47,22 @@ def is_refusal(error: Exception) -> bool:
     return response is not None and response.status_code < 500
 
 
-def _meant(error: Exception) -> Response | None:
+def _meant(error: Exception, redact: Redact = str) -> Response | None:
     """Return the answer that the error itself says, None of one that is a bug."""
+    headers: dict[str, str] = {}
+    detail: Any
     if isinstance(error, HTTPException):
-        return error_response(error.status_code, error.detail, dict(error.headers or {}))
-    if isinstance(error, AppException):
-        return error_response(error.status_code, error.message)
-    if isinstance(error, FieldException):
-        return error_response(error.status_code, error.to_pydantic_format()["detail"])
-    if isinstance(error, RequestCancelledException):
-        return error_response(499, error.message)
-    return None
+        status, detail = error.status_code, error.detail
+        headers = {name: redact(value) for name, value in (error.headers or {}).items()}
+    elif isinstance(error, AppException):
+        status, detail = error.status_code, error.message
+    elif isinstance(error, FieldException):
+        status, detail = error.status_code, error.to_pydantic_format()["detail"]
+    elif isinstance(error, RequestCancelledException):
+        status, detail = 499, error.message
+    else:
+        return None
+    return error_response(status, detail, headers, redact)
 
 
 def invalid(error: ValidationError, body: bytes) -> Response:
@@ -95,7 +101,9 @@ def cancelled() -> Response:
     return Response(body, status_code=499, headers=headers, media_type="application/json")
 
 
-def error_response(status: int, detail: Any, headers: dict[str, str] | None = None) -> Response:
-    """Return an answer in FastAPI's shape of errors."""
-    body = to_json({"detail": detail}, fallback=str, inf_nan_mode="null")
+def error_response(
+    status: int, detail: Any, headers: dict[str, str] | None = None, redact: Redact = str
+) -> Response:
+    """Return an answer in FastAPI's shape of errors, without what `redact` takes out."""
+    body = redact(to_json({"detail": detail}, fallback=str, inf_nan_mode="null").decode())
     return Response(body, status_code=status, headers=headers, media_type="application/json")
