@@ -221,11 +221,20 @@ def secrets() -> None:
     """Secrets that apps get as environment variables (option secrets=NAME)."""
 
 
-@secrets.command("set")
+# What else stands there may be the value: click would show it as an argument too many.
+@secrets.command("set", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @click.argument("name")
 @click.option("--from-env", is_flag=True, help="Take the value of the variable of that name.")
-def set_secret(name: str, from_env: bool) -> str:
+@click.pass_context
+def set_secret(context: click.Context, name: str, from_env: bool) -> str:
     """Store a secret; its value is asked for, or read from a pipe, never written down."""
+    if context.args:
+        raise click.UsageError(
+            "give the name alone: the value is asked for, read from a pipe or, with --from-env, "
+            "from the environment"
+        )
+    if not name:
+        raise click.UsageError("a secret needs a name")
     if from_env and name not in os.environ:
         raise click.UsageError(f"the environment has no variable {name}")
     value = os.environ[name] if from_env else _asked(name)
@@ -298,7 +307,13 @@ def _asked(name: str) -> str:
     """Return what is typed unseen, or all that a pipe gives, without the line's end."""
     asked_by_kernel = getpass.getpass.__module__ != "getpass"  # a kernel puts its own there
     if asked_by_kernel or sys.stdin.isatty():
-        return str(click.prompt(name, hide_input=True))
+        try:
+            return str(click.prompt(name, hide_input=True))
+        except NotImplementedError:  # what IPython's StdinNotImplementedError is
+            raise click.UsageError(
+                f"this notebook cannot ask for a value: put it into the variable {name} of the "
+                "environment and add --from-env"
+            ) from None
     return sys.stdin.read().removesuffix("\n").removesuffix("\r")
 
 

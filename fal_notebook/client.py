@@ -41,7 +41,7 @@ class Client:
 
     async def url(self) -> str:
         """Return the gateway's URL."""
-        if "FAL_RUNNER_ID" in os.environ:
+        if _in_runner():
             return os.environ["FAL_NOTEBOOK_URL"]
         return str((await self.about())["url"])
 
@@ -345,9 +345,13 @@ async def _send(http: httpx.AsyncClient, method: str, path: str, **request: Any)
     return await http.send(http.build_request(method, path, **request), stream=True)
 
 
+def _in_runner() -> bool:
+    return {"FAL_RUNNER_ID", "FAL_NOTEBOOK_URL", "FAL_KEY"} <= os.environ.keys()
+
+
 def _connect() -> httpx.AsyncClient:
     """Inside a runner its own gateway and key count; elsewhere the user's gateway is found."""
-    if "FAL_RUNNER_ID" in os.environ:
+    if _in_runner():
         url, authorization = os.environ["FAL_NOTEBOOK_URL"], f"Key {os.environ['FAL_KEY']}"
     else:
         info = discovery.ensure(settings.state_folder())

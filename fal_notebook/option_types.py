@@ -34,6 +34,18 @@ def option(
     return Field(default, json_schema_extra=extra, **keywords)
 
 
+def reserved(name: str) -> str:
+    """Return why an environment variable's name cannot be the user's, "" where it can."""
+    why = "names that begin with FAL_ are reserved: runners get their own under these"
+    return why if name.startswith("FAL_") else ""
+
+
+def _not_reserved(name: str) -> str:
+    if why := reserved(name):
+        raise ValueError(f"{name}: {why}")
+    return name
+
+
 def app_name(name: str) -> str:
     """Return the name as it stands in URLs: lower case, ``_`` as ``-``.
 
@@ -110,7 +122,9 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 AppName = Annotated[str, AfterValidator(_slug)]
 Owner = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvironmentName = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_not_reserved)
+]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 PythonVersion = Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
 AbsolutePath = Annotated[str, BeforeValidator(_path), Field(pattern="^/")]

@@ -100,7 +100,8 @@ def test_an_option_is_completed_in_the_middle_of_the_line_and_offered_once(shell
         ("metadata=", ["described"]),
         ("image=", ["built"]),
         ("allow_secret=desc", ["described"]),
-        ("pass_env=FAL_NOTEBOOK_OWN", ["FAL_NOTEBOOK_OWNER"]),
+        ("pass_env=PYTEST_CURRENT_T", ["PYTEST_CURRENT_TEST"]),
+        ("pass_env=FAL_NOTEBOOK_OWN", []),
         ("local_python_modules=helper_", ["helper_module", "helper_package"]),
     ],
 )

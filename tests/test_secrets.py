@@ -19,11 +19,12 @@ import pytest
 from IPython.core.error import UsageError
 from serving import control
 
-from fal_notebook import cli, settings
+from fal_notebook import cli, settings, sync
 from fal_notebook.exceptions import NotFoundError, OptionError, RemoteError
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import Secret, Store
 from fal_notebook.gateway.vault import Vault
+from fal_notebook.handle import shared_client
 
 VALUE = "correct horse battery staple"
 
@@ -130,6 +131,47 @@ def test_nonsense_is_refused(gateway) -> None:
         cli.run(["secrets", "delete", "NOPE"], "fal-notebook")
     with pytest.raises(Exception, match=re.escape("no variable NOPE")):
         cli.run(["secrets", "set", "NOPE", "--from-env"], "fal-notebook")
+
+
+def test_a_value_on_the_line_is_refused_and_not_shown(gateway) -> None:
+    for words in (["WORDS", VALUE], ["WORDS", f"--value={VALUE}"], ["WORDS", "--from-env", VALUE]):
+        with pytest.raises(Exception, match="give the name alone") as refused:
+            cli.run(["secrets", "set", *words], "fal-notebook")
+        assert VALUE not in refused.value.format_message()
+    with pytest.raises(Exception, match="a secret needs a name"):
+        cli.run(["secrets", "set", "", "--from-env"], "fal-notebook")
+
+
+def test_a_value_that_could_not_be_redacted_is_refused(gateway, monkeypatch) -> None:
+    monkeypatch.setenv("TINY_WORDS", "ab\n")
+    with pytest.raises(OptionError, match="fewer than 4 characters"):
+        cli.run(["secrets", "set", "TINY_WORDS", "--from-env"], "fal-notebook")
+
+
+def test_names_of_the_runners_own_variables_are_refused(shell, monkeypatch) -> None:
+    monkeypatch.setenv("FAL_KEY", "some long value")
+    with pytest.raises(OptionError, match=r"FAL_KEY cannot be a secret's name: .* reserved"):
+        cli.run(["secrets", "set", "FAL_KEY", "--from-env"], "fal-notebook")
+    for option in ("secrets", "pass_env"):
+        with pytest.raises(UsageError, match="FAL_DATA_DIR: names that begin with FAL_ are reser"):
+            shell.run(f"%%fal_function {option}=FAL_DATA_DIR\ndef f() -> int:\n    return 1\n")
+
+
+def test_a_notebook_that_cannot_ask_names_the_other_way(gateway, monkeypatch) -> None:
+    def refuse(prompt: str = "") -> str:
+        raise NotImplementedError("this frontend does not support input requests")
+
+    refuse.__module__ = "ipykernel.kernelbase"
+    monkeypatch.setattr("getpass.getpass", refuse)
+    monkeypatch.setattr("click.termui.hidden_prompt_func", refuse)
+    with pytest.raises(Exception, match="--from-env"):
+        cli.run(["secrets", "set", "ASKED_WORDS"], "fal-notebook")
+
+
+def test_half_a_runners_environment_is_none(gateway, monkeypatch) -> None:
+    monkeypatch.setenv("FAL_RUNNER_ID", "zz")
+    sync.wait(shared_client().close())
+    cli.run(["secrets", "list"], "fal-notebook")
 
 
 def test_a_name_that_is_no_variable_is_refused(gateway, monkeypatch) -> None:

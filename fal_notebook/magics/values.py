@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from fal_notebook.container import ContainerImage
 from fal_notebook.machines import MACHINE_TYPES
 from fal_notebook.magics.gateway_names import GatewayNames
+from fal_notebook.option_types import reserved
 from fal_notebook.options import CellOptions, Options
 
 _DEFINED = re.compile(r"^(?:async\s+)?def\s+(\w+)", re.MULTILINE)
@@ -91,7 +92,7 @@ _FOUND: dict[str, Callable[[Place], Iterable[str]]] = {
     "image": lambda place: _variables(place, lambda value: isinstance(value, ContainerImage)),
     "metadata": lambda place: _variables(place, lambda value: isinstance(value, dict)),
     "allow_secret": lambda place: place.variables,
-    "pass_env": lambda place: sorted(os.environ),
+    "pass_env": lambda place: sorted(name for name in os.environ if not reserved(name)),
     "secrets": lambda place: place.names.secrets(),
     "local_python_modules": _modules,
 }

@@ -12,6 +12,8 @@ from fal_notebook.exceptions import OptionError, PayloadMissingError, StoredSecr
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Secret
+from fal_notebook.option_types import reserved
+from fal_notebook.runner.secret_forms import SHORTEST
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Shorter values stand in payloads by chance.
@@ -24,10 +26,16 @@ def put(gateway: Gateway, name: str, value: str) -> None:
     Raises
     ------
     OptionError
-        When the name is no name of an environment variable, or the value is empty.
+        When the name is no name of an environment variable, or is reserved, and when the value is
+        empty or so short that it could not be taken out of logs.
     """
     if not _NAME.fullmatch(name):
         raise OptionError(f"{name!r} cannot be a secret's name: letters, digits and '_' only")
+    if why := reserved(name):
+        raise OptionError(f"{name} cannot be a secret's name: {why}")
+    if value and len(value.strip()) < SHORTEST:
+        shortest = f"the value of {name} has fewer than {SHORTEST} characters"
+        raise OptionError(f"{shortest}: it would stand in logs by chance, so nothing redacts it")
     if not value or "\0" in value:
         raise OptionError(f"the value of {name} is empty or holds a NUL")
     with gateway.store.transaction():
