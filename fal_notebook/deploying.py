@@ -427,13 +427,18 @@ async def _explain(client: Client, progress: Progress) -> None:
         running = await client.status(progress.owner, progress.name)
         progress.still_runs = running["number"] != progress.number
         if progress.still_runs:
-            hints.append(
-                f"revision {running['number']} still answers at {running['url']}, "
-                f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
-            )
+            hints.append(_what_stays(progress, running))
     if progress.state == "failed":
         reason = progress.error.removesuffix(".") if hints else progress.error
         progress.failed("; ".join([reason, *hints]), progress.log)
+
+
+def _what_stays(progress: Progress, running: Mapping[str, Any]) -> str:
+    stays = f"revision {running['number']} still"
+    if running["crash_backoff"]:
+        return f"{stays} has the URL, but its runners fail to start (CRASH_BACKOFF)"
+    call = f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
+    return f"{stays} answers at {running['url']}, {call}"
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:

@@ -504,6 +504,16 @@ def test_fal_without_arguments_shows_its_commands(shell, capsys) -> None:
     assert [name for name in ("status", "scale", "gateway") if name in out]
 
 
+def test_a_failed_redeploy_does_not_say_that_a_crashing_revision_answers(shell, eventually) -> None:
+    shell.run("import os, threading\ndef load(): threading.Timer(0.1, os._exit, (3,)).start()")
+    shell.run(cell("setup_function=load wait=true min_concurrency=1", ONE))
+    eventually(lambda: shell["one"].status()["crash_backoff"])
+    shell.run("def load():\n    raise ValueError('no weights.')")
+    said = refusal(shell, cell("setup_function=load wait=true", ONE.replace("1", "2")))
+    assert "still has the URL, but its runners fail to start (CRASH_BACKOFF)" in said
+    assert "answers" not in said
+
+
 def test_a_question_mark_explains_a_command(shell, capsys) -> None:
     for source in ("%fal scale?", "\n%fal scale digits ?", "%fal scale??\n"):
         shell.run(source)
