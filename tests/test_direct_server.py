@@ -311,6 +311,14 @@ def failure(shell: Any, source: str) -> str:
     return str(caught.value)
 
 
+def test_a_function_that_raises_says_what(shell: Any) -> None:
+    source = (
+        "%%fal_function exposed_port=8000 wait=true\ndef raises(): raise ValueError('no model')"
+    )
+    said = failure(shell, source).splitlines()[0]
+    assert said.endswith("with exit status 1 before it opened its port: ValueError: no model")
+
+
 def test_a_server_that_ends_says_how_with_its_last_lines(
     shell: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

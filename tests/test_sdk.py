@@ -122,6 +122,9 @@ CELLS = {
     "keyword": "%%fal_app\nclass Odd(fal.App, keep_alives=3):\n"
     "    @fal.endpoint('/')\n    def f(self): pass",
     "endpoints": "%%fal_app\nclass Bare(fal.App): pass",
+    "setup": "%%fal_app wait=true\nclass Fails(fal.App):\n"
+    "    def setup(self): raise ValueError('nope-sdk')\n"
+    "    @fal.endpoint('/')\n    def f(self): pass",
     "own": "%%fal_app wait=true\n" + SMALL.format('requirements = ["iniconfig"]', "iniconfig"),
     "installed": "Small()",
     "key": "import os\nos.environ['FAL_KEY'] = KEY = '0a1b2c3d4e5f:' + '0a1b2c3d4e5f' * 4",
@@ -209,6 +212,12 @@ def test_an_environment_of_its_own_has_the_sdk_too(answers: dict[str, Any]) -> N
 def test_annotations_that_are_text_are_known_in_the_runner(answers: dict[str, Any]) -> None:
     assert answers["late"] is None, answers["late"]
     assert answers["lately"] == [5, "quite-late"]
+
+
+def test_a_setup_that_raises_says_what(answers: dict[str, Any]) -> None:
+    first = answers["setup"].splitlines()[0]
+    assert first.startswith("UsageError: %%fal_app: fails: the server ended with exit status 3")
+    assert first.endswith("before it opened its port: ValueError: nope-sdk")
 
 
 REFUSED = {

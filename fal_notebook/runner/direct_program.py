@@ -83,7 +83,9 @@ class DirectProgram(Program):
     def _why_ended(self) -> str:
         taken = holder(self._exposed)
         hint = f"; port {self._exposed} is taken by {taken}" if taken else ""
-        return f"the server ended with {self._user.ending} before it opened its port{hint}"
+        raised = self._user.error()
+        why = f": {raised}" if raised else ""
+        return f"the server ended with {self._user.ending} before it opened its port{hint}{why}"
 
     async def _where(self) -> str:
         """Return where the server listens instead."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +30,8 @@ class SdkServer:
     def __name__(self) -> str:
         return str(self.app.__name__)
 
-    def __call__(self, port: int) -> Any:
-        """Return what is to be awaited: it serves until the process is told to end."""
+    def __call__(self, port: int) -> None:
+        """Serve until the process is told to end."""
         os.environ["IS_ISOLATE_AGENT"] = "1"
         from fal.ref import set_current_app  # type: ignore[import-not-found]
 
@@ -37,7 +40,31 @@ class SdkServer:
             getattr(self.app, name).__annotations__ = hints
         app = self.app()
         set_current_app(app)
-        return app.serve(port=port, metrics_port=0)
+        _serve(app, port)
+
+
+def _serve(app: Any, port: int) -> None:
+    """Serve; of an error of `setup` the server itself only prints the traceback, and exits."""
+    raised: list[BaseException] = []
+    app.setup = _noting(app.setup, raised)
+    try:
+        asyncio.run(app.serve(port=port, metrics_port=0))
+    except SystemExit as ending:
+        raise ending from (raised[0] if raised else None)
+
+
+def _noting(setup: Callable[[], Any], raised: list[BaseException]) -> Callable[[], Any]:
+    @functools.wraps(setup)
+    async def noting() -> Any:
+        try:
+            # A sync one is called on the loop, as the SDK does it.
+            result = setup()
+            return await result if inspect.isawaitable(result) else result
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    return noting
 
 
 def _listen_here_only() -> None:

@@ -16,21 +16,29 @@ from fal_notebook.runner import logs
 from fal_notebook.runner.envelope import packages_compared, unpack
 
 
-def main(payload: str, log: str, port: int) -> None:
-    """Load the function and call it; end with 1 when it raises."""
+def main(payload: str, log: str, port: int, told: str) -> None:
+    """Load the function and call it; end with 1 when it raises, which the file `told` says."""
     logs.redirect(log)
     status: object = 0
     try:
         _call(payload, port)
     except SystemExit as ending:
         status = ending.code
-    except BaseException:
+        _tell(told, ending.__cause__)
+    except BaseException as error:
         traceback.print_exc()
         status = 1
+        _tell(told, error)
     finally:
         with contextlib.suppress(Exception):
             logs.finish(None)
     sys.exit(status)  # type: ignore[arg-type]  # whatever the function gave
+
+
+def _tell(told: str, error: BaseException | None) -> None:
+    if error is not None:
+        text = "".join(traceback.format_exception_only(type(error), error)).strip()
+        Path(told).write_text(text, errors="replace")
 
 
 def _call(payload: str, port: int) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
+from pathlib import Path
 
 import psutil
 
@@ -23,7 +24,7 @@ _CHILD = """
 import sys
 sys.path[:] = {path!r}
 from fal_notebook.runner.user_function import main
-main({payload!r}, {log!r}, {port})
+main({payload!r}, {log!r}, {port}, {told!r})
 """
 
 
@@ -60,7 +61,12 @@ class UserServer:
 
     def _child(self) -> str:
         spec = self._spec
-        return _CHILD.format(path=sys.path, payload=spec.payload, log=spec.log, port=self._port)
+        files = {"payload": spec.payload, "log": spec.log, "told": str(self._told)}
+        return _CHILD.format(path=sys.path, port=self._port, **files)
+
+    @property
+    def _told(self) -> Path:
+        return Path(f"{self._spec.socket}.error")
 
     # --- how it does -------------------------------------------------------------------------
     async def wait(self) -> None:
@@ -79,6 +85,14 @@ class UserServer:
         with contextlib.suppress(ValueError):
             return signal.Signals(-status).name
         return f"signal {-status}"
+
+    def error(self) -> str:
+        """Return what the function has raised, empty where nothing is known; ask once."""
+        with contextlib.suppress(OSError):
+            text = self._told.read_text(errors="replace")
+            self._told.unlink()
+            return text
+        return ""
 
     def processes(self) -> list[psutil.Process]:
         """Return what was started here and lives, also what left its parent."""
