@@ -7,6 +7,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from fal_notebook.endpoints import RouteSignature, endpoints_of
@@ -110,6 +111,8 @@ def _own_options(cls: type) -> dict[str, Any]:
     """Return the options that stand in the class itself."""
     members = vars(cls)
     given: Mapping[str, Any] = members.get("_fal_keywords", {})
+    if "setup_function" in given:
+        raise OptionError("setup_function is for functions; an app has the method setup(self)")
     keywords = {n: v for n, v in given.items() if n not in _NO_OPTIONS}
     return {**keywords, **dict(_attributes(members))}
 
@@ -126,6 +129,21 @@ def _attributes(members: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         option = _ATTRIBUTES.get(name, name)
         if name in _ATTRIBUTES or option in known:
             yield option, value
+
+
+def near_misses(cls: type) -> list[str]:
+    """Note the attributes that are called almost like an option; they are the class's own."""
+    from fal_notebook.options import Options
+
+    known = Options.model_fields.keys() - _NO_ATTRIBUTES | _ATTRIBUTES.keys()
+    values = {n: v for n, v in vars(cls).items() if isinstance(v, (int, str, list, dict))}
+    candidates = [n for n in values if not n.startswith("_") and n not in known]
+    nearest = {name: get_close_matches(name, known, n=1, cutoff=0.9) for name in candidates}
+    return [
+        f"the attribute `{name}` of `{cls.__name__}` is no option; did you mean {found[0]}?"
+        for name, found in nearest.items()
+        if found
+    ]
 
 
 def _refuse_init(cls: type) -> None:

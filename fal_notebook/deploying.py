@@ -25,6 +25,7 @@ from fal_notebook.app import is_app
 from fal_notebook.app_definition import (
     app_name_of,
     http_endpoints,
+    near_misses,
     options_of,
     requirements_folder,
 )
@@ -281,6 +282,11 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
     if sdk_app.is_sdk_app(function):
         return sdk_app.server_of(function), _checked(sdk_app.with_sdk(options), cell)
     sdk_app.refuse_sdk_function(function)
+    if is_app(function) and options.exposed_port is not None:
+        raise OptionError(
+            "exposed_port is for servers, and an App answers by its endpoints; leave it out, or "
+            "start the server from %%fal_server"
+        )
     if options.exposed_port is not None and options.image is not None:
         raise OptionError(NEEDS_DOCKER.format("image"))
     return function, _checked(options, cell)
@@ -486,7 +492,8 @@ def _not_effective(options: Options) -> list[str]:
 
 def _notices(function: Any, options: Options) -> list[str]:
     stars = _star_parameters(function, options)
-    return [*_not_effective(options), *stars, *hidden(_paths(function))]
+    missed = near_misses(function) if is_app(function) else []
+    return [*_not_effective(options), *missed, *stars, *hidden(_paths(function))]
 
 
 def _paths(function: Any) -> dict[str, str]:

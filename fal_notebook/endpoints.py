@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,6 +70,11 @@ def _refuse_wrong(method: Any, path: str) -> None:
     where = where_of(method)
     if not isinstance(path, str) or not path.startswith("/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which does not begin with '/'")
+    if re.search(r"[\s?#]", path):
+        raise AppDefinitionError(
+            f"{where} has the path {path!r}, which no request can have; leave out spaces, '?' and "
+            "'#'"
+        )
     if path == RESERVED or path.startswith(RESERVED + "/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which belongs to the queue")
     if hasattr(method, _MARK):

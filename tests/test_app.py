@@ -17,8 +17,10 @@ from serving import control
 
 import fal_notebook as fal
 from fal_notebook.app_definition import app_name_of, options_of
+from fal_notebook.deploying import dry_run
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import AppDefinitionError, FalNotebookError, OptionError
+from fal_notebook.options import split_options
 from fal_notebook.payload import capture
 
 HEAD = """
@@ -88,6 +90,9 @@ REFUSED = {
     "class A(fal.App):\n    retry_config = fal.RetryConfig(timeouts=1)": "did you mean 'timeout'?",
     "fal.HealthCheck(failure_threshold=0)": "HealthCheck: failure_threshold=0 is not allowed",
     "fal.HealthCheck(threshold=2)": "HealthCheck: unknown option 'threshold'",
+    METHOD.format("'/a b'"): "has the path '/a b', which no request can have",
+    METHOD.format("'/a/{x}?y'"): "has the path '/a/{x}?y', which no request can have",
+    "class A(fal.App, setup_function=print): pass": "an app has the method setup(self)",
     METHOD.format("'/requests'"): "belongs to the queue",
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
 }
@@ -121,6 +126,15 @@ class A(Base, max_concurrency=2):
         "machine_type": "GPU-A100",
         "auth": "public",
     }
+
+
+def test_an_attribute_that_is_almost_an_option_is_noted_and_a_port_refused() -> None:
+    app = app_in("class A(Base):\n    keep_alives = 3\n    keeper = 4\n")
+    said = "the attribute `keep_alives` of `A` is no option; did you mean keep_alive?"
+    with notebook():
+        assert dry_run(app, *split_options({}), "")[2] == [said]
+        with pytest.raises(OptionError, match="exposed_port is for servers"):
+            dry_run(app, *split_options({"exposed_port": 9000}), "")
 
 
 @pytest.mark.parametrize(
