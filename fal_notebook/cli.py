@@ -217,6 +217,26 @@ def show_client_env(with_key: bool, **kinds: bool) -> str:
 
 
 @commands.group(cls=Commands)
+def storage() -> None:
+    """Files that were uploaded to the gateway."""
+
+
+@storage.command("prune")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    default=7.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Files uploaded before that; 0 for all.",
+)
+def prune_storage(older_than: float) -> str:
+    """Remove stored files now; expired ones go by themselves."""
+    gone = sync.wait(_client().prune_storage(older_than * 24 * 3600))
+    return f"files removed: {gone['files']} ({gone['bytes'] / 1e6:.1f} MB)"
+
+
+@commands.group(cls=Commands)
 def secrets() -> None:
     """Secrets that apps get as environment variables (option secrets=NAME)."""
 

@@ -174,6 +174,10 @@ class Client:
         """Revoke a key."""
         await self._json("DELETE", f"/api/keys/{identity}")
 
+    async def prune_storage(self, older_than: float) -> dict[str, int]:
+        """Remove stored files older than so many seconds; return `files` and `bytes`."""
+        return await self._json("POST", "/api/storage/prune", params={"older_than": older_than})
+
     # --- secrets -----------------------------------------------------------------------------
     async def secrets(self) -> list[dict[str, Any]]:
         """Return name and time of every stored secret."""

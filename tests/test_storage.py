@@ -275,6 +275,17 @@ def test_uploads_need_a_key_and_reading_needs_none(
     assert httpx.get(url).status_code == 404
 
 
+def test_old_files_are_pruned(own_gateway: Path) -> None:
+    info = discovery.ensure(own_gateway)
+    with control(info) as api:
+        url = api.post("/storage/files", content=b"abc").json()["access_url"]
+        assert cli.run(["storage", "prune"], "fal-notebook") == "files removed: 0 (0.0 MB)"
+        assert api.get(url).content == b"abc"
+        told = cli.run(["storage", "prune", "--older-than", "0"], "fal-notebook")
+        assert told == "files removed: 1 (0.0 MB)"
+        assert api.get(url).status_code == 404
+
+
 def test_a_users_files_are_not_anothers_to_change(
     gateway: GatewayInfo, http: httpx.Client, stored: Callable[..., str]
 ) -> None:

@@ -50,7 +50,7 @@ def create_control(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for routes in (_gateway_routes, _app_routes, _key_routes, _secret_routes):
+    for routes in (_gateway_routes, _app_routes, _key_routes, _storage_routes, _secret_routes):
         api.include_router(routes(gateway))
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
@@ -245,6 +245,18 @@ def _key_routes(gateway: Gateway) -> APIRouter:
         """Revoke a key."""
         keys.revoke(gateway, identity)
         return {"revoked": True}
+
+    return router
+
+
+def _storage_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api/storage")
+
+    @router.post("/prune")
+    async def prune(older_than: Annotated[float, Query(ge=0)]) -> dict[str, int]:
+        """Remove files that are older than so many seconds."""
+        files, size = gateway.storage.files.remove_older(older_than)
+        return {"files": files, "bytes": size}
 
     return router
 

@@ -101,6 +101,13 @@ class Files:
             self._path(file.id).unlink()
         self.room.give_back(file.size or 0)
 
+    def remove_older(self, seconds: float) -> tuple[int, int]:
+        """Remove files that are older than this; return how many, and their bytes."""
+        found = self.table.older(time.time() - seconds)
+        for file in found:
+            self.remove(file)
+        return len(found), sum(file.size or 0 for file in found)
+
     def prune(self) -> None:
         """Remove what has expired, was never finished, or is in the folder without a row."""
         self._remove_expired()

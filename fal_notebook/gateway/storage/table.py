@@ -66,6 +66,10 @@ class FileTable:
         condition = "expires_at <= ? OR (size IS NULL AND created_at < ?)"
         return self._select(condition, now, begun_before)
 
+    def older(self, before: float) -> list[StoredFile]:
+        """Return whole files that came before a time."""
+        return self._select("size IS NOT NULL AND created_at <= ?", before)
+
     def ids(self) -> set[str]:
         """Return the ids of all files."""
         with io_errors(self._folder):
