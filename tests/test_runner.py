@@ -277,28 +277,33 @@ def test_a_function_that_cancels_its_own_task_is_answered(bench: Bench) -> None:
 
 
 # --- threads and the loop ------------------------------------------------------------------------
+# Nobody returns before as many as may have come; a request too many would be seen in the peak.
 PEAK = """
 import threading, time
 now = peak = 0
-lock = threading.Lock()
-def f(seconds: float):
+def setup():
+    import builtins
+    builtins.lock = threading.Lock()
+def f(limit: int):
     global now, peak
     with lock:
         now += 1
         peak = max(peak, now)
-    time.sleep(seconds)
+    while peak < limit: time.sleep(0.001)
+    time.sleep(0.01)
     with lock: now -= 1
     return peak
 """
 ASYNC_PEAK = """
 import asyncio
 now = peak = 0
-async def f(seconds: float):
+async def f(limit: int):
     global now, peak
     now += 1
     peak = max(peak, now)
-    try: await asyncio.sleep(seconds)
-    finally: now -= 1
+    while peak < limit: await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    now -= 1
     return peak
 """
 
@@ -308,18 +313,10 @@ async def f(seconds: float):
 def test_as_many_requests_run_at_once_as_max_multiplexing_says(
     bench: Bench, source: str, limit: int
 ) -> None:
-    runner = (
-        bench.start(source.replace("lock = threading.Lock()", ""), max_multiplexing=limit)
-        if (source is ASYNC_PEAK)
-        else bench.start(
-            "def setup():\n    import builtins, threading\n    builtins.lock = threading.Lock()\n"
-            + source.replace("lock = threading.Lock()\n", ""),
-            max_multiplexing=limit,
-        )
-    )
+    runner = bench.start(source, max_multiplexing=limit)
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: runner.value(seconds=0.1), range(6)))
-    assert runner.value(seconds=0) == limit
+        list(pool.map(lambda _: runner.value(limit=limit), range(6)))
+    assert runner.value(limit=limit) == limit
 
 
 def test_a_blocking_handler_does_not_stop_health(bench: Bench) -> None:
