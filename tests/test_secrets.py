@@ -288,6 +288,25 @@ def test_a_secret_shows_in_no_refusal(shell, gateway, stored) -> None:
     assert VALUE not in events
 
 
+DEPENDS = """
+%%fal_function secrets=VAULT_WORDS serve=true wait=true
+from typing import Annotated
+from fastapi import Depends, HTTPException
+def checked():
+    import os
+    raise HTTPException(418, "no " + os.environ["VAULT_WORDS"])
+def depends(here: Annotated[int, Depends(checked)]) -> int:
+    return here
+"""
+
+
+def test_a_secret_shows_in_no_refusal_of_a_dependency(shell, gateway, stored) -> None:
+    shell.run(DEPENDS.strip())
+    with control(gateway) as api:
+        answer = api.post("/run/tester/depends", json={})
+    assert (answer.status_code, answer.json()) == (418, {"detail": "no [secret VAULT_WORDS]"})
+
+
 FAILS = """
 %%fal_function secrets=VAULT_WORDS wait=true setup_function=up min_concurrency=1
 def fails() -> int:

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import compile_path
@@ -62,6 +63,7 @@ class FastApiRoute:
         self.output = output_of(name, returned, self._place)
         self.places = Places(function, hints, self.in_path)
         self.app = FastAPI(openapi_url=None, strict_content_type=False)
+        self.app.add_exception_handler(HTTPException, self._refused)
         self.app.add_exception_handler(Exception, self._failed)
         self.app.add_api_route(
             path, self._endpoint(function, hints), methods=["POST"], operation_id=name, name=name
@@ -89,6 +91,10 @@ class FastApiRoute:
             self.name, path, function, hints, self.workers, self.reports, as_event=True
         )
 
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        """Answer what a dependency refuses, without secrets, as what the function does."""
+        return refused(self.reports, error, request.scope.get("fal_given", str))
+
     async def _failed(self, request: Request, error: Exception) -> Response:
         """Answer what a dependency raises, and FastAPI of a result that does not fit."""
         from fastapi.exceptions import ResponseValidationError
@@ -97,7 +103,7 @@ class FastApiRoute:
             error = placed(error, self._place)
         if OUTCOME in request.scope:
             return _noted(request, error)
-        return refused(self.reports, error, request.scope.get("fal_given", str))
+        return await self._refused(request, error)
 
     def matches(self, path: str) -> bool:
         """Say whether a path is one of its template's."""
