@@ -28,6 +28,7 @@ from fal_notebook.gateway.vault import Vault
 from fal_notebook.handle import Handle
 from fal_notebook.runner import shown
 from fal_notebook.runner.failures import KEPT, Failures, defined_at, place_of, type_name
+from fal_notebook.runner.link import Link
 from fal_notebook.runner.results import output_of
 
 SOURCE = """
@@ -201,6 +202,27 @@ async def test_what_no_gateway_hears_is_kept_up_to_a_limit(monkeypatch: Any) -> 
     assert len(reports) == KEPT
     assert reports[-1]["count"] == 2
     assert failures.take() == []
+
+
+async def test_a_failure_is_told_before_its_answer_may_be_sent() -> None:
+    link, sent, leave = Link(), list[bytes](), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    async def receive() -> Any:
+        await leave.wait()
+        return {"type": "http.disconnect"}
+
+    await link.told()  # nobody is there to hear
+    serving = asyncio.ensure_future(link.serve(receive, send))
+    while not link.gateways:
+        await asyncio.sleep(0)
+    link.failures.add(ValueError("v"), "text", str)
+    await link.told()
+    assert b"ValueError" in b"".join(sent)
+    leave.set()
+    await serving
 
 
 # --- what the gateway keeps ---------------------------------------------------------------------

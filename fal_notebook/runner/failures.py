@@ -91,6 +91,11 @@ class Failures:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PERIOD, self._tick)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there are reports that no gateway has heard yet."""
+        return bool(self._reports)
+
     def take(self) -> list[dict[str, Any]]:
         """Return the reports that no gateway has heard yet."""
         reports, self._reports = self._reports, {}

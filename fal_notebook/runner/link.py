@@ -11,6 +11,9 @@ from starlette.types import Receive, Send
 
 from fal_notebook.runner.failures import Failures
 
+# An answer does not wait for the link for longer (seconds).
+TELL = 1.0
+
 
 class Link:
     """The runner's states, replayed to every gateway that connects, then followed live.
@@ -29,6 +32,16 @@ class Link:
         """Enter a state and tell every connected gateway."""
         self.states.append({"state": state, **details})
         self._changed.set()
+
+    async def told(self) -> None:
+        """Return when what failed was sent to a gateway, at once where none is connected.
+
+        An answer comes after that: the gateway may end the runner for it.
+        """
+        deadline = time.monotonic() + TELL
+        while self.gateways and self.failures.waiting and time.monotonic() < deadline:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what was taken is being sent
 
     async def serve(self, receive: Receive, send: Send) -> None:
         """Send each state and failure as one JSON line until the gateway goes away."""

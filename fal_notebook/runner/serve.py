@@ -109,13 +109,23 @@ class RunnerApp:
             response = await Asked(served, self._callers, scope, headers, receive).respond()
             logs.finish(request)  # who has the answer may ask for the lines at once
             if response is not None:
-                await response(scope, receive, _hinting(served, send))
+                await response(scope, receive, self._telling(_hinting(served, send)))
         finally:
             self.in_flight -= 1
             logs.end(request)
             ended.set()
             if self._at_work.get(request or "") is ended:
                 del self._at_work[request or ""]
+
+    def _telling(self, send: Send) -> Send:
+        """Return a `send` before whose first message the gateway knows of failures."""
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._link.failures.waiting:
+                await self._link.told()
+            await send(message)
+
+        return telling
 
     async def _session(
         self, served: Served, scope: Scope, receive: Receive, send: Send, request: str
