@@ -106,7 +106,7 @@ class LiveRunner:
         self.spec = RunnerSpec(
             runner_id=identity,
             secret="s3cret",
-            socket=str(bench.sockets / f"{identity}.sock"),
+            address=f"unix:{bench.sockets / identity}.sock",
             payload=str(bench.state / f"{identity}.payload"),
             log=str(bench.state / f"{identity}.log"),
             folder=str(self.folder),
@@ -118,8 +118,12 @@ class LiveRunner:
         self.process = self.started.process
         self.pid: int = self.process["pid"]
 
+    @property
+    def socket(self) -> str:
+        return self.spec.address.removeprefix("unix:")
+
     def client(self, secret: str = "s3cret") -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=self.spec.socket, retries=0)
+        transport = httpx.HTTPTransport(uds=self.socket, retries=0)
         headers = {"x-fal-runner-secret": secret, "x-fal-request-id": "r1"}
         return httpx.Client(transport=transport, base_url="http://r", headers=headers, timeout=30)
 
@@ -154,7 +158,7 @@ class LiveRunner:
     def states(self) -> Iterator[dict[str, Any]]:
         """Yield the states of the link, once it can be reached, until it closes."""
         deadline = time.monotonic() + 20
-        while not Path(self.spec.socket).exists() and self.alive():
+        while not Path(self.socket).exists() and self.alive():
             assert time.monotonic() < deadline
             time.sleep(0.005)
         cut = contextlib.suppress(httpx.TransportError)  # it ended without a farewell

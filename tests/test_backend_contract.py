@@ -60,7 +60,7 @@ def test_a_runner_tells_its_states_and_answers(runner: LiveRunner) -> None:
 def test_without_its_secret_a_runner_refuses(
     runner: LiveRunner, path: str, headers: dict[str, str]
 ) -> None:
-    transport = httpx.HTTPTransport(uds=runner.spec.socket)
+    transport = httpx.HTTPTransport(uds=runner.socket)
     with httpx.Client(transport=transport, base_url="http://r") as client:
         assert client.post(path, headers=headers).status_code == 403
 
@@ -75,7 +75,7 @@ def test_without_its_secret_nothing_is_unpickled(runner: LiveRunner, tmp_path: P
 
 
 def test_the_socket_is_its_users_only(runner: LiveRunner) -> None:
-    path = Path(runner.spec.socket)
+    path = Path(runner.socket)
     assert runner.started.address == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -108,7 +108,7 @@ def test_stop_drains_and_kill_after_it_does_nothing(bench: Bench, eventually: An
     eventually(lambda: not runner.alive())
     runner.stop()
     runner.kill()
-    assert not Path(runner.spec.socket).exists()
+    assert not Path(runner.socket).exists()
 
 
 CHILDREN = """

@@ -129,7 +129,7 @@ class LocalBackend:
             process = await spawn(self._bundle, environment, spec)
             runner, found = process.pid, {}
             self._spawned[runner, _created(runner)] = process
-        return Started(f"unix:{spec.socket}", {"pid": runner, "created": _created(runner), **found})
+        return Started(spec.address, {"pid": runner, "created": _created(runner), **found})
 
     async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
         """Fork a runner; a zygote that somebody killed is replaced once."""

@@ -85,7 +85,7 @@ class Launcher:
         return RunnerSpec(
             runner_id=row.id,
             secret=row.secret,
-            socket=str(self._backend.address_folder / f"{row.id}.sock"),
+            address=f"unix:{self._backend.address_folder / row.id}.sock",
             payload=str(paths.blob(self._state, revision.payload)),
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),

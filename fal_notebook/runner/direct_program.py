@@ -6,12 +6,11 @@ The runner itself answers its gateway's link only; it says where the server answ
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import traceback
 from pathlib import Path
 
-from fal_notebook.runner import logs
+from fal_notebook.runner import listening, logs
 from fal_notebook.runner.envelope import unpack
 from fal_notebook.runner.program import RELEASE, Program
 from fal_notebook.runner.spec import RunnerSpec
@@ -116,8 +115,7 @@ class DirectProgram(Program):
             await self._until_released()
             await self._user.end()
         await asyncio.sleep(LAST_WORDS)
-        with contextlib.suppress(OSError):
-            Path(self._spec.socket).unlink()
+        listening.forget(self._spec.address)
 
     async def _until_released(self) -> None:
         deadline = time.monotonic() + RELEASE

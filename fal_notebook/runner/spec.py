@@ -24,8 +24,8 @@ class RunnerSpec:
         Names the runner in logs and events.
     secret : str
         Every request must carry it in ``x-fal-runner-secret``.
-    socket : str
-        Path of the Unix socket on which it listens.
+    address : str
+        Where it listens, ``unix:PATH`` or ``tcp:HOST:PORT``.
     payload : str
         Path of the payload file.
     log : str
@@ -50,7 +50,7 @@ class RunnerSpec:
 
     runner_id: str
     secret: str
-    socket: str
+    address: str
     payload: str
     log: str
     folder: str
