@@ -36,6 +36,7 @@ from fal_notebook.exceptions import (
     GatewayUnavailableError,
     OptionError,
     PayloadMissingError,
+    SettingError,
     StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
@@ -59,6 +60,7 @@ from fal_notebook.server_handle import ServerHandle
 
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 50
+TARGETS = ("local", "docker")
 NEEDS_DOCKER = (
     "{} needs the docker target, which this release does not have; on the local target write the "
     "command that starts the server into the cell (lang=sh)"
@@ -246,6 +248,7 @@ def start(
         "options": explicit(options),
         "variables": _variables(options),
         "notebook": identity(),
+        "target": target_of(cell),
         "takeover": cell.takeover,
         "reset_scale": cell.reset_scale,
     }
@@ -282,6 +285,20 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
     if options.exposed_port is not None and options.image is not None:
         raise OptionError(NEEDS_DOCKER.format("image"))
     return function, _checked(options, cell)
+
+
+def target_of(cell: CellOptions) -> str:
+    """Return where a cell's app runs: its option, else the setting ``target``.
+
+    Raises
+    ------
+    SettingError
+        When the setting names none.
+    """
+    target = cell.target or settings.setting("target", TARGETS[0])
+    if target not in TARGETS:
+        raise SettingError(f"target is {target!r}, which is none of {', '.join(TARGETS)}")
+    return target
 
 
 def _handle_of(function: Any, options: Options) -> type[Handle]:

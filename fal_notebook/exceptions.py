@@ -15,6 +15,7 @@
     │       └── StoredSecretError   it is the value of a stored secret
     ├── PayloadFormatError      bytes that are not a payload, or one for another Python
     ├── BuildError              an environment could not be built
+    │   └── EngineError         the Docker engine cannot be reached
     ├── DeployError             a revision did not come up; what ran is still running
     ├── GatewayError            the gateway refused, or cannot be reached
     │   ├── GatewayUnavailableError
@@ -129,6 +130,10 @@ class PayloadFormatError(FalNotebookError):
 
 class BuildError(FalNotebookError):
     """An environment could not be built; the message holds the builder's reason."""
+
+
+class EngineError(BuildError):
+    """The Docker engine does not answer; the message says how to get one."""
 
 
 class DeployError(FalNotebookError):

@@ -17,14 +17,17 @@ from typing import Any, TypeVar
 
 import httpx
 
+from fal_notebook.backends.base import Placement
 from fal_notebook.backends.local import LocalBackend
 from fal_notebook.gateway.logs.lines import parse
+from fal_notebook.machines import MachineType
 from fal_notebook.payload import capture
 from fal_notebook.runner import frames
 from fal_notebook.runner.spec import RunnerSpec
 
 T = TypeVar("T")
 STATES = {"x-fal-link": "states"}
+PLACEMENT = Placement("tester", "app", "revision", MachineType("S", 1024, 1))
 
 
 def define(source: str) -> dict[str, Any]:
@@ -114,7 +117,8 @@ class LiveRunner:
             **spec,
         )
         self._bench = bench
-        self.started = bench.run(bench.backend.start(self.spec, bench.environment))
+        start = bench.backend.start(self.spec, bench.environment, PLACEMENT)
+        self.started = bench.run(start)
         self.process = self.started.process
         self.pid: int = self.process["pid"]
 

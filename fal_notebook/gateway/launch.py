@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
-from fal_notebook.backends.base import Backend
+from fal_notebook.backends.base import Placement
+from fal_notebook.backends.targets import Targets
 from fal_notebook.exceptions import BuildError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
+from fal_notebook.machines import MachineType
 from fal_notebook.runner.spec import RunnerSpec
 
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
@@ -42,13 +44,13 @@ class Launcher:
         self,
         state: Path,
         store: Store,
-        backend: Backend,
+        targets: Targets,
         base_url: str,
         declared: Callable[[Revision], dict[str, str]],
         open_tls: Callable[[], dict[str, Any]],
     ) -> None:
         self._state = state
-        self._backend = backend
+        self._targets = targets
         self._base_url = base_url
         self._declared = declared
         self._open_tls = open_tls
@@ -69,7 +71,8 @@ class Launcher:
         """
         try:
             spec = self._spec(runner.row, revision)
-            started = await self._backend.start(spec, revision.environment)
+            backend = self._targets[revision.target]
+            started = await backend.start(spec, revision.environment, _placement(revision))
         except OSError as error:  # a full disk, a folder that cannot be made
             raise BuildError(f"the runner could not be started: {error}") from error
         runner.row.address, runner.row.process = started.address, started.process
@@ -85,7 +88,7 @@ class Launcher:
         return RunnerSpec(
             runner_id=row.id,
             secret=row.secret,
-            address=f"unix:{self._backend.address_folder / row.id}.sock",
+            address=f"unix:{self._targets.local.address_folder / row.id}.sock",
             payload=str(paths.blob(self._state, revision.payload)),
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),
@@ -101,7 +104,7 @@ class Launcher:
     def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:
         data = paths.data_folder(self._state, row.owner)
         return {
-            **self._backend.inherited(),
+            **self._targets[revision.target].inherited(),
             "FAL_APP_NAME": row.app,
             "FAL_APP_ID": f"{row.owner}/{row.app}",
             "FAL_JOB_ID": row.id,
@@ -124,3 +127,8 @@ class Launcher:
             "FAL_CDN_V3_HOST": f"https://localhost:{tls['port']}/cdn",
             "SSL_CERT_FILE": tls["bundle"],
         }
+
+
+def _placement(revision: Revision) -> Placement:
+    machine = MachineType(**revision.machine)
+    return Placement(revision.owner, revision.app, revision.id, machine)

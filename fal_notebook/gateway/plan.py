@@ -29,9 +29,9 @@ def inherited(
     }
 
 
-def up_to_date(digest: str, active: Revision | None) -> bool:
-    """Say whether the running revision was made from the same code, values and options."""
-    return active is not None and active.digest == digest
+def up_to_date(digest: str, target: str, active: Revision | None) -> bool:
+    """Say whether the running revision has the same code, values, options and target."""
+    return active is not None and (active.digest, active.target) == (digest, target)
 
 
 def effective(app: App | None, revision: Revision) -> dict[str, Any]:

@@ -58,7 +58,8 @@ CREATE TABLE errors (
   revision INTEGER NOT NULL, PRIMARY KEY (owner, app, type, place));
 CREATE INDEX errors_by_time ON errors (owner, app, last_seen);
 """
-MIGRATIONS = (_FIRST, _ERRORS)
+_TARGETS = "ALTER TABLE revisions ADD COLUMN target TEXT NOT NULL DEFAULT 'local';"
+MIGRATIONS = (_FIRST, _ERRORS, _TARGETS)
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Revision:
 
     `state` is PROVING, ACTIVE, SUPERSEDED or FAILED; `options` are all options, `explicit` those
     that the code gave; `machine` is what a runner gets, `variables` what the kernel passes on,
-    encrypted (see `vault`), `environment` what its backend built.
+    encrypted (see `vault`), `environment` what its backend built; `target` names that.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Revision:
     environment: dict[str, str] = field(default_factory=dict)
     openapi: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    target: str = "local"
     created_at: float = field(default_factory=time.time)
 
     @property

@@ -29,11 +29,11 @@ class RunnerSpec:
     payload : str
         Path of the payload file.
     log : str
-        File that receives its output.
+        File that receives its output; empty in a container, whose engine takes its output.
     folder : str
-        Its working folder.
+        Its working folder; empty in a container, whose image says it.
     environment : dict
-        Its whole environment; nothing else is inherited.
+        Its whole environment; nothing else is inherited. In a container it is added to the image's.
     secrets : list of str
         Which of these variables hold secrets: errors that are shown do not.
     max_multiplexing : int

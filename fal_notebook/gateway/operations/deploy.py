@@ -6,7 +6,7 @@ import asyncio
 import functools
 import uuid
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -39,6 +39,7 @@ class DeployRequest(BaseModel):
     options: dict[str, Any] = {}
     variables: dict[str, str] = {}
     notebook: str = Field(max_length=4096)
+    target: Literal["local", "docker"] = "local"
     takeover: bool = False
     reset_scale: bool = False
     allowed_secrets: list[str] = []
@@ -77,10 +78,11 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     _check_notebook(app, running, request)
     active = gateway.store.revision(app.revision) if app else None
     since = gateway.store.last_seq()
-    same = plan.up_to_date(request.digest, active) and not request.options.get("force")
+    same = plan.up_to_date(request.digest, request.target, active)
+    same = same and not request.options.get("force")
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
-    if running is not None and running.is_for(request.digest):
+    if running is not None and running.is_for(request.digest, request.target):
         return _reply(gateway, running.revision, since=0)
     revision, taken_over, notices = _revision(gateway, owner, name, request, app, active)
     _begin(gateway, revision, request, app, running)
@@ -162,6 +164,7 @@ def _revision(
         explicit=given,
         manifest=request.manifest,
         machine=asdict(choice.machine),
+        target=request.target,
         variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
     )
     return revision, taken_over, [choice.notice] if choice.notice else []
@@ -234,9 +237,11 @@ async def _roll_out(
     if before is not None:
         await asyncio.wait([before.task])
     _step(gateway, revision, "building", "environment")
-    revision.environment = await gateway.backend.build(
+    backend = await gateway.targets.load(revision.target)
+    revision.environment = await backend.build(
         revision.manifest,
         revision.options,
+        paths.blob(gateway.state, revision.payload),
         lambda line: _step(gateway, revision, "building", line),
     )
     if revision.direct:
