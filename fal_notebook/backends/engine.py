@@ -174,11 +174,13 @@ class Engine:
     def start(self, container: str, told: bytes) -> dict[str, Any]:
         """Start a container that reads `told`, and return what the engine says of it."""
         pipe = self.api.attach_socket(container, {"stdin": 1, "stream": 1})
+        wire = pipe._sock
         try:
             self.api.start(container)
-            pipe._sock.sendall(told)
+            wire.sendall(told)
         finally:
-            pipe.close()
+            pipe._response.close()  # it holds all but the socket
+            wire.close()
         return dict(self.api.inspect_container(container))
 
     @_translated
