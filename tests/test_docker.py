@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import docker
 import httpx
 import pytest
+from serving import deployed, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.handle import shared_client
@@ -28,6 +33,36 @@ def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> It
     sync.wait(shared_client().close())
 
 
+@pytest.fixture(scope="module")
+def engine(docker_host: str) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(docker_host)
+    yield client
+    client.close()
+
+
+def containers_of(engine: docker.APIClient, app: str) -> list[dict[str, Any]]:
+    labels = [f"fal-notebook.app={app}", "fal-notebook.owner=tester"]
+    found = engine.containers(all=True, filters={"label": labels})
+    return [engine.inspect_container(item["Id"]) for item in found]
+
+
+def start_gateway_again(state: Path, eventually: Any) -> None:
+    """Kill the gateway with -9 and start the next one."""
+    info = discovery.published(state)
+    assert info is not None
+    kill_gateway(state)
+    eventually(lambda: discovery.find(state) is None)
+    assert discovery.ensure(state).pid != info.pid
+
+
+def cause_of_end(state: Path, app: str) -> str:
+    """Return why the last runner of an app that has ended did so."""
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
+        query = "SELECT cause FROM runners WHERE app = ? AND ended_at ORDER BY ended_at DESC"
+        row = store.execute(query, (app,)).fetchone()
+        return str(row[0]) if row else ""
+
+
 @pytest.fixture
 def cells(containers: Path, shell: Any) -> Any:
     """A notebook whose apps are containers."""
@@ -43,3 +78,133 @@ def test_a_cell_becomes_a_container_that_answers_over_http(cells: Any) -> None:
     assert cells["triple"](5) == 15
     reply = httpx.post(cells["triple"].url, json={"x": 4})
     assert (reply.status_code, reply.json()) == (200, 12)
+
+
+def test_load_starts_containers_and_silence_ends_them(
+    cells: Any, engine: docker.APIClient, eventually: Any
+) -> None:
+    cells.run(
+        "%%fal_function max_concurrency=2 keep_alive=0 wait=true\n"
+        "def slow(x: int) -> str:\n    import socket, time; time.sleep(0.5)\n"
+        "    return socket.gethostname()\n"
+    )
+    slow = cells["slow"]
+    with ThreadPoolExecutor(6) as pool:
+        hosts = set(pool.map(slow, range(6)))
+    assert len(hosts) == 2
+    assert eventually(lambda: slow.runners() == [])
+    assert eventually(lambda: containers_of(engine, "slow") == [])
+
+
+def test_what_is_in_flight_ends_before_its_container(
+    containers: Path, engine: docker.APIClient, eventually: Any
+) -> None:
+    source = "def f(x: int):\n    import time; print('working'); time.sleep(1); return x"
+    with deployed(source) as handle, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(handle, 7)
+        eventually(lambda: handle.runners()[0]["in_flight"])
+        with deployed(source + " + 1") as changed:
+            assert answer.result(20) == 7
+            assert changed(7) == 8
+            eventually(lambda: len(containers_of(engine, "f")) == 1)
+
+
+def test_a_gateway_killed_and_started_again_adopts_its_container(
+    containers: Path, engine: docker.APIClient, eventually: Any
+) -> None:
+    source = (
+        "import itertools, threading, time\n"
+        "numbers = itertools.count()\n"
+        "write = lambda x: [time.sleep(0.02) or print('line', n) for n in range(x)]\n"
+        "def counted(x: int):\n"
+        "    threading.Thread(target=write, args=(x,)).start(); return next(numbers)\n"
+    )
+    with deployed(source, keep_alive=300) as handle:
+        assert handle(100) == 0
+        (before,) = containers_of(engine, "counted")
+        start_gateway_again(containers, eventually)
+        assert handle(0) == 1
+        (after,) = containers_of(engine, "counted")
+        assert (after["Id"], after["RestartCount"]) == (before["Id"], 0)
+
+        def lines() -> list[str]:
+            return [x["message"] for x in handle.logs() if x["message"].startswith("line")]
+
+        eventually(lambda: "line 99" in lines())
+        assert lines() == [f"line {n}" for n in range(100)]
+    eventually(lambda: containers_of(engine, "counted") == [])
+
+
+def test_what_a_killed_gateway_left_half_made_is_removed_and_nothing_else(
+    containers: Path, engine: docker.APIClient, eventually: Any
+) -> None:
+    with deployed("def kept(x: int): return x", keep_alive=300) as handle:
+        (own,) = containers_of(engine, "kept")
+        labels = own["Config"]["Labels"]
+        left = {**labels, "fal-notebook.runner": "gone"}
+        foreign = {**left, "fal-notebook.state": "another gateway's"}
+        image = own["Config"]["Image"]
+        ids = [engine.create_container(image, labels=label)["Id"] for label in (left, foreign)]
+        try:
+            start_gateway_again(containers, eventually)
+            assert handle(1) == 1
+            eventually(lambda: ids[0] not in {c["Id"] for c in engine.containers(all=True)})
+            assert {own["Id"], ids[1]} <= {c["Id"] for c in engine.containers(all=True)}
+        finally:
+            engine.remove_container(ids[1])
+
+
+def test_a_container_has_no_privileges_and_the_limits_of_its_machine(
+    containers: Path, engine: docker.APIClient
+) -> None:
+    source = (
+        "def inside(x: int):\n"
+        "    return [l for l in open('/proc/self/status') if l[:6] in ('CapEff', 'NoNewP')]"
+    )
+    with deployed(source, machine_type="S") as handle:
+        assert [line.split()[1] for line in handle(1)] == ["0" * 16, "1"]
+        (found,) = containers_of(engine, "inside")
+        limits = found["HostConfig"]
+        assert limits["Memory"] == limits["MemorySwap"] == 1024**3
+        assert limits["CpuQuota"] == limits["CpuPeriod"]
+        assert limits["PidsLimit"] > 0
+        assert limits["Init"]
+        assert not limits["PortBindings"]
+
+
+def test_no_secret_of_a_runner_stands_in_its_container(
+    containers: Path, engine: docker.APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLD_AT_START", "xyzzy-plugh")
+    source = (
+        "def told(x: int):\n    import os; return [os.environ['TOLD_AT_START'], os.environ['PATH']]"
+    )
+    with deployed(source, pass_env=["TOLD_AT_START"]) as handle:
+        assert handle(1)[0] == "xyzzy-plugh"
+        assert "/usr/local/bin" in handle(1)[1]
+        assert "xyzzy" not in str(containers_of(engine, "told"))
+        assert "xyzzy" not in str(engine.history(containers_of(engine, "told")[0]["Image"]))
+
+
+def test_a_runner_that_takes_too_much_memory_is_said_to_be_out_of_memory(
+    containers: Path, eventually: Any
+) -> None:
+    source = "def greedy(x: int): return len(bytearray(x * 1024**2))"
+    with deployed(source, machine_type="XS", keep_alive=300) as handle:
+        assert handle(1) == 1024**2
+        with pytest.raises(Exception, match="runner"):
+            handle(2000)
+        cause = eventually(lambda: cause_of_end(containers, "greedy"))
+        assert "out of memory" in cause
+        assert "512 MB" in cause
+
+
+def test_files_in_the_shared_storage_stay(containers: Path) -> None:
+    source = (
+        "def store(x: str):\n    import os, pathlib\n"
+        "    file = pathlib.Path(os.environ['FAL_DATA_DIR'], 'kept')\n"
+        "    file.write_text(x); return str(file)"
+    )
+    with deployed(source) as handle:
+        assert handle("hello") == "/data/kept"
+    assert (containers / "data" / "tester" / "kept").read_text() == "hello"
