@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,13 @@ def start_gateway_again(state: Path, eventually: Any) -> None:
     kill_gateway(state)
     eventually(lambda: discovery.find(state) is None)
     assert discovery.ensure(state).pid != info.pid
+
+
+def steps(state: Path, app: str) -> str:
+    """Return what a gateway said about the deploys of an app."""
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
+        query = "SELECT data FROM events WHERE app = ? AND kind = 'deploy'"
+        return "\n".join(json.loads(row[0])["message"] for row in store.execute(query, (app,)))
 
 
 def cause_of_end(state: Path, app: str) -> str:
@@ -208,3 +216,64 @@ def test_files_in_the_shared_storage_stay(containers: Path) -> None:
     with deployed(source) as handle:
         assert handle("hello") == "/data/kept"
     assert (containers / "data" / "tester" / "kept").read_text() == "hello"
+
+
+def test_requirements_are_a_layer_that_apps_share(
+    containers: Path, engine: docker.APIClient
+) -> None:
+    with deployed("def one(x: int):\n    import cowsay; return 1", requirements=["cowsay"]) as one:
+        assert one(1) == 1
+        with deployed("def two(x: int): return 2", requirements=["cowsay"]) as two:
+            assert two(1) == 2
+            layers = [_layers(engine, app) for app in ("one", "two")]
+            assert layers[0][:-1] == layers[1][:-1]
+            assert layers[0][-1] != layers[1][-1]
+
+
+def _layers(engine: docker.APIClient, app: str) -> list[str]:
+    (container,) = containers_of(engine, app)
+    return list(engine.inspect_image(container["Image"])["RootFS"]["Layers"])
+
+
+def test_without_requirements_the_image_has_what_the_code_imports(
+    cells: Any, containers: Path, capsys: Any
+) -> None:
+    import msgpack
+
+    cells.run(
+        "%%fal_function wait=true\n"
+        "def packed(x: int):\n    import msgpack, sys\n"
+        "    return [msgpack.version, msgpack.__file__]\n"
+    )
+    found, file = cells["packed"](1)
+    assert tuple(found) == msgpack.version
+    assert "site-packages" in file
+    said = capsys.readouterr().out
+    assert f"msgpack=={'.'.join(map(str, msgpack.version))}" in said
+    assert "Step 1/" in steps(containers, "packed")
+
+
+def test_an_unchanged_cell_builds_nothing_and_a_changed_one_its_last_layer(
+    cells: Any, engine: docker.APIClient
+) -> None:
+    cell = "%%fal_function wait=true\ndef built(x: int):\n    return x + 1\n"
+    cells.run(cell)
+    before, layers = containers_of(engine, "built"), _layers(engine, "built")
+    cells.run(cell)
+    assert containers_of(engine, "built")[0]["Id"] == before[0]["Id"]
+    cells.run(cell.replace("+ 1", "+ 2"))
+    assert cells["built"](1) == 3
+    newest = max(containers_of(engine, "built"), key=lambda found: found["Created"])
+    changed = engine.inspect_image(newest["Image"])["RootFS"]["Layers"]
+    assert changed[:-1] == layers[:-1]
+    assert changed[-1] != layers[-1]
+
+
+def test_a_change_of_target_is_a_new_revision(cells: Any) -> None:
+    code = "def moved(x: int):\n    import os; return os.getcwd()\n"
+    cell = "%%fal_function target={} wait=true\n" + code
+    cells.run(cell.format("docker"))
+    assert cells["moved"](1) == "/app"
+    cells.run(cell.format("local"))
+    assert cells["moved"](1) != "/app"
+    assert cells["moved"].status()["number"] == 2

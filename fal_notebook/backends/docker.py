@@ -94,7 +94,7 @@ class DockerBackend:
         shared = image.environment(
             base,
             base_id,
-            _requirements(options),
+            _requirements(options, manifest),
             image.Tree(libraries, f"{libraries.parent.name}/{libraries.name}"),
             image.Tree(bundle, bundle.name),
         )
@@ -222,8 +222,11 @@ def _name(runner_id: str) -> str:
     return f"fal-{runner_id}"
 
 
-def _requirements(options: Mapping[str, Any]) -> list[list[str]]:
-    layers = options.get("requirements") or []
+def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Return the layers that were asked for, or else what the code imports."""
+    given = options.get("requirements")
+    layers = manifest.get("distributions") if given is None else given
+    layers = layers or []
     if layers and isinstance(layers[0], str):
         layers = [layers]
     for line in (line for layer in layers for line in layer):

@@ -78,7 +78,8 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     _check_notebook(app, running, request)
     active = gateway.store.revision(app.revision) if app else None
     since = gateway.store.last_seq()
-    same = plan.up_to_date(request.digest, request.target, active)
+    imported = request.manifest.get("distributions")
+    same = plan.up_to_date(request.digest, request.target, active, imported)
     same = same and not request.options.get("force")
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
