@@ -37,6 +37,8 @@ What an app itself raises for its caller is a tree of its own, see `app_exceptio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fal_notebook.app_exceptions import AppException as AppException
 from fal_notebook.app_exceptions import AppFileUploadException as AppFileUploadException
 from fal_notebook.app_exceptions import CUDAOutOfMemoryException as CUDAOutOfMemoryException
@@ -129,7 +131,17 @@ class PayloadFormatError(FalNotebookError):
 
 
 class BuildError(FalNotebookError):
-    """An environment could not be built; the message holds the builder's reason."""
+    """An environment could not be built; the message holds the builder's reason.
+
+    Parameters
+    ----------
+    log : sequence of str
+        The builder's last lines.
+    """
+
+    def __init__(self, message: str, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.log = list(log)
 
 
 class EngineError(BuildError):

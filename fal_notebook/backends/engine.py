@@ -31,6 +31,8 @@ CALLS = 32
 # Of a failed build, as many of its last lines are told.
 LAST_LINES = 20
 
+# What the builder says of its own work.
+_NOISE = (" --->", "Removing intermediate container")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,9 +167,14 @@ class Engine:
     def create(self, name: str, image: str, command: list[str], **more: Any) -> str:
         """Create a container that takes its standard input once; return its id."""
         limits = self.api.create_host_config(**more.pop("limits"))
-        made = self.api.create_container(
-            image, name=name, entrypoint=command, stdin_open=True, host_config=limits, **more
-        )
+        try:
+            made = self.api.create_container(
+                image, name=name, entrypoint=command, stdin_open=True, host_config=limits, **more
+            )
+        except ImageNotFound:
+            raise BuildError(
+                f"the image {image} was removed; deploy the app again with force=true"
+            ) from None
         return str(made["Id"])
 
     @_translated
@@ -276,15 +283,19 @@ def _follow_build(lines: CancellableStream, progress: Progress) -> None:
     step, last = "", list[str]()
     for line in lines:
         if "error" in line:
-            reason = _plain(line["error"])
-            told = "".join(f"\n  {text}" for text in last[-LAST_LINES:])
-            raise BuildError(f"{step or 'the image could not be built'}: {reason}{told}")
+            raise BuildError(_why(step, line), last[-LAST_LINES:])
         for text in filter(None, map(str.rstrip, _plain(line.get("stream", "")).splitlines())):
             if text.startswith("Step "):
                 step, last = text, []
                 progress(text)
-            else:
+            elif not text.startswith(_NOISE):
                 last.append(text)
+
+
+def _why(step: str, line: Mapping[str, Any]) -> str:
+    status = line.get("errorDetail", {}).get("code")
+    reason = f"exit status {status}" if status else _plain(line["error"])
+    return f"the image could not be built, {step} failed: {reason}" if step else reason
 
 
 def _plain(text: str) -> str:

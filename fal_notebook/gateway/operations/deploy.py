@@ -10,7 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fal_notebook.exceptions import ConflictError, NotFoundError, OptionError, PayloadMissingError
+from fal_notebook.exceptions import (
+    BuildError,
+    ConflictError,
+    NotFoundError,
+    OptionError,
+    PayloadMissingError,
+)
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
@@ -292,7 +298,8 @@ def _finish(
     error = None if task.cancelled() else task.exception()
     if task.cancelled() or error is not None:
         reason = deployment.reason if error is None else str(error)
-        _fail(gateway, fleet, deployment, reason, cancelled=error is None)
+        log = error.log if isinstance(error, BuildError) else []
+        _fail(gateway, fleet, deployment, reason, cancelled=error is None, log=log)
         _serve_again(gateway, fleet)
     unused = fleet.revision is None and key not in gateway.deployments
     if unused and gateway.fleets.get(key) is fleet:
@@ -300,10 +307,14 @@ def _finish(
 
 
 def _fail(
-    gateway: Gateway, fleet: Fleet, deployment: Deployment, reason: str, cancelled: bool
+    gateway: Gateway,
+    fleet: Fleet,
+    deployment: Deployment,
+    reason: str,
+    cancelled: bool,
+    log: list[str],
 ) -> None:
     revision, runner = deployment.revision, deployment.runner
-    log: list[str] = []
     if runner is not None:
         log = log_tail(gateway, runner.row.id, LOG_LINES)
         if not runner.ended.is_set():
