@@ -16,6 +16,7 @@ import pytest
 from serving import deployed, kill_gateway
 
 from fal_notebook import discovery, sync
+from fal_notebook.deploying import deploy
 from fal_notebook.handle import shared_client
 
 
@@ -277,3 +278,57 @@ def test_a_change_of_target_is_a_new_revision(cells: Any) -> None:
     cells.run(cell.format("local"))
     assert cells["moved"](1) != "/app"
     assert cells["moved"].status()["number"] == 2
+
+
+CALLING = """
+import json, os, urllib.error, urllib.request
+def ask(path: str, authorization: str):
+    url = os.environ["FAL_NOTEBOOK_URL"] + path
+    authorization = authorization or "Key " + os.environ["FAL_KEY"]
+    headers = {"Authorization": authorization, "Content-Type": "application/json"}
+    request = urllib.request.Request(url, b'{"x": 4}', headers)
+    try:
+        with urllib.request.urlopen(request) as reply:
+            return [reply.status, json.loads(reply.read())]
+    except urllib.error.HTTPError as error:
+        return [error.code, error.read().decode()]
+"""
+
+
+def test_a_container_calls_other_apps_with_its_own_key_and_no_other(containers: Path) -> None:
+    with (
+        deployed("def other(x: int): return x * 2", target="local"),
+        deployed(CALLING, keep_alive=300) as handle,
+    ):
+        assert handle("/run/tester/other", "") == [200, 8]
+        assert handle("/api/apps", "")[0] == 403
+        info = discovery.find(containers)
+        assert info is not None
+        for path in ("/run/tester/other", "/api/apps"):
+            status, why = handle(path, f"Bearer {info.token}")
+            assert status == 403
+            assert "only keys of runners" in why
+
+
+def test_a_container_calls_others_also_when_the_gateway_was_started_again(
+    containers: Path, eventually: Any
+) -> None:
+    source = "def second(x: int):\n    return other(x) + 1\n"
+    with deployed("def other(x: int): return x * 2", target="local") as other:
+        names = {"other": other, "__name__": "__main__"}
+        exec(source, names)
+        handle = deploy(names["second"], wait=True, keep_alive=300)
+        assert handle(1) == 3
+        start_gateway_again(containers, eventually)
+        assert handle(2) == 5
+        handle.delete()
+
+
+def test_a_container_uploads_to_the_storage(containers: Path) -> None:
+    source = (
+        "def stored(text: str):\n"
+        "    from fal_notebook.toolkit import File\n"
+        "    return File.from_bytes(text.encode()).url\n"
+    )
+    with deployed(source) as handle:
+        assert httpx.get(handle("hello")).text == "hello"

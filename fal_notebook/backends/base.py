@@ -79,6 +79,9 @@ class Backend(Protocol):
     def stats(self, process: dict[str, Any]) -> dict[str, float]:
         """Return ``cpu_percent`` and ``memory_bytes`` of a runner; empty when it is gone."""
 
+    async def gateway_host(self) -> str:
+        """Return the address of this machine for runners, empty for that of every program."""
+
     async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
         """Get to know runners of an earlier gateway, their id, process and log, and end strays."""
 

@@ -54,6 +54,7 @@ class DockerBackend:
         self._threads = ThreadPoolExecutor(CALLS, "fal-docker")
         self._usage = usage.Usage(self._engine, self._threads)
         self._building: dict[str, asyncio.Lock] = {}
+        self._bridge = ""
 
     async def _call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -78,6 +79,12 @@ class DockerBackend:
         except BuildError as error:
             _LOG.warning("%s", error)
         self._containers.watch()
+
+    async def gateway_host(self) -> str:
+        """Return the address of this machine on the containers' network."""
+        if not self._bridge:
+            self._bridge = await self._call(self._engine.bridge_address)
+        return self._bridge
 
     # --- images ------------------------------------------------------------------------------
     async def build(

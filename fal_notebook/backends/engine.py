@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
 from typing import Any, ParamSpec, TypeVar
 
 import docker
@@ -163,6 +164,15 @@ class Engine:
             self.api.remove_image(name)
 
     # --- containers --------------------------------------------------------------------------
+    @_translated
+    def bridge_address(self) -> str:
+        """Return the address of this machine on the default network; empty when it has none."""
+        for found in self.api.inspect_network("bridge")["IPAM"]["Config"] or ():
+            if "Gateway" in found:
+                return str(found["Gateway"])
+            return str(ip_network(found["Subnet"])[1])  # which the engine takes then
+        return ""
+
     @_translated
     def create(self, name: str, image: str, command: list[str], **more: Any) -> str:
         """Create a container that takes its standard input once; return its id."""

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
-from fal_notebook.backends.targets import Targets
+from fal_notebook.backends.targets import DOCKER, Targets
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import BuildError
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
+from fal_notebook.gateway.bridge import BridgePort
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.errors import Errors
 from fal_notebook.gateway.events import Events
@@ -99,7 +101,10 @@ class Gateway:
         self.targets = Targets(state, sockets_folder(self.store))
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
         self.tls = TlsPort(state, self.host_check)
-        launcher = Launcher(state, self.store, self.targets, info.url, self.declared, self.tls.open)
+        self.bridge = BridgePort(state, self.host_check)
+        launcher = Launcher(
+            state, self.store, self.targets, self.reached_at, self.declared, self.tls.open
+        )
         parts = self.store, self.targets, launcher, self._poke, self.redaction
         self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
@@ -130,12 +135,20 @@ class Gateway:
         for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
             self._adopt(row)
 
+    async def reached_at(self, target: str) -> str:
+        """Return the URL under which runners of a target reach this gateway."""
+        host = await self.targets[target].gateway_host()
+        return self.bridge.open(host) if host else self.info.url
+
     async def take_up_runners(self) -> None:
         """Let backends look for the runners that the last gateway left, before `restore`."""
         rows = self.store.select(RunnerRow, "state != 'TERMINATED'")
         await self.targets.take_up(
             [(row.id, row.process, paths.runner_log(self.state, row.id)) for row in rows]
         )
+        if any(row.process.get("target") == DOCKER for row in rows):
+            with contextlib.suppress(BuildError):  # no engine: no container either
+                await self.reached_at(DOCKER)
 
     async def take_up_queue(self) -> None:
         """Go on with the requests that the last gateway accepted and did not complete."""

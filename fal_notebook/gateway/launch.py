@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ class Launcher:
 
     Parameters
     ----------
-    base_url : str
-        The gateway's URL, for runners that call other apps.
+    reach : callable
+        Gives the gateway's URL as runners of a target know it.
     declared : callable
         Gives the variables and secrets that a revision declares, by name.
     open_tls : callable
@@ -45,13 +45,13 @@ class Launcher:
         state: Path,
         store: Store,
         targets: Targets,
-        base_url: str,
+        reach: Callable[[str], Awaitable[str]],
         declared: Callable[[Revision], dict[str, str]],
         open_tls: Callable[[], dict[str, Any]],
     ) -> None:
         self._state = state
         self._targets = targets
-        self._base_url = base_url
+        self._reach = reach
         self._declared = declared
         self._open_tls = open_tls
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
@@ -70,7 +70,8 @@ class Launcher:
             When it could not be started.
         """
         try:
-            spec = self._spec(runner.row, revision)
+            url = await self._reach(revision.target)
+            spec = self._spec(runner.row, revision, url)
             backend = self._targets[revision.target]
             started = await backend.start(spec, revision.environment, _placement(revision))
         except OSError as error:  # a full disk, a folder that cannot be made
@@ -84,7 +85,7 @@ class Launcher:
             folder = paths.runner_folder(self._state, row.id)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _spec(self, row: RunnerRow, revision: Revision) -> RunnerSpec:
+    def _spec(self, row: RunnerRow, revision: Revision, url: str) -> RunnerSpec:
         return RunnerSpec(
             runner_id=row.id,
             secret=row.secret,
@@ -92,7 +93,7 @@ class Launcher:
             payload=str(paths.blob(self._state, revision.payload)),
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),
-            environment=self._environment(row, revision),
+            environment=self._environment(row, revision, url),
             secrets=revision.options["secrets"] or [],
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
@@ -101,7 +102,7 @@ class Launcher:
             fixed_port=revision.manifest.get("fixed_port", False),
         )
 
-    def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:
+    def _environment(self, row: RunnerRow, revision: Revision, url: str) -> dict[str, str]:
         data = paths.data_folder(self._state, row.owner)
         return {
             **self._targets[revision.target].inherited(),
@@ -110,7 +111,7 @@ class Launcher:
             "FAL_JOB_ID": row.id,
             "FAL_RUNNER_ID": row.id,
             "FAL_RUNNER_STATE": "SETUP",
-            "FAL_NOTEBOOK_URL": self._base_url,
+            "FAL_NOTEBOOK_URL": url,
             "FAL_NOTEBOOK_DOWNLOAD_ALLOW": settings.setting("download_allow", ""),
             "FAL_DATA_DIR": str(data),
             "HF_HOME": str(data / ".cache" / "huggingface"),
