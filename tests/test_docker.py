@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,8 @@ from serving import deployed, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.deploying import deploy
-from fal_notebook.handle import shared_client
+from fal_notebook.exceptions import DeployError, GatewayError
+from fal_notebook.handle import Handle, shared_client
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +334,37 @@ def test_a_container_uploads_to_the_storage(containers: Path) -> None:
     )
     with deployed(source) as handle:
         assert httpx.get(handle("hello")).text == "hello"
+
+
+def test_without_its_engine_the_gateway_serves_all_else_and_recovers(
+    containers: Path, docker_host: str, eventually: Any
+) -> None:
+    script = ["bash", str(Path(__file__).parent / "docker" / "engine.sh")]
+    if docker_host == "unix:///var/run/docker.sock":
+        pytest.xfail("the engine of this machine is not stopped for a test")
+    with (
+        deployed("def lost(x: int): return x", keep_alive=300) as lost,
+        deployed("def stays(x: int): return x", target="local", keep_alive=300) as stays,
+    ):
+        assert (lost(1), stays(1)) == (1, 1)
+        subprocess.run([*script, "stop"], check=True)
+        try:
+            assert stays(2) == 2
+            with pytest.raises(GatewayError, match=r"the Docker engine|no Docker engine"):
+                lost(2)
+            with (
+                pytest.raises(DeployError, match=r"no Docker engine at .* target=local"),
+                deployed("def never(x: int): return x"),
+            ):
+                pass
+            assert stays(3) == 3
+        finally:
+            subprocess.run([*script, "start"], check=True)
+        assert eventually(lambda: _answer(lost, 3), timeout=60) == 3
+
+
+def _answer(handle: Handle, value: int) -> int | None:
+    try:
+        return int(handle(value))
+    except GatewayError:
+        return None

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -45,9 +45,12 @@ class Containers:
     ----------
     state : str
         What stands in the label `STATE` of every container of this gateway.
+    on_return : callable
+        Called, from a thread, when an engine that was lost answers again.
     """
 
-    def __init__(self, engine: Engine, state: str) -> None:
+    def __init__(self, engine: Engine, state: str, on_return: Callable[[], None]) -> None:
+        self._on_return = on_return
         self._engine = engine
         self._labels = {STATE: state}
         self._seen: dict[str, Seen] = {}
@@ -113,15 +116,19 @@ class Containers:
                 self._watching.start()
 
     def _watch(self) -> None:
+        lost = False
         while not self._ending.is_set():
             try:
                 with self._streams.entered(self._engine.events(self._labels)) as events:
                     self.look()
+                    if lost:
+                        self._on_return()
                     for event in events:
                         self._happened(event)
             except _STREAM_ERRORS as error:
                 _LOG.debug("the engine's events are not followed: %s", error)
                 self._engine.close()
+            lost = True
             self._ending.wait(RETRY)
 
     def _happened(self, event: Mapping[str, Any]) -> None:

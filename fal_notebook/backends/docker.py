@@ -44,21 +44,29 @@ class DockerBackend:
     ----------
     state : Path
         The gateway's state folder.
+    on_return : callable
+        Called when an engine that was lost answers again.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, on_return: Callable[[], None] = lambda: None) -> None:
         self._state = state
         self._label = hashlib.sha256(str(state).encode()).hexdigest()[:16]
         self._engine = Engine()
-        self._containers = Containers(self._engine, self._label)
+        self._containers = Containers(self._engine, self._label, self._returned)
         self._threads = ThreadPoolExecutor(CALLS, "fal-docker")
         self._usage = usage.Usage(self._engine, self._threads)
         self._building: dict[str, asyncio.Lock] = {}
         self._bridge = ""
+        self._on_return = on_return
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def _call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*arguments, **named))
+
+    def _returned(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_return)
 
     def inherited(self) -> dict[str, str]:
         """Return nothing: the image says what surrounds a runner."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,20 @@ LOCAL, DOCKER = "local", "docker"
 
 
 class Targets:
-    """Gives the backend of a target's name, or of a runner's process."""
+    """Gives the backend of a target's name, or of a runner's process.
 
-    def __init__(self, state: Path, sockets: Path) -> None:
+    Parameters
+    ----------
+    state, sockets : Path
+        The gateway's state folder, and the folder of local runners' sockets.
+    on_return : callable
+        Called with the name of a target that could not be used and can be again.
+    """
+
+    def __init__(
+        self, state: Path, sockets: Path, on_return: Callable[[str], None] = lambda target: None
+    ) -> None:
+        self._on_return = on_return
         self._state = state
         self.local = LocalBackend(state, sockets)
         self._docker: DockerBackend | None = None
@@ -37,7 +48,7 @@ class Targets:
         if self._docker is None:
             from fal_notebook.backends.docker import DockerBackend
 
-            self._docker = DockerBackend(self._state)
+            self._docker = DockerBackend(self._state, lambda: self._on_return(DOCKER))
         return self._docker
 
     def of(self, process: dict[str, Any]) -> Backend:

@@ -258,6 +258,12 @@ class Fleet:
             self.failures = 0
             self._on_need(self)
 
+    def try_again(self) -> None:
+        """Forget failed starts: what they failed of has been mended."""
+        if self.failures:
+            self.failures = 0
+            self._on_need(self)
+
     def retire(self) -> None:
         """Serve no more: the app was deleted."""
         self.revision = None

@@ -98,7 +98,7 @@ class Gateway:
         self.vault = Vault(state)
         self.redaction = Redaction(self.store, self.vault)
         self.errors = Errors(self.store, self.events.errors, self.redaction)
-        self.targets = Targets(state, sockets_folder(self.store))
+        self.targets = Targets(state, sockets_folder(self.store), self._try_again)
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
         self.tls = TlsPort(state, self.host_check)
         self.bridge = BridgePort(state, self.host_check)
@@ -268,6 +268,12 @@ class Gateway:
             self.lifecycle.stop(fleet.runners[row.id], "its revision does not serve")
         if app is None:
             self.forget(fleet)
+
+    def _try_again(self, target: str) -> None:
+        """Start runners again that could not be started on a target."""
+        for fleet in self.fleets.values():
+            if fleet.revision is not None and fleet.revision.target == target:
+                fleet.try_again()
 
     def _poke(self, fleet: Fleet) -> None:
         self.controller.poke(fleet)
