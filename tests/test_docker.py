@@ -368,3 +368,47 @@ def _answer(handle: Handle, value: int) -> int | None:
         return int(handle(value))
     except GatewayError:
         return None
+
+
+def test_servers_of_ones_own_are_several_containers_with_one_port(
+    cells: Any, eventually: Any
+) -> None:
+    cells.run(
+        "%%fal_server files exposed_port=8080 wait=true auth=public min_concurrency=2\n"
+        "hostname > index.html; exec python3 -m http.server 8080\n"
+    )
+    files = cells["files"]
+    eventually(lambda: [runner["state"] for runner in files.runners()] == ["IDLE", "IDLE"])
+
+    def answers(pool: ThreadPoolExecutor) -> set[str]:
+        return {reply.text for reply in pool.map(lambda _: httpx.get(files.url), range(8))}
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(eventually(lambda: found if len(found := answers(pool)) > 1 else None)) == 2
+
+
+def test_a_server_that_its_container_hides_is_told_where_it_listens(cells: Any) -> None:
+    with pytest.raises(Exception, match=r"127.0.0.1:8000 and not on 0.0.0.0:8000"):
+        cells.run(
+            "%%fal_server hidden exposed_port=8000 target=docker wait=true startup_timeout=3\n"
+            "python3 -m http.server --bind 127.0.0.1 8000\n"
+        )
+
+
+APP = """%%fal_app wait=true
+import fal_notebook as fal
+
+class Counting(fal.App):
+    def setup(self):
+        self.calls = 0
+
+    @fal.endpoint("/add")
+    def add(self, x: int) -> int:
+        self.calls += x
+        return self.calls
+"""
+
+
+def test_an_app_is_a_container_too(cells: Any) -> None:
+    cells.run(APP)
+    assert [cells["Counting"].add(2), cells["Counting"].add(3)] == [2, 5]

@@ -26,8 +26,8 @@ from fal_notebook.runner.spec import RunnerSpec
 
 # The image that others are made from (setting docker_base).
 BASE = "python:{python}-slim"
-# In its container a runner listens here.
-PORT = 8080
+# In its container a runner listens here, or there if a server of the user's own does.
+PORT, OTHER_PORT = 8080, 8081
 # In a container the owner's shared storage is here.
 DATA = "/data"
 # Processes and threads that a container may have.
@@ -178,7 +178,7 @@ class DockerBackend:
             "started": about["State"]["StartedAt"],
             "memory_mb": placement.machine.memory_mb,
         }
-        return Started(f"tcp:{address}:{PORT}" if address else "", process)
+        return Started(f"tcp:{address}:{port_of(spec)}" if address else "", process)
 
     def _labels(self, runner: str, placement: Placement) -> dict[str, str]:
         return {
@@ -253,6 +253,11 @@ def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> li
     return [list(layer) for layer in layers if layer]
 
 
+def port_of(spec: RunnerSpec) -> int:
+    """Return the port on which a runner itself listens in its container."""
+    return OTHER_PORT if spec.exposed_port == PORT else PORT
+
+
 def inside(spec: RunnerSpec) -> RunnerSpec:
     """Return what a runner is told whose machine is a container."""
     data = spec.environment["FAL_DATA_DIR"]
@@ -263,7 +268,7 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
     }
     return replace(
         spec,
-        address=f"tcp:0.0.0.0:{PORT}",
+        address=f"tcp:0.0.0.0:{port_of(spec)}",
         payload=image.PAYLOAD,
         log="",
         folder="",
