@@ -19,7 +19,7 @@ from typing import IO
 HOME = "/opt/fal"
 PAYLOAD = f"{HOME}/payload"
 LIBRARIES = f"{HOME}/libraries"
-RUNNER = f"{HOME}/runner.zip"
+RUNNER = f"{HOME}/runner"
 WORKDIR = "/app"
 # Every image of ours carries it.
 LABEL = "fal-notebook.image"
@@ -98,10 +98,8 @@ def environment(
     lines = [f"FROM {base}", f"LABEL {LABEL}=env", f"WORKDIR {WORKDIR}"]
     for name in files:
         lines += [f"COPY {name} {HOME}/{name}", f"RUN {_PIP} -r {HOME}/{name}"]
-    lines += [f"COPY libraries {LIBRARIES}", f"COPY runner.zip {RUNNER}"]
-    return Recipe(
-        "env", _text(lines), {**files, "libraries": libraries, "runner.zip": runner}, base_id
-    )
+    lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
+    return Recipe("env", _text(lines), {**files, "libraries": libraries, "runner": runner}, base_id)
 
 
 def app(environment_tag: str, payload: Tree) -> Recipe:

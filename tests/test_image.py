@@ -30,7 +30,7 @@ def test_the_environment_installs_each_layer_and_the_runner_last() -> None:
     ]
     assert lines[-2:] == [
         "COPY libraries /opt/fal/libraries",
-        "COPY runner.zip /opt/fal/runner.zip",
+        "COPY runner /opt/fal/runner",
     ]
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fal_notebook import image, settings
 from fal_notebook.backends import usage
 from fal_notebook.backends.base import Placement, Progress, Started
-from fal_notebook.backends.bundle import write_bundle
+from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine, Streams
 from fal_notebook.backends.environments import ensure_runner_libraries
@@ -105,7 +105,9 @@ class DockerBackend:
         libraries = await ensure_runner_libraries(
             self._state, manifest["interpreter"], manifest["python"], progress
         )
-        bundle = await asyncio.to_thread(write_bundle, self._state)
+        bundle = await asyncio.to_thread(
+            write_compiled, self._state, manifest["interpreter"], manifest["python"]
+        )
         shared = image.environment(
             base,
             base_id,
@@ -116,7 +118,8 @@ class DockerBackend:
         await self._ensure(shared, progress, anew=bool(options.get("force")))
         own = image.app(shared.tag, image.Tree(payload, payload.name))
         await self._ensure(own, progress)
-        return {"image": own.tag}
+        # An image outlives this version of the package, so it says itself where things are.
+        return {"image": own.tag, "runner": image.RUNNER, "libraries": image.LIBRARIES}
 
     async def _base(self, name: str, progress: Progress) -> str:
         found = await self._call(self._engine.image_id, name)
@@ -150,20 +153,28 @@ class DockerBackend:
         """Create and start a container; its runner reads what it has to know from its input."""
         self._containers.expect(spec.runner_id)
         try:
-            return await self._call(self._start, spec, environment["image"], placement)
+            return await self._call(self._start, spec, environment, placement)
         except BuildError:
             with contextlib.suppress(BuildError):
                 await self._call(self._engine.remove, _name(spec.runner_id))
             self._containers.forget(spec.runner_id)
             raise
 
-    def _start(self, spec: RunnerSpec, name: str, placement: Placement) -> Started:
+    def _start(
+        self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
+    ) -> Started:
         self._containers.watch()
         data = spec.environment["FAL_DATA_DIR"]
         container = self._engine.create(
             _name(spec.runner_id),
-            name,
-            ["python3", image.RUNNER, "contained", "--libraries", image.LIBRARIES],
+            environment["image"],
+            [
+                "python3",
+                environment["runner"],
+                "contained",
+                "--libraries",
+                environment["libraries"],
+            ],
             labels=self._labels(spec.runner_id, placement),
             limits=limits(placement.machine, data),
         )
@@ -215,6 +226,7 @@ class DockerBackend:
         seen = self._containers.get(about["Id"])
         out_of_memory = about["State"]["OOMKilled"] or (seen is not None and seen.out_of_memory)
         self._engine.remove(name)
+        self._usage.forget(about["Id"])
         return ending(about["State"]["ExitCode"], out_of_memory, process.get("memory_mb", 0))
 
     def alive(self, process: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 # What the gateway itself wants of a runner: ``states``, ``end``, and of one request ``cancel``, or
 # ``close REASON``, which is answered when the request has ended. A header and no path, because
@@ -73,5 +73,6 @@ class RunnerSpec:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> RunnerSpec:
-        """Read the one-line form."""
-        return cls(**json.loads(line))
+        """Read the one-line form; a gateway of a later version may say more than is known here."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(line).items() if name in known})
