@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker.errors import DockerException
+from inside import until
 
+from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.engine import Engine, Streams
 from fal_notebook.exceptions import BuildError, EngineError
 from fal_notebook.image import Recipe
@@ -102,3 +106,25 @@ def test_what_is_not_there_is_none_and_is_removed_without_a_word(engine: Engine)
     engine.signal("none", "SIGKILL")
     engine.remove("none")
     engine.remove_image("fal-notebook/none:0")
+
+
+async def test_a_cancelled_build_ends_at_once_and_leaves_nothing(
+    docker_host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    backend, engine = DockerBackend(tmp_path), Engine()
+    steps: list[str] = []
+    sleeper = Recipe("test", f"FROM {BASE}\nLABEL sleeper=x\nRUN sleep 1000\n", {})
+
+    def asleep() -> list[Any]:
+        return [c for c in engine.api.containers(all=True) if "sleep 1000" in c["Command"]]
+
+    build = asyncio.ensure_future(backend._ensure(sleeper, steps.append))
+    await until(asleep)
+    build.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(build, 10)
+    await until(lambda: not asleep())
+    assert engine.image_id(sleeper.tag) is None
+    await backend.close()
+    engine.close()
