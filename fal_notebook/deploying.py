@@ -36,7 +36,6 @@ from fal_notebook.exceptions import (
     GatewayUnavailableError,
     OptionError,
     PayloadMissingError,
-    SettingError,
     StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
@@ -61,7 +60,6 @@ from fal_notebook.server_handle import ServerHandle
 
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 50
-TARGETS = ("local", "docker")
 NEEDS_DOCKER = (
     "{} needs the docker target, which this release does not have; on the local target write the "
     "command that starts the server into the cell (lang=sh)"
@@ -243,7 +241,7 @@ def start(
     owner, app = app_identity(function, options, cell, name)
     payload = _captured(function, options, cell, source)
     progress = Progress(owner, app, payload, notices=_not_effective(options), on_change=on_change)
-    target = target_of(cell)
+    target = cell.target or settings.target()
     imported, told = imported_distributions(payload, options, target)
     progress.packages = imported.get("distributions", [])
     progress.notices += told
@@ -293,20 +291,6 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
     return function, _checked(options, cell)
 
 
-def target_of(cell: CellOptions) -> str:
-    """Return where a cell's app runs: its option, else the setting ``target``.
-
-    Raises
-    ------
-    SettingError
-        When the setting names none.
-    """
-    target = cell.target or settings.setting("target", TARGETS[0])
-    if target not in TARGETS:
-        raise SettingError(f"target is {target!r}, which is none of {', '.join(TARGETS)}")
-    return target
-
-
 def imported_distributions(
     payload: Payload, options: Options, target: str
 ) -> tuple[dict[str, Any], list[str]]:
@@ -314,7 +298,7 @@ def imported_distributions(
 
     Only for containers without `requirements`: processes have those of the kernel.
     """
-    if target == TARGETS[0] or options.requirements is not None:
+    if target == settings.TARGETS[0] or options.requirements is not None:
         return {}, []
     found = needed_by(payload.modules)
     notices = [
