@@ -11,8 +11,8 @@
 
 PYTHON = python3
 ARGS =
-# Debian packages that the tests need besides Python's.
-SYSTEM_PACKAGES =
+# Debian packages that the tests need besides Python's: an engine, unless there is one of any kind.
+SYSTEM_PACKAGES = $(shell command -v dockerd >/dev/null || echo docker.io iptables)
 
 export PYTHON
 
@@ -58,7 +58,7 @@ system-packages:
 	    :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Installing the system packages that the tests need:$$missing"; \
-	    apt-get update -qq && apt-get install -y -qq $$missing; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
 	else \
 	    echo "The tests need these system packages; those that miss them are skipped:$$missing"; \
 	fi

@@ -100,6 +100,21 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
     return display.DeployView(deployment.progress)
 
 
+@commands.command()
+@click.argument("where", required=False, type=click.Choice(settings.TARGETS))
+def target(where: str | None) -> str:
+    """Say where cells deploy to that do not say it, or change that for this kernel."""
+    if where is None:
+        return f"cells deploy to {settings.target()}"
+    if click.get_current_context().find_root().info_name != "%fal":
+        raise click.UsageError(
+            f"%fal target is for a notebook; here set FAL_NOTEBOOK_TARGET={where}, or write "
+            f'target = "{where}" into {settings.config_file()}'
+        )
+    os.environ["FAL_NOTEBOOK_TARGET"] = where
+    return f"cells of this kernel deploy to {where}, unless they say target=…"
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")

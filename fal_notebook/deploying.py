@@ -52,6 +52,7 @@ from fal_notebook.options import (
     with_absolute_paths,
 )
 from fal_notebook.payload import Payload, capture
+from fal_notebook.payload.distributions import needed_by
 from fal_notebook.payload.manifest import name_of
 from fal_notebook.payload.secret_scan import scan
 from fal_notebook.runner.sdk_server import SdkServer
@@ -77,7 +78,7 @@ class Progress:
 
     `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
     `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
-    from a worker thread.
+    from a worker thread. `packages` is what an image got because the code imports it.
     """
 
     owner: str
@@ -89,6 +90,7 @@ class Progress:
     number: int = 0
     steps: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    packages: list[str] = field(default_factory=list)
     inherited: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     log: list[str] = field(default_factory=list)
@@ -242,13 +244,18 @@ def start(
     payload = _captured(function, options, cell, source)
     notices = _notices(function, options)
     progress = Progress(owner, app, payload, notices=notices, on_change=on_change)
+    target = cell.target or settings.target()
+    imported, told = imported_distributions(payload, options, target)
+    progress.packages = imported.get("distributions", [])
+    progress.notices += told
     request = {
         "name": app,
         "digest": payload.digest,
-        "manifest": payload.manifest,
+        "manifest": {**payload.manifest, **imported},
         "options": explicit(options),
         "variables": _variables(options),
         "notebook": identity(),
+        "target": target,
         "takeover": cell.takeover,
         "reset_scale": cell.reset_scale,
     }
@@ -290,6 +297,23 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
     if options.exposed_port is not None and options.image is not None:
         raise OptionError(NEEDS_DOCKER.format("image"))
     return function, _checked(options, cell)
+
+
+def imported_distributions(
+    payload: Payload, options: Options, target: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what the manifest says of distributions that an image needs, and what to tell.
+
+    Only for containers without `requirements`: processes have those of the kernel.
+    """
+    if target == settings.TARGETS[0] or options.requirements is not None:
+        return {}, []
+    found = needed_by(payload.modules)
+    notices = [
+        f"{name} is installed here from a folder and is not in the image; give requirements"
+        for name in found.lacking
+    ]
+    return {"distributions": list(found.requirements)}, notices
 
 
 def _handle_of(function: Any, options: Options) -> type[Handle]:

@@ -30,6 +30,7 @@ class DeployView:
         revision = f" (revision {p.number})  {p.url}" if p.number else ""
         lines = [f"{p.name}: {_deploy_state(p)}{revision}"]
         lines += [f"  {line}" for line in inherited_lines(p.inherited)]
+        lines += [f"  {line}" for line in _packages(p)]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
         lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
         if p.state in ("failed", "cancelled"):
@@ -42,7 +43,7 @@ class DeployView:
         head = f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_deploy_state(p)}</span>"
         if p.number:
             head += f" · revision {p.number} · <code>{_text(p.url)}</code>"
-        notes = [*inherited_lines(p.inherited), *p.notices, *p.payload.warnings]
+        notes = [*inherited_lines(p.inherited), *_packages(p), *p.notices, *p.payload.warnings]
         rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
         if p.state == "deploying":
             rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
@@ -226,6 +227,10 @@ def log_line(line: dict[str, Any]) -> str:
     at = _shortly(line["at"]) if line["at"] else " " * 8
     request = f" {line['request'][-8:]}" if line["request"] else ""
     return f"{at} {line['runner'][:6]}{request} {line['level']:5} {line['message']}"
+
+
+def _packages(progress: Progress) -> list[str]:
+    return [f"image with {', '.join(progress.packages)}"] if progress.packages else []
 
 
 def _deploy_state(progress: Progress) -> str:

@@ -15,6 +15,7 @@
     │       └── StoredSecretError   it is the value of a stored secret
     ├── PayloadFormatError      bytes that are not a payload, or one for another Python
     ├── BuildError              an environment could not be built
+    │   └── EngineError         the Docker engine cannot be reached
     ├── DeployError             a revision did not come up; what ran is still running
     ├── GatewayError            the gateway refused, or cannot be reached
     │   ├── GatewayUnavailableError
@@ -35,6 +36,8 @@ What an app itself raises for its caller is a tree of its own, see `app_exceptio
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fal_notebook.app_exceptions import AppException as AppException
 from fal_notebook.app_exceptions import AppFileUploadException as AppFileUploadException
@@ -128,7 +131,21 @@ class PayloadFormatError(FalNotebookError):
 
 
 class BuildError(FalNotebookError):
-    """An environment could not be built; the message holds the builder's reason."""
+    """An environment could not be built; the message holds the builder's reason.
+
+    Parameters
+    ----------
+    log : sequence of str
+        The builder's last lines.
+    """
+
+    def __init__(self, message: str, log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.log = list(log)
+
+
+class EngineError(BuildError):
+    """The Docker engine does not answer; the message says how to get one."""
 
 
 class DeployError(FalNotebookError):

@@ -260,8 +260,8 @@ class CellOptions(BaseModel):
     dry_run: Flag = option(False, "say what would be deployed, and deploy nothing", _FLAG)
     takeover: Flag = option(False, "take the app over from another notebook", _FLAG)
     reset_scale: Flag = option(False, "take scaling from the cell instead of inheriting it", _FLAG)
-    target: Literal["local"] = option(
-        "local", "where the app runs", "this release deploys to 'local' only"
+    target: Literal["local", "docker"] | None = option(
+        None, "where the app runs (unset: the configured one, local)", "local or docker"
     )
     owner: Owner | None = option(None, "owner of the app (unset: the configured one)", _OWNER)
 

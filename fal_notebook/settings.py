@@ -23,6 +23,9 @@ T = TypeVar("T", int, str)
 # The file of the state folder under whose key secrets are encrypted; made with the first one.
 SECRETS_KEY = "secrets.key"
 
+# Where apps can run.
+TARGETS = ("local", "docker")
+
 _KINDS: dict[type, str] = {int: "a whole number", str: "text"}
 
 
@@ -72,6 +75,20 @@ def _configured() -> dict[str, Any]:
         return tomllib.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise SettingError(f"{path} cannot be read: {error}") from None
+
+
+def target() -> str:
+    """Return where apps run whose cell does not say it: the setting ``target``.
+
+    Raises
+    ------
+    SettingError
+        When it names none.
+    """
+    found = setting("target", TARGETS[0])
+    if found not in TARGETS:
+        raise SettingError(f"target is {found!r}, which is none of {', '.join(TARGETS)}")
+    return found
 
 
 def owner() -> str:

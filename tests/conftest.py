@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,24 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("js")
     javascript.install(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """The address of a real Docker engine that has ``python:X.Y-slim`` of this Python."""
+    scripts = Path(__file__).parent / "docker"
+    if shutil.which("dockerd") is None:
+        pytest.skip("there is no Docker engine; on Debian, `make test` installs one for root")
+    start = ["bash", str(scripts / "engine.sh"), "start"]
+    started = subprocess.run(start, capture_output=True, text=True)
+    if started.returncode:
+        pytest.skip(f"the Docker engine does not start: {started.stderr[-300:]}")
+    host, how = started.stdout.split()
+    base_image = [sys.executable, str(scripts / "base_image.py")]
+    subprocess.run(base_image, env={**os.environ, "DOCKER_HOST": host}, check=True)
+    yield host
+    if how == "started":
+        subprocess.run(["bash", str(scripts / "engine.sh"), "stop"], check=True)
 
 
 @pytest.fixture(scope="session")

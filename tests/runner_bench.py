@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -17,14 +18,18 @@ from typing import Any, TypeVar
 
 import httpx
 
+from fal_notebook.backends.base import Placement
+from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.local import LocalBackend
 from fal_notebook.gateway.logs.lines import parse
+from fal_notebook.machines import MachineType
 from fal_notebook.payload import capture
 from fal_notebook.runner import frames
 from fal_notebook.runner.spec import RunnerSpec
 
 T = TypeVar("T")
 STATES = {"x-fal-link": "states"}
+PLACEMENT = Placement("tester", "app", "revision", MachineType("S", 1024, 1))
 
 
 def define(source: str) -> dict[str, Any]:
@@ -60,17 +65,24 @@ def payload(source: str, entry: str = "") -> bytes:
 
 
 class Bench:
-    """A local backend with its event loop in a thread."""
+    """A backend with its event loop in a thread: a local one of a kind, or that of an engine."""
 
-    def __init__(self, state: Path, sockets: Path, **kind: bool) -> None:
+    def __init__(self, state: Path, sockets: Path, docker: bool = False, **kind: bool) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.state = state
         self.sockets = sockets
-        self.backend = LocalBackend(state, sockets, **kind)
+        self.docker = docker
+        self.backend = DockerBackend(state) if docker else LocalBackend(state, sockets, **kind)
         self.environment = {"python": sys.executable, "libraries": ""}
         self.runners: list[LiveRunner] = []
+
+    def environment_of(self, payload: Path) -> dict[str, str]:
+        if not self.docker:
+            return self.environment
+        manifest = {"python": "{}.{}".format(*sys.version_info), "interpreter": sys.executable}
+        return self.run(self.backend.build(manifest, {}, payload, lambda line: None))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
@@ -101,27 +113,42 @@ class LiveRunner:
         identity = uuid.uuid4().hex[:12]
         self.folder = bench.state / "runners" / identity
         self.folder.mkdir(parents=True)
-        (bench.state / f"{identity}.payload").write_bytes(content)
+        file = bench.state / f"{identity}.payload"
+        file.write_bytes(content)
         environment = {**bench.backend.inherited(), "FAL_RUNNER_ID": identity}
+        environment["FAL_DATA_DIR"] = str(self.folder)
         self.spec = RunnerSpec(
             runner_id=identity,
             secret="s3cret",
-            socket=str(bench.sockets / f"{identity}.sock"),
-            payload=str(bench.state / f"{identity}.payload"),
+            address=f"unix:{bench.sockets / identity}.sock",
+            payload=str(file),
             log=str(bench.state / f"{identity}.log"),
             folder=str(self.folder),
             environment={**environment, **spec.pop("environment", {})},
             **spec,
         )
         self._bench = bench
-        self.started = bench.run(bench.backend.start(self.spec, bench.environment))
+        start = bench.backend.start(self.spec, bench.environment_of(file), PLACEMENT)
+        self.started = bench.run(start)
         self.process = self.started.process
-        self.pid: int = self.process["pid"]
+
+    @property
+    def pid(self) -> int:
+        return int(self.process["pid"])
+
+    @property
+    def socket(self) -> str:
+        return self.spec.address.removeprefix("unix:")
 
     def client(self, secret: str = "s3cret") -> httpx.Client:
-        transport = httpx.HTTPTransport(uds=self.spec.socket, retries=0)
         headers = {"x-fal-runner-secret": secret, "x-fal-request-id": "r1"}
-        return httpx.Client(transport=transport, base_url="http://r", headers=headers, timeout=30)
+        url, path = "http://r", None
+        if self.started.address.startswith("tcp:"):
+            url = f"http://{self.started.address.removeprefix('tcp:')}"
+        else:
+            path = self.socket
+        transport = httpx.HTTPTransport(uds=path, retries=0)
+        return httpx.Client(transport=transport, base_url=url, headers=headers, timeout=30)
 
     def post(self, body: Any = None, **request: Any) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -154,13 +181,21 @@ class LiveRunner:
     def states(self) -> Iterator[dict[str, Any]]:
         """Yield the states of the link, once it can be reached, until it closes."""
         deadline = time.monotonic() + 20
-        while not Path(self.spec.socket).exists() and self.alive():
+        while not self._listens() and self.alive():
             assert time.monotonic() < deadline
             time.sleep(0.005)
         cut = contextlib.suppress(httpx.TransportError)  # it ended without a farewell
         with cut, self.client() as client, client.stream("GET", "/", headers=STATES) as reply:
             for line in reply.iter_lines():
                 yield json.loads(line)
+
+    def _listens(self) -> bool:
+        if not self.started.address.startswith("tcp:"):
+            return Path(self.socket).exists()
+        host, _, port = self.started.address.removeprefix("tcp:").rpartition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
+            return True
+        return False
 
     def wait_for(self, state: str) -> dict[str, Any]:
         for line in self.states():

@@ -1,4 +1,4 @@
-"""What every backend promises, over the local one with and without a zygote."""
+"""What every backend promises: the local one with and without a zygote, and that of containers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 from runner_bench import Bench, LiveRunner
@@ -17,11 +16,14 @@ from runner_bench import Bench, LiveRunner
 from fal_notebook.exceptions import BuildError
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-KINDS = [
+LOCAL = [
     pytest.param({"fork": True, "keep": True}, id="fork", marks=LINUX),
     pytest.param({"fork": False, "keep": True}, id="launch", marks=LINUX),
     pytest.param({"fork": False, "keep": False}, id="spawn"),
 ]
+KINDS = [*LOCAL, pytest.param({"docker": True}, id="docker", marks=LINUX)]
+# For what is said of processes only.
+of_processes = pytest.mark.parametrize("bench", LOCAL, indirect=True)
 STAY = "def f(x: int = 1): return x + 1"
 
 
@@ -29,9 +31,12 @@ STAY = "def f(x: int = 1): return x + 1"
 def bench(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Bench]:
     state = tmp_path_factory.mktemp("state") / ("long" * 50)
     state.mkdir()
-    bench = Bench(state, tmp_path_factory.mktemp("s"), **request.param)
-    yield bench
-    bench.close()
+    with pytest.MonkeyPatch.context() as patch:
+        if "docker" in request.param:
+            patch.setenv("DOCKER_HOST", request.getfixturevalue("docker_host"))
+        bench = Bench(state, tmp_path_factory.mktemp("s"), **request.param)
+        yield bench
+        bench.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +65,8 @@ def test_a_runner_tells_its_states_and_answers(runner: LiveRunner) -> None:
 def test_without_its_secret_a_runner_refuses(
     runner: LiveRunner, path: str, headers: dict[str, str]
 ) -> None:
-    transport = httpx.HTTPTransport(uds=runner.spec.socket)
-    with httpx.Client(transport=transport, base_url="http://r") as client:
+    with runner.client() as client:
+        del client.headers["x-fal-runner-secret"]
         assert client.post(path, headers=headers).status_code == 403
 
 
@@ -74,20 +79,32 @@ def test_without_its_secret_nothing_is_unpickled(runner: LiveRunner, tmp_path: P
     assert not trap.exists()
 
 
+@of_processes
 def test_the_socket_is_its_users_only(runner: LiveRunner) -> None:
-    path = Path(runner.spec.socket)
+    path = Path(runner.socket)
     assert runner.started.address == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_stats_are_of_the_runner(bench: Bench, runner: LiveRunner) -> None:
-    stats = bench.backend.stats(runner.process)
+def test_stats_are_of_the_runner(bench: Bench, runner: LiveRunner, eventually: Any) -> None:
+    stats = eventually(lambda: bench.backend.stats(runner.process))
     assert stats.keys() == {"cpu_percent", "memory_bytes"}
     assert stats["memory_bytes"] > 1e6
+    assert bench.backend.stats({}) == {}
+
+
+def test_alive_is_what_was_started(bench: Bench, runner: LiveRunner) -> None:
+    assert bench.backend.alive(runner.process)
+    assert not bench.backend.alive({})
+
+
+@of_processes
+def test_stats_of_no_process_are_empty(bench: Bench) -> None:
     assert bench.backend.stats({"pid": 2**22 + 1}) == {}
 
 
+@of_processes
 def test_alive_means_this_very_process(bench: Bench, runner: LiveRunner) -> None:
     assert bench.backend.alive(runner.process)
     assert not bench.backend.alive({**runner.process, "created": 1.0})
@@ -95,6 +112,7 @@ def test_alive_means_this_very_process(bench: Bench, runner: LiveRunner) -> None
     assert not bench.backend.alive({})
 
 
+@of_processes
 def test_kill_spares_a_process_that_got_the_number(bench: Bench, runner: LiveRunner) -> None:
     foreign = {"pid": runner.pid, "created": 1.0}
     bench.run(bench.backend.kill(foreign, "nobody"))
@@ -108,7 +126,7 @@ def test_stop_drains_and_kill_after_it_does_nothing(bench: Bench, eventually: An
     eventually(lambda: not runner.alive())
     runner.stop()
     runner.kill()
-    assert not Path(runner.spec.socket).exists()
+    assert not Path(runner.socket).exists()
 
 
 CHILDREN = """
@@ -133,6 +151,7 @@ def f():
 """
 
 
+@of_processes
 @pytest.mark.parametrize("how", ["kill", "stop", "kill -9 from outside"])
 def test_all_that_a_runner_started_ends_with_it(bench: Bench, how: str, eventually: Any) -> None:
     runner = bench.start(CHILDREN)
@@ -171,6 +190,7 @@ def test_a_runner_that_cannot_load_its_payload_says_so(bench: Bench) -> None:
     assert "not a fal_notebook payload" in failure["error"]
 
 
+@of_processes
 def test_an_interpreter_that_is_not_there_is_a_build_error(bench: Bench) -> None:
     environment, bench.environment = bench.environment, {"python": "/no/python", "libraries": ""}
     try:

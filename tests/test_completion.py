@@ -94,7 +94,7 @@ def test_an_option_is_completed_in_the_middle_of_the_line_and_offered_once(shell
         ("machine_type=GPU-A100,GPU-A", ["GPU-A6000"]),
         ("regions=us-west,us-", ["us-central", "us-east"]),
         ('skip_retry_conditions=["ti', ['timeout"']),
-        ("message='two words' target=", ["local"]),
+        ("message='two words' target=", ["local", "docker"]),
         ("entry=", ["load", "answer"]),
         ("setup_function=lo", ["load", "loader"]),
         ("metadata=", ["described"]),

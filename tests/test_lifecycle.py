@@ -42,7 +42,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     yield gateway
     living = [row.process for row in rows(gateway, "state != 'TERMINATED'")]
     await close_gateway(gateway)
-    assert not any(gateway.backend.alive(process) for process in living)
+    assert not any(gateway.targets.local.alive(process) for process in living)
 
 
 async def test_every_state_is_recorded_with_its_cause(gateway: Gateway) -> None:
@@ -113,7 +113,7 @@ async def test_a_start_that_hangs_ends_at_startup_timeout(gateway: Gateway, hang
         await deployed(gateway, source, startup_timeout=1)
     (row,) = await until(lambda: rows(gateway, "state = 'TERMINATED'"))
     assert "startup_timeout=1" in row.cause
-    assert not gateway.backend.alive(row.process)
+    assert not gateway.targets.local.alive(row.process)
 
 
 async def test_a_failed_start_leaves_at_once_and_nothing_behind(gateway: Gateway) -> None:
@@ -370,7 +370,7 @@ async def test_a_runner_lost_with_its_gateway_is_replaced_at_once(
     await first.close()
     if lost != "by orphan_timeout":
         os.kill(before[0].process["pid"], 9)
-    await until(lambda: not first.backend.alive(before[0].process))
+    await until(lambda: not first.targets.local.alive(before[0].process))
 
     second = open_gateway(tmp_path)
     fleet = second.fleets["tester", "app"]
@@ -418,7 +418,7 @@ async def test_many_lives_leak_no_descriptor_task_or_file(gateway: Gateway) -> N
     await asyncio.sleep(0.05)
     assert (psutil.Process().num_fds(), len(asyncio.all_tasks())) == before
     assert len(list((gateway.state / "runners").iterdir())) == len(fleet.runners)
-    assert len(list(gateway.backend.address_folder.iterdir())) == len(fleet.runners)
+    assert len(list(gateway.targets.local.address_folder.iterdir())) == len(fleet.runners)
 
 
 async def test_an_error_of_our_own_ends_the_runner_and_is_logged(
@@ -431,4 +431,4 @@ async def test_an_error_of_our_own_ends_the_runner_and_is_logged(
     monkeypatch.undo()
     assert "the gateway failed: TypeError" in other.row.cause
     assert "is ended for an error of the gateway" in caplog.text
-    assert not gateway.backend.alive(other.row.process)
+    assert not gateway.targets.local.alive(other.row.process)

@@ -29,7 +29,7 @@ async def test_without_requirements_the_kernels_interpreter_is_used(tmp_path: Pa
     backend = LocalBackend(tmp_path, tmp_path)
     manifest = {"interpreter": "/some/python", "python": "3.11"}
     for options in ({}, {"requirements": None}, {"requirements": []}):
-        built = await backend.build(manifest, options, silent)
+        built = await backend.build(manifest, options, tmp_path, silent)
         assert built == {"python": "/some/python", "libraries": ""}
     await backend.close()
 

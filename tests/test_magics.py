@@ -719,3 +719,15 @@ def test_the_gateways_traffic_is_not_in_what_a_notebook_logs(shell, caplog) -> N
     shell.run("%%fal_function wait=true\ndef quiet() -> int:\n    return 1\n")
     assert shell["quiet"]() == 1
     assert [r for r in caplog.records if r.name.startswith(("httpx", "httpcore"))] == []
+
+
+def test_a_kernel_chooses_where_its_cells_deploy_to(
+    shell: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_TARGET", "local")
+    shell.run("%fal target docker")
+    assert os.environ["FAL_NOTEBOOK_TARGET"] == "docker"
+    shell.run("%fal target")
+    assert "cells deploy to docker" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="moon"):
+        shell.run("%fal target moon")

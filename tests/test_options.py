@@ -140,7 +140,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"force": True, "force_env_build": True}, "force_env_build and force are the same option"),
 ]
 REFUSED_CELL: list[tuple[dict[str, Any], str]] = [
-    ({"target": "k8s"}, "target='k8s' is not allowed: this release deploys to 'local' only"),
+    ({"target": "k8s"}, "target='k8s' is not allowed: local or docker"),
     ({"wait": 1}, "wait=1 is not allowed: true or false"),
     ({"entry": "a.b"}, "entry='a.b' is not allowed: a function's name"),
     ({"owner": "a/b"}, "owner='a/b' is not allowed"),
@@ -339,7 +339,7 @@ def test_options_of_the_cell_are_parted_from_those_of_the_app() -> None:
     options, cell = split_options({"keep_alive": 5, "wait": True, "allow_secret": ["KEY"]})
     assert explicit(options) == {"keep_alive": 5}
     assert cell == CellOptions(wait=True, allow_secret=["KEY"])
-    assert cell.target == "local"
+    assert cell.target is None
 
 
 def test_an_app_has_no_options_of_the_cell() -> None:

@@ -62,10 +62,11 @@ def test_what_scale_changed_is_in_force() -> None:
     assert options["keep_alive"] == 5
 
 
-def test_the_same_digest_is_up_to_date_and_nothing_else_is() -> None:
-    assert plan.up_to_date("d", revision())
-    assert not plan.up_to_date("e", revision())
-    assert not plan.up_to_date("d", None)
+def test_the_same_digest_on_the_same_target_is_up_to_date_and_nothing_else_is() -> None:
+    assert plan.up_to_date("d", "local", revision())
+    assert not plan.up_to_date("e", "local", revision())
+    assert not plan.up_to_date("d", "docker", revision())
+    assert not plan.up_to_date("d", "local", None)
 
 
 @pytest.mark.parametrize(

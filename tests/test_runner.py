@@ -510,7 +510,7 @@ def test_sigterm_lets_a_request_finish_and_ends_the_runner(bench: Bench, eventua
         runner.stop()
         assert working.result() == 7
     eventually(lambda: not runner.alive())
-    assert not os.path.exists(runner.spec.socket)
+    assert not os.path.exists(runner.socket)
 
 
 def test_a_runner_without_a_gateway_ends_by_itself_with_its_children(

@@ -68,3 +68,9 @@ def test_a_state_folder_is_private_and_one_that_cannot_be_made_is_named(
     monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path / "file" / "state"))
     with pytest.raises(SettingError, match=r"the state folder .* cannot be made"):
         settings.state_folder()
+
+
+def test_a_target_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_TARGET", "moon")
+    with pytest.raises(SettingError, match="'moon', which is none of local, docker"):
+        settings.target()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fal_notebook.machines import MachineType
 from fal_notebook.runner.spec import RunnerSpec
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Whose runner it is, and what it may take of the machine."""
+
+    owner: str
+    app: str
+    revision: str
+    machine: MachineType
 
 
 @dataclass(frozen=True)
@@ -27,9 +38,11 @@ class Backend(Protocol):
     """
 
     async def build(
-        self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
+        self, manifest: dict[str, Any], options: dict[str, Any], payload: Path, progress: Progress
     ) -> dict[str, str]:
         """Make the environment of a revision and return what `start` needs to use it.
+
+        `payload` is its payload's file, named by its SHA-256.
 
         Raises
         ------
@@ -37,8 +50,12 @@ class Backend(Protocol):
             With the builder's reason; nothing half-built stays.
         """
 
-    async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
+    async def start(
+        self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
+    ) -> Started:
         """Start a runner; returns when its process exists, long before it is ready.
+
+        `spec` is written for this machine; a backend changes what is different elsewhere.
 
         Raises
         ------
@@ -62,12 +79,14 @@ class Backend(Protocol):
     def stats(self, process: dict[str, Any]) -> dict[str, float]:
         """Return ``cpu_percent`` and ``memory_bytes`` of a runner; empty when it is gone."""
 
+    async def gateway_host(self) -> str:
+        """Return the address of this machine for runners, empty for that of every program."""
+
+    async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
+        """Get to know runners of an earlier gateway, their id, process and log, and end strays."""
+
     async def close(self) -> None:
         """Release what the backend holds; runners live on."""
 
     def inherited(self) -> dict[str, str]:
         """Return the environment variables that every runner gets from its surroundings."""
-
-    @property
-    def address_folder(self) -> Path:
-        """Folder of the runners' sockets."""

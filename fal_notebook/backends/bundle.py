@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import shutil
+import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 
 import fal_notebook
+from fal_notebook.exceptions import BuildError
 
 # Named, not excluded: what is new stays out until a runner needs it.
 _SHIPPED = (
@@ -68,3 +73,30 @@ def write_bundle(state: Path) -> Path:
         temporary.write_bytes(content)
         temporary.replace(path)
     return path
+
+
+def write_compiled(state: Path, interpreter: str, minor: str) -> Path:
+    """Write what ships as a folder, compiled by an interpreter, once, and return its path.
+
+    A container starts it anew each time, with nobody to compile it before.
+
+    Raises
+    ------
+    BuildError
+        When the interpreter cannot be run.
+    """
+    bundled = write_bundle(state)
+    folder = bundled.with_name(f"{bundled.stem}-{minor}")
+    if folder.exists():
+        return folder
+    with tempfile.TemporaryDirectory(dir=state) as draft, zipfile.ZipFile(bundled) as archive:
+        archive.extractall(draft)
+        command = [interpreter, "-I", "-m", "compileall", "-q"]
+        command += ["--invalidation-mode", "unchecked-hash", draft]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise BuildError(f"{interpreter} cannot be used: {error}") from error
+        with contextlib.suppress(FileExistsError):  # another deploy was faster
+            shutil.copytree(draft, folder)
+    return folder

@@ -42,13 +42,16 @@ __all__ = ["RUNNER_LIBRARIES", "EnvironmentSpec", "Progress", "ensure", "ensure_
 
 RUNNER_LIBRARIES = (
     "cloudpickle>=3.0",
+    "filelock>=3.13",
     "httptools>=0.6",
     "httpx>=0.27",
     "msgpack>=1.0",
     "packaging>=23",
+    "platformdirs>=4",
     "psutil>=5.9",
     "pydantic>=2.7",
     "starlette>=0.40",
+    "tomli>=2; python_version < '3.11'",
     "uvicorn>=0.30",
     "uvloop>=0.19; sys_platform != 'win32'",
     "websockets>=13",

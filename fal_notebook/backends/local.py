@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fal_notebook.backends import children
-from fal_notebook.backends.base import Progress, Started
+from fal_notebook.backends.base import Placement, Progress, Started
 from fal_notebook.backends.bundle import write_bundle
 from fal_notebook.backends.environments import (
     EnvironmentSpec,
@@ -91,7 +91,7 @@ class LocalBackend:
         await _until(lambda: children.end_strays(self._keepers))
 
     async def build(
-        self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
+        self, manifest: dict[str, Any], options: dict[str, Any], payload: Path, progress: Progress
     ) -> dict[str, str]:
         """Use the kernel's interpreter, or an environment made by uv for the requirements."""
         try:
@@ -120,7 +120,9 @@ class LocalBackend:
         libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress)
         return {"python": str(python), "libraries": str(libraries)}
 
-    async def start(self, spec: RunnerSpec, environment: dict[str, str]) -> Started:
+    async def start(
+        self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
+    ) -> Started:
         """Have the environment's zygote start the runner; spawn it where there are no keepers."""
         if self._keep:
             runner, kept_by = await self._forked(spec, environment)
@@ -129,7 +131,7 @@ class LocalBackend:
             process = await spawn(self._bundle, environment, spec)
             runner, found = process.pid, {}
             self._spawned[runner, _created(runner)] = process
-        return Started(f"unix:{spec.socket}", {"pid": runner, "created": _created(runner), **found})
+        return Started(spec.address, {"pid": runner, "created": _created(runner), **found})
 
     async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
         """Fork a runner; a zygote that somebody killed is replaced once."""
@@ -206,6 +208,13 @@ class LocalBackend:
             }
         except (psutil.Error, KeyError):  # it has ended, or has no process yet
             return {}
+
+    async def gateway_host(self) -> str:
+        """Return nothing: runners reach the gateway where everybody does."""
+        return ""
+
+    async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
+        """Do nothing: what a process id means can be asked at any time, and keepers end strays."""
 
     async def close(self) -> None:
         """End the zygotes."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway.app import GatewayApp
+from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
 from fal_notebook.gateway.operations import apps, blobs, errors
@@ -71,16 +72,18 @@ async def _serve(state: Path, held: int) -> None:
     token = secrets.token_urlsafe(32)
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
-    gateway.backend.adopt_orphans()
+    gateway.targets.local.adopt_orphans()
+    app = GatewayApp(gateway)
+    gateway.tls.app, gateway.bridge.app = app, RunnersOnly(app, gateway.auth)
+    await gateway.take_up_runners()
     gateway.restore()
     await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))
     webhooks = asyncio.ensure_future(gateway.webhooks.run())
     bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids, gateway.scrubber.look))
-    warming = asyncio.ensure_future(gateway.backend.warm(sys.executable))
-    gateway.tls.app = GatewayApp(gateway)
+    warming = asyncio.ensure_future(gateway.targets.local.warm(sys.executable))
     gateway.tls.reopen()
-    server = Server(gateway.tls.app, BoundedProtocol)
+    server = Server(app, BoundedProtocol)
     serving = asyncio.ensure_future(server.serve([listener]))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)
@@ -97,6 +100,7 @@ async def _serve(state: Path, held: int) -> None:
         task.cancel()
     await gateway.close()
     await gateway.tls.close()
+    await gateway.bridge.close()
     server.stop()
     await serving
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fal_notebook.exceptions import UnauthorizedError
@@ -146,6 +146,9 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
 class HostCheck:
     """Refuses what a web page could send: a foreign Host (DNS rebinding) or a foreign Origin."""
 
@@ -154,9 +157,9 @@ class HostCheck:
         self._origins: set[bytes] = set()
         self.add("http", port)
 
-    def add(self, scheme: str, port: int) -> None:
-        """Answer on one more port."""
-        hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost", "[::1]")}
+    def add(self, scheme: str, port: int, names: Iterable[str] = _NAMES) -> None:
+        """Answer on one more port, under these names."""
+        hosts = {f"{name}:{port}".encode() for name in names}
         self._hosts |= hosts
         self._origins |= {f"{scheme}://".encode() + host for host in hosts}
 

@@ -264,6 +264,12 @@ class Fleet:
             return None
         return self.last_failure_at + autoscaler.backoff(self.failures)
 
+    def try_again(self) -> None:
+        """Forget failed starts: what they failed of has been mended."""
+        if self.failures:
+            self.failures = 0
+            self._on_need(self)
+
     def retire(self) -> None:
         """Serve no more: the app was deleted."""
         self.revision = None

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
-from fal_notebook.backends.local import LocalBackend
+from fal_notebook.backends.targets import DOCKER, Targets
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.gateway import plan
+from fal_notebook.exceptions import BuildError
+from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
+from fal_notebook.gateway.bridge import BridgePort
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.errors import Errors
 from fal_notebook.gateway.events import Events
@@ -64,9 +66,10 @@ class Deployment:
         self.reason = self.reason or reason
         self.task.cancel()
 
-    def is_for(self, digest: str) -> bool:
+    def is_for(self, digest: str, target: str) -> bool:
         """Say whether it goes on and deploys this."""
-        return self.revision.digest == digest and not self.reason
+        wanted = digest, target
+        return (self.revision.digest, self.revision.target) == wanted and not self.reason
 
 
 class Gateway:
@@ -97,16 +100,17 @@ class Gateway:
         self.redaction = Redaction(self.store, self.vault)
         self.scrubber = Scrubber(state, self.store, self.redaction)
         self.errors = Errors(self.store, self.events.errors, self.redaction)
-        self.backend = LocalBackend(state, sockets_folder(self.store))
+        self.targets = Targets(state, sockets_folder(self.store), self._try_again)
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
         self.tls = TlsPort(state, self.host_check)
+        self.bridge = BridgePort(state, self.host_check)
         given = self.declared, self.tls.open, self.scrubber.finish
-        launcher = Launcher(state, self.store, self.backend, info.url, *given)
-        parts = self.store, self.backend, launcher, self._poke, self.redaction
+        launcher = Launcher(state, self.store, self.targets, self.reached_at, *given)
+        parts = self.store, self.targets, launcher, self._poke, self.redaction
         self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics()
-        self.metrics.add(Gauges(self.fleets.values, self.backend.stats))
+        self.metrics.add(Gauges(self.fleets.values, self.targets.stats))
         self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
         self.admission = Admission(self._find, self.auth)
@@ -131,6 +135,21 @@ class Gateway:
             self._give_up(revision, "the gateway was stopped during the deploy; run the cell again")
         for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
             self._adopt(row)
+
+    async def reached_at(self, target: str) -> str:
+        """Return the URL under which runners of a target reach this gateway."""
+        host = await self.targets[target].gateway_host()
+        return self.bridge.open(host) if host else self.info.url
+
+    async def take_up_runners(self) -> None:
+        """Let backends look for the runners that the last gateway left, before `restore`."""
+        rows = self.store.select(RunnerRow, "state != 'TERMINATED'")
+        await self.targets.take_up(
+            [(row.id, row.process, paths.runner_log(self.state, row.id)) for row in rows]
+        )
+        if any(row.process.get("target") == DOCKER for row in rows):
+            with contextlib.suppress(BuildError):  # no engine: no container either
+                await self.reached_at(DOCKER)
 
     async def take_up_queue(self) -> None:
         """Go on with the requests that the last gateway accepted and did not complete."""
@@ -228,9 +247,9 @@ class Gateway:
         await self.lifecycle.close()
         self.errors.close()
         self.storage.files.close()
-        await self.backend.close()
+        await self.targets.close()
         with contextlib.suppress(OSError):  # not empty: runners live on
-            self.backend.address_folder.rmdir()
+            self.targets.local.address_folder.rmdir()
         self.store.close()
 
     def _adopt(self, row: RunnerRow) -> None:
@@ -241,7 +260,8 @@ class Gateway:
             with self.store.transaction():
                 self.store.put(row)
             if row.process:
-                self._ending.append(asyncio.ensure_future(self.backend.kill(row.process, row.id)))
+                kill = self.targets.of(row.process).kill(row.process, row.id)
+                self._ending.append(asyncio.ensure_future(kill))
             return
         fleet = self.fleet(row.owner, row.app)
         self.lifecycle.adopt(fleet, row, revision)
@@ -249,6 +269,12 @@ class Gateway:
             self.lifecycle.stop(fleet.runners[row.id], "its revision does not serve")
         if app is None:
             self.forget(fleet)
+
+    def _try_again(self, target: str) -> None:
+        """Start runners again that could not be started on a target."""
+        for fleet in self.fleets.values():
+            if fleet.revision is not None and fleet.revision.target == target:
+                fleet.try_again()
 
     def _poke(self, fleet: Fleet) -> None:
         self.controller.poke(fleet)

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
-from fal_notebook.backends.base import Backend
+from fal_notebook.backends.base import Placement
+from fal_notebook.backends.targets import Targets
 from fal_notebook.exceptions import BuildError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
+from fal_notebook.machines import MachineType
 from fal_notebook.runner.spec import RunnerSpec
 
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
@@ -30,8 +32,8 @@ class Launcher:
 
     Parameters
     ----------
-    base_url : str
-        The gateway's URL, for runners that call other apps.
+    reach : callable
+        Gives the gateway's URL as runners of a target know it.
     declared : callable
         Gives the variables and secrets that a revision declares, by name.
     open_tls : callable
@@ -44,15 +46,15 @@ class Launcher:
         self,
         state: Path,
         store: Store,
-        backend: Backend,
-        base_url: str,
+        targets: Targets,
+        reach: Callable[[str], Awaitable[str]],
         declared: Callable[[Revision], dict[str, str]],
         open_tls: Callable[[], dict[str, Any]],
         scrub: Callable[[str], Awaitable[None]],
     ) -> None:
         self._state = state
-        self._backend = backend
-        self._base_url = base_url
+        self._targets = targets
+        self._reach = reach
         self._declared = declared
         self._open_tls = open_tls
         self._scrub = scrub
@@ -72,8 +74,10 @@ class Launcher:
             When it could not be started.
         """
         try:
-            spec = self._spec(runner.row, revision)
-            started = await self._backend.start(spec, revision.environment)
+            url = await self._reach(revision.target)
+            spec = self._spec(runner.row, revision, url)
+            backend = self._targets[revision.target]
+            started = await backend.start(spec, revision.environment, _placement(revision))
         except OSError as error:  # a full disk, a folder that cannot be made
             raise BuildError(f"the runner could not be started: {error}") from error
         runner.row.address, runner.row.process = started.address, started.process
@@ -87,15 +91,15 @@ class Launcher:
             folder = paths.runner_folder(self._state, row.id)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    def _spec(self, row: RunnerRow, revision: Revision) -> RunnerSpec:
+    def _spec(self, row: RunnerRow, revision: Revision, url: str) -> RunnerSpec:
         return RunnerSpec(
             runner_id=row.id,
             secret=row.secret,
-            socket=str(self._backend.address_folder / f"{row.id}.sock"),
+            address=f"unix:{self._targets.local.address_folder / row.id}.sock",
             payload=str(paths.blob(self._state, revision.payload)),
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),
-            environment=self._environment(row, revision),
+            environment=self._environment(row, revision, url),
             secrets=revision.options["secrets"] or [],
             max_multiplexing=revision.options["max_multiplexing"],
             orphan_timeout=self._orphan_timeout,
@@ -104,17 +108,17 @@ class Launcher:
             fixed_port=revision.manifest.get("fixed_port", False),
         )
 
-    def _environment(self, row: RunnerRow, revision: Revision) -> dict[str, str]:
+    def _environment(self, row: RunnerRow, revision: Revision, url: str) -> dict[str, str]:
         data = paths.data_folder(self._state, row.owner)
         return {
-            **self._backend.inherited(),
+            **self._targets[revision.target].inherited(),
             "FAL_APP_NAME": row.app,
             "FAL_APP_ID": f"{row.owner}/{row.app}",
             "FAL_JOB_ID": row.id,
             "FAL_REGION": "local",
             "FAL_RUNNER_ID": row.id,
             "FAL_RUNNER_STATE": "SETUP",
-            "FAL_NOTEBOOK_URL": self._base_url,
+            "FAL_NOTEBOOK_URL": url,
             "FAL_NOTEBOOK_DOWNLOAD_ALLOW": settings.setting("download_allow", ""),
             "FAL_DATA_DIR": str(data),
             "HF_HOME": str(data / ".cache" / "huggingface"),
@@ -131,3 +135,8 @@ class Launcher:
             "FAL_CDN_V3_HOST": f"https://localhost:{tls['port']}/cdn",
             "SSL_CERT_FILE": tls["bundle"],
         }
+
+
+def _placement(revision: Revision) -> Placement:
+    machine = MachineType(**revision.machine)
+    return Placement(revision.owner, revision.app, revision.id, machine)

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fal_notebook.backends.base import Backend
+from fal_notebook.backends.targets import Targets
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.life import Life
@@ -37,14 +37,14 @@ class Lifecycle:
     def __init__(
         self,
         store: Store,
-        backend: Backend,
+        targets: Targets,
         launcher: Launcher,
         on_change: Callable[[Fleet], None],
         redaction: Redaction,
     ) -> None:
         self._redaction = redaction
         self._store = store
-        self._backend = backend
+        self._targets = targets
         self._launcher = launcher
         self._on_change = on_change
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,8 +118,8 @@ class Lifecycle:
         runner.pool = Pool(runner.row.address)
         fleet.runners[runner.row.id] = runner
         states = States(fleet, runner, self._store, self._on_change)
-        parts = self._backend, self._launcher, self._spawn, self._redaction
-        life = Life(runner, states, *parts)
+        backend = self._targets[revision.target]
+        life = Life(runner, states, backend, self._launcher, self._spawn, self._redaction)
         self._lives[runner] = life
         if not adopted:
             states.enter("PENDING")

@@ -29,9 +29,18 @@ def inherited(
     }
 
 
-def up_to_date(digest: str, active: Revision | None) -> bool:
-    """Say whether the running revision was made from the same code, values and options."""
-    return active is not None and active.digest == digest
+def up_to_date(
+    digest: str, target: str, active: Revision | None, distributions: Any = None
+) -> bool:
+    """Say whether the running revision has the same code, values, options and target.
+
+    `distributions` are those that its image needs because the code imports them.
+    """
+    wanted = digest, target, distributions
+    return active is not None and wanted == (
+        *(active.digest, active.target),
+        active.manifest.get("distributions"),
+    )
 
 
 def effective(app: App | None, revision: Revision) -> dict[str, Any]:

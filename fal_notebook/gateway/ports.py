@@ -11,7 +11,7 @@ from fal_notebook.exceptions import GatewayError
 HOST = "127.0.0.1"
 
 
-def listen(name: str, port: int, record: Path) -> socket.socket:
+def listen(name: str, port: int, record: Path, host: str = HOST) -> socket.socket:
     """Listen on a configured port, else on the recorded one, so that URLs stay valid.
 
     Parameters
@@ -22,6 +22,8 @@ def listen(name: str, port: int, record: Path) -> socket.socket:
         Its value; 0 when it is not set.
     record : Path
         Where the number of a port that the system chose is kept.
+    host : str
+        The address of this machine to listen on.
 
     Raises
     ------
@@ -30,15 +32,15 @@ def listen(name: str, port: int, record: Path) -> socket.socket:
     """
     if port:
         try:
-            return _listen(port)
+            return _listen(host, port)
         except (OSError, OverflowError) as error:
             raise GatewayError(f"{name}={port} cannot be used: {error}") from None
     with contextlib.suppress(OSError, ValueError, OverflowError):
-        return _listen(int(record.read_text()))
-    listener = _listen(0)
+        return _listen(host, int(record.read_text()))
+    listener = _listen(host, 0)
     record.write_text(str(listener.getsockname()[1]))
     return listener
 
 
-def _listen(port: int) -> socket.socket:
-    return socket.create_server((HOST, port), backlog=2048)
+def _listen(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), backlog=2048)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import DeployError, StoreError
@@ -15,6 +13,7 @@ from fal_notebook.gateway import errors
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.store import Store
 from fal_notebook.gateway.upstream import Pool
+from fal_notebook.runner import listening
 
 # A runner that ends by itself earlier than this, before any request, has failed to start.
 PROVEN_AFTER = 10.0
@@ -112,6 +111,5 @@ class States:
         runner.pool.close()
         runner.ended.set()
         del self._fleet.runners[runner.row.id]
-        with contextlib.suppress(OSError):
-            Path(runner.row.address.removeprefix("unix:")).unlink()
+        listening.forget(runner.row.address)
         self._on_change(self._fleet)

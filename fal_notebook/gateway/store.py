@@ -61,7 +61,8 @@ CREATE INDEX errors_by_time ON errors (owner, app, last_seen);
 _RETIRED = """
 CREATE TABLE retired_secrets (name TEXT NOT NULL, value TEXT PRIMARY KEY, retired_at REAL NOT NULL);
 """
-MIGRATIONS = (_FIRST, _ERRORS, _RETIRED)
+_TARGETS = "ALTER TABLE revisions ADD COLUMN target TEXT NOT NULL DEFAULT 'local';"
+MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS)
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Revision:
 
     `state` is PROVING, ACTIVE, SUPERSEDED or FAILED; `options` are all options, `explicit` those
     that the code gave; `machine` is what a runner gets, `variables` what the kernel passes on,
-    encrypted (see `vault`), `environment` what its backend built.
+    encrypted (see `vault`), `environment` what its backend built; `target` names that.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Revision:
     environment: dict[str, str] = field(default_factory=dict)
     openapi: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    target: str = "local"
     created_at: float = field(default_factory=time.time)
 
     @property

@@ -46,7 +46,10 @@ def _of_command(
         return option(" ".join(words), word, place, _pairs(path))
     if word.startswith("-"):
         return fitting(word, _flags(command), "option")
-    named = arguments[len(given)].name or "" if len(given) < len(arguments) else ""
+    asked = arguments[len(given)] if len(given) < len(arguments) else None
+    if asked is not None and isinstance(asked.type, click.Choice):
+        return fitting(word, list(map(str, asked.type.choices)), "name")
+    named = (asked.name if asked is not None else "") or ""
     if named == "target":
         return fitting(word, _programs(word), "path")
     return fitting(word, _names(named, path, place), "name")

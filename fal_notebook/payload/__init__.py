@@ -78,6 +78,8 @@ class Payload:
         The function first, then what it leads to.
     warnings : tuple of str
         One sentence each.
+    modules : frozenset of str
+        What the function and all that it leads to import, but for what travels inside.
     """
 
     content: bytes
@@ -85,6 +87,7 @@ class Payload:
     manifest: dict[str, Any]
     captured: tuple[Captured, ...]
     warnings: tuple[str, ...]
+    modules: frozenset[str] = frozenset()
 
 
 def capture(
@@ -145,7 +148,8 @@ def capture(
         captured = _captured(items)
     used = {module for item in items for module in item.modules}
     manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
-    return Payload(pack(manifest, pickled), digest, manifest, captured, warnings)
+    imported = frozenset(used - modules.keys())
+    return Payload(pack(manifest, pickled), digest, manifest, captured, warnings, imported)
 
 
 def _captured(items: list[Item]) -> tuple[Captured, ...]:

@@ -1,9 +1,10 @@
 """The commands of ``python runner.zip``, by which the gateway has runners.
 
 ``zygote FD`` forks them; ``launcher FD`` forks too, but each child starts as ``kept``. Those
-two are for Linux; ``spawn`` is a runner without a parent that ends what it started. The last two
-read their spec from standard input. A last argument ``--libraries DIR`` puts the runner's own
-dependencies at the end of sys.path, where whatever the user's environment holds wins over them.
+two are for Linux; ``spawn`` is a runner without a parent that ends what it started, ``contained``
+one whose container does. These read their spec from standard input. A last argument ``--libraries
+DIR`` puts the runner's own dependencies at the end of sys.path, where whatever the user's
+environment holds wins over them.
 """
 
 from __future__ import annotations
@@ -42,10 +43,16 @@ def _serve(connection: int, command: str) -> None:
 
 
 def _become(command: str) -> None:
+    from dataclasses import replace
+
     from fal_notebook.runner.birth import become
     from fal_notebook.runner.spec import RunnerSpec
 
-    become(RunnerSpec.from_json(sys.stdin.readline()), kept=command == "kept")
+    spec = RunnerSpec.from_json(sys.stdin.readline())
+    if command == "contained":
+        environment = {**os.environ, **spec.environment}
+        spec = replace(spec, folder=os.getcwd(), environment=environment)
+    become(spec, kept=command != "spawn")
 
 
 if __name__ == "__main__":

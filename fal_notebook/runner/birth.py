@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -19,7 +20,10 @@ def become(spec: RunnerSpec, kept: bool = True) -> None:
     status = 0
     try:
         if os.getsid(0) != os.getpid():
-            os.setsid()
+            with contextlib.suppress(
+                PermissionError
+            ):  # it leads a group: a container's init did that
+                os.setsid()
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,16 +6,22 @@ The runner itself answers its gateway's link only; it says where the server answ
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import traceback
 from pathlib import Path
 
-from fal_notebook.runner import logs
+from fal_notebook.runner import listening, logs
 from fal_notebook.runner.envelope import unpack
 from fal_notebook.runner.program import RELEASE, Program
 from fal_notebook.runner.spec import RunnerSpec
-from fal_notebook.runner.user_server import UserServer, accepts, free_port, holder
+from fal_notebook.runner.user_server import (
+    HOSTS,
+    UserServer,
+    accepts,
+    free_port,
+    holder,
+    of_container,
+)
 
 # How often a starting server is asked, at first and later (seconds).
 FAST, SLOW = 0.01, 0.2
@@ -36,8 +42,10 @@ class DirectProgram(Program):
         super().__init__(spec)
         assert spec.exposed_port is not None
         self._exposed = spec.exposed_port
-        self._port = free_port()
-        self._user = UserServer(spec, self._port)
+        # A container has every port to itself, and is reached from outside.
+        self._contained = spec.address.startswith("tcp:")
+        self._port = self._exposed if self._contained else free_port()
+        self._user = UserServer(spec, self._port, of_container() if self._contained else HOSTS)
         self._note = ""
         self._died = False
 
@@ -91,6 +99,8 @@ class DirectProgram(Program):
         """Return where the server listens instead."""
         others = sorted(f"{ip}:{port}" for ip, port in self._user.listens())
         wanted = f"127.0.0.1:$PORT (here {self._port}) or exposed_port={self._exposed}"
+        if self._contained:
+            wanted = f"0.0.0.0:{self._exposed} (exposed_port), as a server in a container has to"
         if not others:
             return f"the server has not opened a port yet; it is waited for on {wanted}"
         return f"the server listens on {', '.join(others)} and not on {wanted}"
@@ -118,8 +128,7 @@ class DirectProgram(Program):
             await self._until_released()
             await self._user.end()
         await asyncio.sleep(LAST_WORDS)
-        with contextlib.suppress(OSError):
-            Path(self._spec.socket).unlink()
+        listening.forget(self._spec.address)
 
     async def _until_released(self) -> None:
         deadline = time.monotonic() + RELEASE

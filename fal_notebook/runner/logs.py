@@ -103,12 +103,15 @@ class LineWriter(io.TextIOBase):
 def redirect(path: str, redact: Redact = str) -> None:
     """Send descriptors 1 and 2 to the log file and sys.stdout, sys.stderr through line writers.
 
+    Without a path it stays where descriptor 1 goes: in a container, to the engine.
+
     These write nothing that `redact` takes out; what comes past them is redacted when it is read.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    if path:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 1)
+        os.close(descriptor)
+    os.dup2(1, 2)
     streams: Any = sys  # typeshed knows them as constants
     streams.stdout = streams.__stdout__ = LineWriter(1, "INFO", redact)
     streams.stderr = streams.__stderr__ = LineWriter(2, "ERROR", redact)

@@ -19,7 +19,7 @@ def show_data(folder: str) -> bool:
     It takes the right to mount (CAP_SYS_ADMIN) on Linux. A ``/data`` that holds something is the
     user's own and stays; a missing one is made, as an empty folder.
     """
-    if sys.platform != "linux" or not os.path.isdir(folder):
+    if sys.platform != "linux" or folder == DATA or not os.path.isdir(folder):
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0 or not _is_free(DATA):

@@ -8,14 +8,12 @@ import faulthandler
 import os
 import random
 import signal
-import socket
 import sys
 import time
 import traceback
 import types
-from pathlib import Path
 
-from fal_notebook.runner import logs, mounts
+from fal_notebook.runner import listening, logs, mounts
 from fal_notebook.runner.escapes import original
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
@@ -74,18 +72,6 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def listen(path: str) -> socket.socket:
-    """Return a Unix socket that only this user may connect to."""
-    server = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        server.bind(path)
-    finally:
-        os.umask(before)
-    server.listen(4096)  # the gateway takes a refused connection for a lost runner
-    return server
-
-
 def _program(spec: RunnerSpec) -> Program:
     if spec.exposed_port is None:
         return Program(spec)
@@ -108,7 +94,7 @@ class Program:
     async def main(self) -> None:
         """Serve at once, so that the gateway can watch the set-up; end when drained."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
-        serving = asyncio.ensure_future(self._server.serve([listen(self._spec.socket)]))
+        serving = asyncio.ensure_future(self._server.serve([listening.listen(self._spec.address)]))
         tasks = [asyncio.ensure_future(c) for c in (self._start(), self._watch())]
         await self._ending.wait()
         tasks += [asyncio.ensure_future(c) for c in (self._drain(), self._abandoned())]
@@ -181,8 +167,7 @@ class Program:
             await served.teardown()
         self._link.failures.flush()
         await asyncio.sleep(0.005)  # for the link to send it
-        with contextlib.suppress(OSError):
-            Path(self._spec.socket).unlink()
+        listening.forget(self._spec.address)
 
     async def _end_sockets(self) -> None:
         """Close WebSockets, which may stay for ever, in time for what comes after them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 # What the gateway itself wants of a runner: ``states``, ``end``, and of one request ``cancel``, or
 # ``close REASON``, which is answered when the request has ended. A header and no path, because
@@ -24,16 +24,16 @@ class RunnerSpec:
         Names the runner in logs and events.
     secret : str
         Every request must carry it in ``x-fal-runner-secret``.
-    socket : str
-        Path of the Unix socket on which it listens.
+    address : str
+        Where it listens, ``unix:PATH`` or ``tcp:HOST:PORT``.
     payload : str
         Path of the payload file.
     log : str
-        File that receives its output.
+        File that receives its output; empty in a container, whose engine takes its output.
     folder : str
-        Its working folder.
+        Its working folder; empty in a container, whose image says it.
     environment : dict
-        Its whole environment; nothing else is inherited.
+        Its whole environment; nothing else is inherited. In a container it is added to the image's.
     secrets : list of str
         Which of these variables hold secrets: errors that are shown do not.
     max_multiplexing : int
@@ -50,7 +50,7 @@ class RunnerSpec:
 
     runner_id: str
     secret: str
-    socket: str
+    address: str
     payload: str
     log: str
     folder: str
@@ -73,5 +73,6 @@ class RunnerSpec:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> RunnerSpec:
-        """Read the one-line form."""
-        return cls(**json.loads(line))
+        """Read the one-line form; a gateway of a later version may say more than is known here."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(line).items() if name in known})

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,12 @@ main({payload!r}, {log!r}, {port}, {told!r})
 """
 
 
+def of_container() -> dict[str, str]:
+    """Return the address that a container has on its network, as `HOSTS` has those of a machine."""
+    own = socket.gethostbyname(socket.gethostname())
+    return {own: own}
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 on which nobody listens."""
     with socket.socket() as probe:
@@ -42,11 +49,14 @@ class UserServer:
     ----------
     port : int
         Offered as ``$PORT`` and ``{port}``, or as the function's parameter `port`.
+    hosts : mapping of str to str
+        Addresses on which it may be reached, and how the gateway's pools write them.
     """
 
-    def __init__(self, spec: RunnerSpec, port: int) -> None:
+    def __init__(self, spec: RunnerSpec, port: int, hosts: Mapping[str, str] = HOSTS) -> None:
         self._spec = spec
         self._port = port
+        self._hosts = hosts
         self._process: Process | None = None
 
     async def start(self, command: str | None) -> None:
@@ -66,7 +76,7 @@ class UserServer:
 
     @property
     def _told(self) -> Path:
-        return Path(f"{self._spec.socket}.error")
+        return Path(self._spec.folder, ".server-error")
 
     # --- how it does -------------------------------------------------------------------------
     async def wait(self) -> None:
@@ -119,7 +129,7 @@ class UserServer:
     async def address(self, *ports: int) -> tuple[str, int] | None:
         """Return host and port where it answers on one of `ports`; another's server is none."""
         for port in ports:
-            for host, name in HOSTS.items():
+            for host, name in self._hosts.items():
                 if await accepts(host, port) and _covers(self.listens(), host, port):
                     return name, port
         return None

@@ -100,7 +100,7 @@ def runners(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
             "created_at": runner.row.created_at,
             "ready_at": runner.row.ready_at,
             "last_request_at": runner.last_request_at,
-            **gateway.backend.stats(runner.row.process),
+            **gateway.targets.stats(runner.row.process),
         }
         for runner in gateway.fleet(owner, name).runners.values()
     ]

@@ -6,11 +6,17 @@ import asyncio
 import functools
 import uuid
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fal_notebook.exceptions import ConflictError, NotFoundError, OptionError, PayloadMissingError
+from fal_notebook.exceptions import (
+    BuildError,
+    ConflictError,
+    NotFoundError,
+    OptionError,
+    PayloadMissingError,
+)
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
@@ -39,6 +45,7 @@ class DeployRequest(BaseModel):
     options: dict[str, Any] = {}
     variables: dict[str, str] = {}
     notebook: str = Field(max_length=4096)
+    target: Literal["local", "docker"] = "local"
     takeover: bool = False
     reset_scale: bool = False
     allowed_secrets: list[str] = []
@@ -77,10 +84,12 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     _check_notebook(app, running, request)
     active = gateway.store.revision(app.revision) if app else None
     since = gateway.store.last_seq()
-    same = plan.up_to_date(request.digest, active) and not request.options.get("force")
+    imported = request.manifest.get("distributions")
+    same = plan.up_to_date(request.digest, request.target, active, imported)
+    same = same and not request.options.get("force")
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
-    if running is not None and running.is_for(request.digest):
+    if running is not None and running.is_for(request.digest, request.target):
         return _reply(gateway, running.revision, since=0)
     revision, taken_over, notices = _revision(gateway, owner, name, request, app, active)
     _begin(gateway, revision, request, app, running)
@@ -162,6 +171,7 @@ def _revision(
         explicit=given,
         manifest=request.manifest,
         machine=asdict(choice.machine),
+        target=request.target,
         variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
     )
     return revision, taken_over, [choice.notice] if choice.notice else []
@@ -234,9 +244,11 @@ async def _roll_out(
     if before is not None:
         await asyncio.wait([before.task])
     _step(gateway, revision, "building", "environment")
-    revision.environment = await gateway.backend.build(
+    backend = await gateway.targets.load(revision.target)
+    revision.environment = await backend.build(
         revision.manifest,
         revision.options,
+        paths.blob(gateway.state, revision.payload),
         lambda line: _step(gateway, revision, "building", line),
     )
     if revision.direct:
@@ -286,7 +298,8 @@ def _finish(
     error = None if task.cancelled() else task.exception()
     if task.cancelled() or error is not None:
         reason = deployment.reason if error is None else str(error)
-        _fail(gateway, fleet, deployment, reason, cancelled=error is None)
+        log = error.log if isinstance(error, BuildError) else []
+        _fail(gateway, fleet, deployment, reason, cancelled=error is None, log=log)
         _serve_again(gateway, fleet)
     unused = fleet.revision is None and key not in gateway.deployments
     if unused and gateway.fleets.get(key) is fleet:
@@ -294,10 +307,14 @@ def _finish(
 
 
 def _fail(
-    gateway: Gateway, fleet: Fleet, deployment: Deployment, reason: str, cancelled: bool
+    gateway: Gateway,
+    fleet: Fleet,
+    deployment: Deployment,
+    reason: str,
+    cancelled: bool,
+    log: list[str],
 ) -> None:
     revision, runner = deployment.revision, deployment.runner
-    log: list[str] = []
     if runner is not None:
         log = log_tail(gateway, runner.row.id, LOG_LINES)
         if not runner.ended.is_set():

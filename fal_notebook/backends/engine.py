@@ -1,0 +1,312 @@
+"""The Docker engine, through docker-py: what this package asks of it, its errors translated.
+
+Everything here blocks and runs in threads. Streams end when they are closed from another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
+from typing import Any, ParamSpec, TypeVar
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import CancellableStream
+
+from fal_notebook import settings
+from fal_notebook.exceptions import BuildError, EngineError
+from fal_notebook.image import Recipe
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+# The engine answers everything but builds and streams within this (seconds).
+TIMEOUT = 60
+# As many calls may be on their way at once.
+CALLS = 32
+# Of a failed build, as many of its last lines are told.
+LAST_LINES = 20
+
+# What the builder says of its own work.
+_NOISE = (" --->", "Removing intermediate container")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+P = ParamSpec("P")
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+
+def host() -> str:
+    """Return where the engine is: the setting ``docker_host``, else ``DOCKER_HOST``."""
+    return settings.setting("docker_host", os.environ.get("DOCKER_HOST", "")) or DEFAULT_HOST
+
+
+def _translated(function: Callable[P, T]) -> Callable[P, T]:
+    """Raise what docker-py and requests raise as errors of this package."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except APIError as error:
+            raise BuildError(f"the Docker engine refused: {error.explanation or error}") from error
+        except (DockerException, requests.exceptions.RequestException, OSError) as error:
+            raise EngineError(_unreachable(error)) from error
+
+    return wrapper
+
+
+def _unreachable(error: Exception) -> str:
+    """Say in one line why the engine does not answer, and what to do."""
+    text, where = str(error), host()
+    if "PermissionError" in text or isinstance(error, PermissionError):
+        return (
+            f"this user may not use the Docker engine at {where}: run `sudo usermod -aG docker "
+            "$USER`, log in again and restart the gateway, or deploy with target=local"
+        )
+    if "FileNotFoundError" in text or isinstance(error, FileNotFoundError):
+        return (
+            f"there is no Docker engine at {where}: install one (on Debian `apt-get install "
+            "docker.io`), or set DOCKER_HOST, or deploy with target=local"
+        )
+    return (
+        f"the Docker engine at {where} does not answer: start it (`systemctl start docker`), or "
+        f"deploy with target=local ({type(error).__name__})"
+    )
+
+
+class Engine:
+    """A connection to the engine; made when it is first needed, and again after it was lost."""
+
+    def __init__(self) -> None:
+        self._client: docker.APIClient | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def api(self) -> docker.APIClient:
+        """The client; the engine is asked for its version once."""
+        with self._lock:
+            if self._client is None:
+                self._client = docker.APIClient(
+                    host(), version="auto", timeout=TIMEOUT, max_pool_size=CALLS
+                )
+            return self._client
+
+    def close(self) -> None:
+        """Close idle connections; the next call makes a new client."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client = None
+
+    # --- images ------------------------------------------------------------------------------
+    @_translated
+    def image_id(self, name: str) -> str | None:
+        """Return the id of an image, None when the engine does not have it."""
+        try:
+            return str(self.api.inspect_image(name)["Id"])
+        except ImageNotFound:
+            return None
+
+    @_translated
+    def pull(self, name: str, progress: Progress) -> None:
+        """Fetch an image from its registry.
+
+        Raises
+        ------
+        BuildError
+            With the registry's reason.
+        """
+        progress(f"pulling {name}")
+        try:
+            for line in self.api.pull(name, stream=True, decode=True):
+                if "error" in line:
+                    raise BuildError(f"{name} cannot be pulled: {line['error']}")
+        except APIError as error:
+            raise BuildError(f"{name} cannot be pulled: {error.explanation}") from error
+
+    @_translated
+    def build(self, recipe: Recipe, progress: Progress, streams: Streams, anew: bool) -> None:
+        """Build an image and tag it; closing `streams` breaks the build off.
+
+        `anew` has every step done, also those that gave the same before.
+
+        Raises
+        ------
+        BuildError
+            With the failing step and its last lines.
+        """
+        with tempfile.TemporaryFile() as context:
+            recipe.write_context(context)
+            context.seek(0)
+            options = {"t": recipe.tag, "rm": True, "forcerm": True, "nocache": anew}
+            reply = self.api._post(
+                self.api._url("/build"),
+                data=context,
+                params=options,
+                headers={"Content-Type": "application/tar"},
+                stream=True,
+                timeout=None,
+            )
+            self.api._raise_for_status(reply)
+            lines = self.api._stream_helper(reply, decode=True)
+            with streams.entered(CancellableStream(lines, reply)) as stream:
+                _follow_build(stream, progress)
+
+    @_translated
+    def remove_image(self, name: str) -> None:
+        """Remove an image that no container uses; does nothing when there is none."""
+        with contextlib.suppress(ImageNotFound):
+            self.api.remove_image(name)
+
+    # --- containers --------------------------------------------------------------------------
+    @_translated
+    def bridge_address(self) -> str:
+        """Return the address of this machine on the default network; empty when it has none."""
+        for found in self.api.inspect_network("bridge")["IPAM"]["Config"] or ():
+            if "Gateway" in found:
+                return str(found["Gateway"])
+            return str(ip_network(found["Subnet"])[1])  # which the engine takes then
+        return ""
+
+    @_translated
+    def create(self, name: str, image: str, command: list[str], **more: Any) -> str:
+        """Create a container that takes its standard input once; return its id."""
+        limits = self.api.create_host_config(**more.pop("limits"))
+        try:
+            made = self.api.create_container(
+                image, name=name, entrypoint=command, stdin_open=True, host_config=limits, **more
+            )
+        except ImageNotFound:
+            raise BuildError(
+                f"the image {image} was removed; deploy the app again with force=true"
+            ) from None
+        return str(made["Id"])
+
+    @_translated
+    def start(self, container: str, told: bytes) -> dict[str, Any]:
+        """Start a container that reads `told`, and return what the engine says of it."""
+        pipe = self.api.attach_socket(container, {"stdin": 1, "stream": 1})
+        wire = pipe._sock
+        try:
+            self.api.start(container)
+            wire.sendall(told)
+        finally:
+            pipe._response.close()  # it holds all but the socket
+            wire.close()
+        return dict(self.api.inspect_container(container))
+
+    @_translated
+    def inspect(self, container: str) -> dict[str, Any] | None:
+        """Return what the engine says of a container, None when there is none."""
+        try:
+            return dict(self.api.inspect_container(container))
+        except NotFound:
+            return None
+
+    @_translated
+    def signal(self, container: str, number: str) -> None:
+        """Send a signal to a container; does nothing when it does not run."""
+        try:
+            self.api.kill(container, number)
+        except APIError as error:
+            if error.status_code not in (404, 409):
+                raise
+
+    @_translated
+    def wait(self, container: str) -> None:
+        """Return when a container does not run any more."""
+        with contextlib.suppress(NotFound):
+            self.api.wait(container, timeout=TIMEOUT)
+
+    @_translated
+    def remove(self, container: str) -> None:
+        """Remove a container, also one that runs; does nothing when there is none."""
+        try:
+            self.api.remove_container(container, v=True, force=True)
+        except APIError as error:
+            if error.status_code not in (404, 409):  # gone, or on its way
+                raise
+
+    @_translated
+    def containers(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return containers in every state that carry these labels."""
+        wanted = [f"{name}={value}" for name, value in labels.items()]
+        return list(self.api.containers(all=True, filters={"label": wanted}))
+
+    @_translated
+    def usage(self, container: str) -> dict[str, Any]:
+        """Return what a container uses at this moment, as the engine says it."""
+        return dict(self.api.stats(container, stream=False, one_shot=True))
+
+    # --- streams -----------------------------------------------------------------------------
+    @_translated
+    def events(self, labels: Mapping[str, str]) -> CancellableStream:
+        """Return a stream of what happens to containers that carry these labels."""
+        wanted = [f"{name}={value}" for name, value in labels.items()]
+        filters = {"type": "container", "label": wanted}
+        return self.api.events(decode=True, filters=filters)
+
+    @_translated
+    def output(self, container: str, since: int) -> CancellableStream:
+        """Return a stream of pieces of a container's output, each with its time in front."""
+        return self.api.logs(
+            container, stream=True, follow=True, timestamps=True, since=since or None
+        )
+
+
+class Streams:
+    """What is being read of the engine, to be closed from another thread."""
+
+    def __init__(self) -> None:
+        self._open: set[CancellableStream] = set()
+        self.closed = False
+
+    @contextlib.contextmanager
+    def entered(self, stream: CancellableStream) -> Iterator[CancellableStream]:
+        """Keep a stream while it is read."""
+        self._open.add(stream)
+        try:
+            yield stream
+        finally:
+            self._open.discard(stream)
+            _close(stream)
+
+    def close(self) -> None:
+        """End them all; who reads sees their end."""
+        self.closed = True
+        for stream in list(self._open):
+            _close(stream)
+
+
+def _close(stream: CancellableStream) -> None:
+    with contextlib.suppress(OSError, DockerException, AttributeError):  # it has ended
+        stream.close()
+
+
+def _follow_build(lines: CancellableStream, progress: Progress) -> None:
+    """Tell each step; raise what the builder says when one fails."""
+    step, last = "", list[str]()
+    for line in lines:
+        if "error" in line:
+            raise BuildError(_why(step, line), last[-LAST_LINES:])
+        for text in filter(None, map(str.rstrip, _plain(line.get("stream", "")).splitlines())):
+            if text.startswith("Step "):
+                step, last = text, []
+                progress(text)
+            elif not text.startswith(_NOISE):
+                last.append(text)
+
+
+def _why(step: str, line: Mapping[str, Any]) -> str:
+    status = line.get("errorDetail", {}).get("code")
+    reason = f"exit status {status}" if status else _plain(line["error"])
+    return f"the image could not be built, {step} failed: {reason}" if step else reason
+
+
+def _plain(text: str) -> str:
+    return _ANSI.sub("", text)

@@ -1,0 +1,130 @@
+"""What is said when the Docker engine is not there, may not be used, refuses or goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker.errors import DockerException
+from inside import until
+
+from fal_notebook.backends.docker import DockerBackend
+from fal_notebook.backends.engine import Engine, Streams
+from fal_notebook.exceptions import BuildError, EngineError
+from fal_notebook.image import Recipe
+
+# docker-py leaves a socket that could not be connected to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+BASE = "python:{}.{}-slim".format(*sys.version_info)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def engine(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    engine = Engine()
+    yield engine
+    engine.close()
+
+
+def build(engine: Engine, dockerfile: str) -> list[str]:
+    steps: list[str] = []
+    engine.build(Recipe("test", dockerfile, {}), steps.append, Streams(), anew=False)
+    return steps
+
+
+def test_without_an_engine_it_is_said_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    with pytest.raises(EngineError, match=r"no Docker engine at .*install one .*target=local"):
+        Engine().image_id("python")
+
+
+def test_an_engine_that_does_not_answer_is_to_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(f"{tmp_path}/s")  # nobody listens
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/s")
+        with pytest.raises(EngineError, match="does not answer: start it"):
+            Engine().image_id("python")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_without_permission_the_group_is_named(
+    monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    refusal = PermissionError(13, "Permission denied")
+    error = DockerException(f"Error: ('aborted', {refusal!r})") if wrapped else refusal
+
+    class Refused(Engine):
+        @property
+        def api(self) -> None:  # type: ignore[override]
+            raise error
+
+    with pytest.raises(EngineError, match=r"usermod -aG docker"):
+        Refused().image_id("python")
+
+
+def test_steps_of_a_build_are_told(engine: Engine) -> None:
+    steps = build(engine, f"FROM {BASE}\nRUN echo something\n")
+    assert steps[-1] == "Step 2/2 : RUN echo something"
+
+
+def test_a_failing_step_is_named_with_its_status_and_last_lines(engine: Engine) -> None:
+    command = "echo first; echo the reason >&2; exit 7"
+    with pytest.raises(BuildError, match=r"Step 2/2 : RUN .* failed: exit status 7") as caught:
+        build(engine, f"FROM {BASE}\nRUN {command}\n")
+    assert sorted(caught.value.log) == ["first", "the reason"]
+
+
+def test_a_dockerfile_that_is_none_is_refused_with_the_line(engine: Engine) -> None:
+    with pytest.raises(BuildError, match=r"(?i)unknown instruction: nonsense"):
+        build(engine, "FROM scratch\nNONSENSE x\n")
+
+
+def test_a_base_image_that_cannot_be_had_is_named(engine: Engine) -> None:
+    with pytest.raises(BuildError, match=r"localhost:1/none:1 cannot be pulled"):
+        engine.pull("localhost:1/none:1", lambda line: None)
+
+
+def test_what_is_not_there_is_none_and_is_removed_without_a_word(engine: Engine) -> None:
+    assert engine.image_id("fal-notebook/none:0") is None
+    assert engine.inspect("none") is None
+    engine.signal("none", "SIGKILL")
+    engine.remove("none")
+    engine.remove_image("fal-notebook/none:0")
+
+
+async def test_a_cancelled_build_ends_at_once_and_leaves_nothing(
+    docker_host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    backend, engine = DockerBackend(tmp_path), Engine()
+    steps: list[str] = []
+    sleeper = Recipe("test", f"FROM {BASE}\nLABEL sleeper=x\nRUN sleep 1000\n", {})
+
+    def asleep() -> list[Any]:
+        return [c for c in engine.api.containers(all=True) if "sleep 1000" in c["Command"]]
+
+    build = asyncio.ensure_future(backend._ensure(sleeper, steps.append))
+    await until(asleep)
+    build.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(build, 10)
+    await until(lambda: not asleep())
+    assert engine.image_id(sleeper.tag) is None
+    await backend.close()
+    engine.close()

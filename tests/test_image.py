@@ -1,0 +1,70 @@
+"""Recipes of images: Dockerfile, context and tag from data alone."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fal_notebook import image
+
+NOTHING = image.Tree(Path("/nowhere"), "k")
+
+
+def recipe(
+    requirements: list[list[str]], key: str = "k", base_id: str = "sha256:1"
+) -> image.Recipe:
+    libraries = image.Tree(Path("/nowhere"), key)
+    return image.environment("python:3.11-slim", base_id, requirements, libraries, NOTHING)
+
+
+def test_the_environment_installs_each_layer_and_the_runner_last() -> None:
+    lines = recipe([["numpy==2.0"], ["torch"]]).dockerfile.splitlines()
+    assert lines[0] == "FROM python:3.11-slim"
+    installed = [line for line in lines if line.startswith("RUN")]
+    assert [line.rpartition("/")[2] for line in installed] == [
+        "requirements-1.txt",
+        "requirements-2.txt",
+    ]
+    assert lines[-2:] == [
+        "COPY libraries /opt/fal/libraries",
+        "COPY runner /opt/fal/runner",
+    ]
+
+
+def test_an_image_without_requirements_runs_nothing() -> None:
+    assert "RUN" not in recipe([]).dockerfile
+
+
+@pytest.mark.parametrize(
+    "other", [recipe([["a"]]), recipe([["b"]], "other"), recipe([["b"]], base_id="sha256:2")]
+)
+def test_the_tag_follows_requirements_libraries_and_base(other: image.Recipe) -> None:
+    assert recipe([["b"]]).tag == recipe([["b"]]).tag != other.tag
+
+
+def test_the_payload_is_the_only_thing_in_an_apps_own_layer() -> None:
+    tag = recipe([]).tag
+    made = image.app(tag, NOTHING)
+    assert made.dockerfile.splitlines()[0] == f"FROM {tag}"
+    assert made.dockerfile.count("COPY") == 1
+    assert made.tag != image.app(tag, image.Tree(Path("/nowhere"), "other")).tag
+
+
+def test_the_context_can_be_read_by_every_user_and_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir(mode=0o700)
+    (tmp_path / "inner" / "file").write_text("x")
+    (tmp_path / "inner" / "file").chmod(0o600)
+    buffer = io.BytesIO()
+    image.app("base", image.Tree(tmp_path, "k")).write_context(buffer)
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as archive:
+        modes = {entry.name: entry.mode & 0o777 for entry in archive}
+        assert {(entry.uid, entry.uname) for entry in archive} == {(0, "")}
+        assert (
+            archive.extractfile("Dockerfile").read()
+            == image.app("base", NOTHING).dockerfile.encode()
+        )
+    assert modes["payload/inner"] == 0o755
+    assert modes["payload/inner/file"] == 0o644
