@@ -72,6 +72,37 @@ def test_a_dry_run_refuses_what_a_deploy_would(shell, stored) -> None:
         shell.run("%%fal_function dry_run=true secrets=NEVER_SET\ndef f() -> int:\n    return 1\n")
 
 
+LEAKS = {
+    "a global": f"words = {VALUE!r}\n%%fal_function\ndef leak():\n    return words\n",
+    "a dry run": f"words = {VALUE!r}\n%%fal_function dry_run=true\ndef leak():\n    return words\n",
+    "a literal": f"%%fal_function\ndef leak():\n    return {VALUE!r}\n",
+    "a class attribute": "import fal_notebook as fal\n%%fal_app\nclass Leak(fal.App):\n"
+    f"    words = {VALUE!r}\n    @fal.endpoint('/')\n    def f(self) -> str:\n"
+    "        return self.words\n",
+    "a server": f"%%fal_server leak exposed_port=8000\necho {VALUE}\n",
+}
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_nothing_of_a_refused_payload_stays(shell, stored, private_state: Path, kind: str) -> None:
+    before, magic, cell = LEAKS[kind].rpartition("%%")
+    shell.run(before)
+    with pytest.raises(UsageError, match=stored):
+        shell.run(magic + cell)
+    for file in private_state.rglob("*"):
+        assert not file.is_file() or VALUE.encode() not in file.read_bytes(), file
+
+
+def test_a_refused_payload_that_a_revision_uses_stays(shell, stored, private_state: Path) -> None:
+    shell.run(f"words = {VALUE!r}")
+    source = "def told() -> str:\n    return words\n"
+    shell.run(f"%%fal_function allow_secret=words wait=true\n{source}")
+    used = {path.name for path in (private_state / "blobs").iterdir()}
+    with pytest.raises(UsageError, match="`words`"):
+        shell.run(f"%%fal_function force=true\n{source}")
+    assert used == {path.name for path in (private_state / "blobs").iterdir()}
+
+
 def test_allow_secret_lets_a_stored_secret_travel_in_one_variable(shell, stored) -> None:
     shell.run(f"words = {VALUE!r}")
     shell.run("%%fal_function allow_secret=words wait=true\ndef told() -> str:\n    return words\n")

@@ -67,6 +67,12 @@ async def _write(path: Path, content: AsyncIterator[bytes]) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def discard(gateway: Gateway, digest: str) -> None:
+    """Remove a payload at once, unless a revision uses it."""
+    if not gateway.store.select(Revision, "payload = ?", digest):
+        paths.blob(gateway.state, digest).unlink(missing_ok=True)
+
+
 def prune(gateway: Gateway) -> None:
     """Remove payloads, and leftovers of uploads, that nothing uses."""
     used = {revision.payload for revision in gateway.store.select(Revision)}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from fal_notebook.exceptions import OptionError, PayloadMissingError, StoredSecretError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.operations import blobs
 from fal_notebook.gateway.store import Secret
 from fal_notebook.option_types import reserved
 from fal_notebook.runner.secret_forms import SHORTEST
@@ -80,7 +81,7 @@ class SecretsCheck(BaseModel):
 
 
 def check(gateway: Gateway, request: SecretsCheck) -> None:
-    """Say of a payload and of names what their deploy would.
+    """Say of a payload and of names what their deploy would; no payload stays for that.
 
     Raises
     ------
@@ -88,12 +89,18 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
     """
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; run the cell again")
-    refuse_in_payload(gateway, request.payload, request.allowed_secrets)
-    gateway.secrets(request.declared)
+    try:
+        refuse_in_payload(gateway, request.payload, request.allowed_secrets)
+        gateway.secrets(request.declared)
+    finally:
+        blobs.discard(gateway, request.payload)
 
 
 def refuse_in_payload(gateway: Gateway, payload: str, allowed: Collection[str]) -> None:
     """Look for the value of every stored secret, but the `allowed` ones, in a payload.
+
+    A payload that is refused goes at once: nothing on disk may hold a secret in clear. A client
+    that finds that the secret may travel sends it again.
 
     Raises
     ------
@@ -107,5 +114,6 @@ def refuse_in_payload(gateway: Gateway, payload: str, allowed: Collection[str]) 
         value = gateway.vault.decrypt(secret.value).encode()
         at = content.find(value) if len(value) >= _SHORTEST_LOOKED_FOR else -1
         if at >= 0:
+            blobs.discard(gateway, payload)
             sentence = f"the payload holds the value of the stored secret {secret.name}"
             raise StoredSecretError(sentence, secret.name, at, at + len(value))
