@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,18 @@ START_TIMEOUT = 20.0
 UNANSWERED = (OSError, ValueError, http.client.HTTPException)
 # A disk without room for so many bytes is why a gateway does not start.
 PROBE = 64 * 1024
+
+# What a gateway needs of its starter's environment, for itself, uv, Docker and runners. All else
+# may hold secrets, which whoever reads /proc would find for as long as it runs.
+_NEEDED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP|TZ|XDG_\w+"
+    r"|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC"
+    r"|(?i:(HTTPS?|ALL|NO|FTP)_PROXY)|(PIP|UV)_\w+|PYTHON[A-Z]+|(LD|DYLD)_\w+"
+    r"|DOCKER_(HOST|CONFIG|CONTEXT|CERT_PATH|TLS_VERIFY|TLS|API_VERSION)"
+    r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|HOME|PATH)|NVIDIA_VISIBLE_DEVICES"
+    r"|CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|PKG_CONFIG_PATH|CARGO_HOME|RUSTUP_HOME"
+    r"|SSH_AUTH_SOCK|GIT_SSH(_COMMAND)?|GIT_SSL_\w+|FAL_NOTEBOOK_\w+"
+)
 
 
 @dataclass(frozen=True)
@@ -156,9 +169,14 @@ def _ensure_alone(state: Path) -> GatewayInfo:
     )
 
 
+def clean_environment() -> dict[str, str]:
+    """Return what a gateway inherits from the process that starts it."""
+    return {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
+
+
 def _start(state: Path, deadline: float) -> GatewayInfo:
     log = state / "gateway.log"
-    environment = os.environ | {"FAL_NOTEBOOK_STATE": str(state)}
+    environment = clean_environment() | {"FAL_NOTEBOOK_STATE": str(state)}
     with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
         begin = output.tell()
         process = subprocess.Popen(

@@ -24,6 +24,7 @@ import pytest
 
 import fal_notebook
 from fal_notebook import cli, discovery, handle, state_lock, sync
+from fal_notebook.backends.zygotes import INHERITED
 from fal_notebook.client import Client
 from fal_notebook.exceptions import DeployError, GatewayUnavailableError
 
@@ -59,6 +60,24 @@ def test_the_file_is_private_and_the_gateway_answers(state) -> None:
     assert discovery.answers(info)
     assert discovery.find(state) == info
     assert info.token not in repr(info)
+
+
+def test_a_gateway_takes_over_what_it_needs_of_its_starters_environment(state, monkeypatch) -> None:
+    for name in ("DEPSEC", "DOCKER_PASSWORD", "PYTHON_TOKEN", "FAL_KEY"):
+        monkeypatch.setenv(name, "a value of the starter only")
+    kept = {"PIP_INDEX_URL": "https://x.test", "DOCKER_HOST": "unix:///x", "LC_TIME": "C"}
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    seen = psutil.Process(discovery.ensure(state).pid).environ()
+    assert "a value of the starter only" not in seen.values()
+    assert kept.items() <= seen.items()
+    assert seen["FAL_NOTEBOOK_STATE"] == str(state)
+
+
+def test_a_gateway_takes_over_all_that_runners_inherit(monkeypatch) -> None:
+    for name in INHERITED:
+        monkeypatch.setenv(name, "x")
+    assert set(INHERITED) <= discovery.clean_environment().keys()
 
 
 def test_two_that_need_a_gateway_at_once_start_one(state) -> None:
