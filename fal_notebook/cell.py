@@ -12,20 +12,18 @@ import warnings as python_warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
 from fal_notebook.exceptions import CellError
+from fal_notebook.relative_reads import path_of, relative_read
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-_READERS = re.compile(r"read_\w+|load|loadtxt|genfromtxt|fromfile|open|imread|open_dataset")
 _CHANGING = re.compile(
     "append(left)?|extend|insert|pop(item|left)?|remove|clear|update|setdefault|add|discard|"
     "sort|reverse"
 )
-_LOOKS_LIKE_FILE = re.compile(r"[^\s*?<>|]+\.\w{1,8}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,8 @@ def warnings(
     first_line : int
         The line at which `source` starts in its cell, for the sentences.
     captured : mapping
-        The globals that the code uses, to find which of them it changes or reads as a path.
+        The globals that the code uses, to find which of them it changes or reads as a path;
+        also paths that are defaults of its parameters or variables of a function around it.
     """
     try:
         tree = _parse(source)
@@ -174,7 +173,9 @@ def _complaints(
 ) -> Iterator[tuple[str, str]]:
     """Yield sentences, each with its subject: of several about one, the first is enough."""
     for node in ast.iter_child_nodes(tree):
-        inside = node.name if isinstance(node, _FUNCTIONS) else function
+        inside, known = function, captured
+        if isinstance(node, _FUNCTIONS):
+            inside, known = node.name, _known_inside(node, captured)
         line = getattr(node, "lineno", 0) + offset
         for name in _written(node, captured) if function else ():
             yield (
@@ -184,7 +185,7 @@ def _complaints(
             )
         path = None
         if function and isinstance(node, ast.Call):
-            path = _relative_read(_with_paths(node, captured))
+            path = relative_read(node, captured)
         if path is not None:
             yield (
                 f"{function} reads {path} in line {line}",
@@ -192,7 +193,28 @@ def _complaints(
                 "which is not in a runner's working folder; read it in a cell and use its "
                 "contents, or give an absolute path",
             )
-        yield from _complaints(node, inside, offset, captured)
+        yield from _complaints(node, inside, offset, known)
+
+
+def _known_inside(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is known in a function: not what it binds itself, but defaults of parameters."""
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    parameters = [*positional, *arguments.kwonlyargs]
+    without = len(positional) - len(arguments.defaults)
+    defaults = [*[None] * without, *arguments.defaults, *arguments.kw_defaults]
+    inside = dict(known)
+    for parameter, default in zip(parameters, defaults, strict=True):
+        path = path_of(default, known) if default is not None else None
+        # The value of `p=FILE` is among those given: here that is a name of another scope.
+        value = known.get(parameter.arg) if default is not None and path is None else path
+        inside[parameter.arg] = value
+    for node in _module_level(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            inside.pop(node.id, None)
+    return inside
 
 
 def _written(node: ast.AST, captured: Mapping[str, Any]) -> Iterator[str]:
@@ -205,6 +227,9 @@ def _written(node: ast.AST, captured: Mapping[str, Any]) -> Iterator[str]:
             target = target.value
         if isinstance(target, ast.Name) and _is_data(captured.get(target.id)):
             yield target.id
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "globals()":
+            key = node.slice
+            yield str(key.value) if isinstance(key, ast.Constant) else ast.unparse(node)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         owner = node.func.value
         value = captured.get(owner.id) if isinstance(owner, ast.Name) else None
@@ -214,48 +239,4 @@ def _written(node: ast.AST, captured: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_data(value: Any) -> bool:
-    return value is not None and not isinstance(value, (types.ModuleType, type))
-
-
-def _with_paths(call: ast.Call, captured: Mapping[str, Any]) -> ast.Call:
-    """Return the call with a captured text as its first argument in place of its name."""
-    path = call.args[0] if call.args else None
-    if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call):
-        inner = _with_paths(call.func.value, captured)
-        return ast.Call(ast.Attribute(inner, call.func.attr), call.args, call.keywords)
-    if not isinstance(path, ast.Name) or not isinstance(captured.get(path.id), str):
-        return call
-    text = ast.Constant(captured[path.id])
-    return ast.Call(call.func, [text, *call.args[1:]], call.keywords)
-
-
-def _relative_read(call: ast.Call) -> str | None:
-    """Return the constant relative path that the call reads, if it does."""
-    function = call.func
-    if isinstance(function, ast.Name):
-        opens = function.id == "open" and not _writes(call)
-        return _relative(call, any_name=True) if opens else None
-    if not isinstance(function, ast.Attribute):
-        return None
-    if function.attr in ("read_text", "read_bytes", "open") and _is_path(function.value):
-        assert isinstance(function.value, ast.Call)
-        return _relative(function.value, any_name=True)
-    return _relative(call, any_name=False) if _READERS.fullmatch(function.attr) else None
-
-
-def _is_path(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Path"
-
-
-def _writes(call: ast.Call) -> bool:
-    modes = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
-    return any(isinstance(m, ast.Constant) and set(str(m.value)) & set("wax") for m in modes)
-
-
-def _relative(call: ast.Call, *, any_name: bool) -> str | None:
-    value = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
-    if not isinstance(value, str) or "://" in value or value.startswith(("~", "data:")):
-        return None
-    if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
-        return None
-    return value if any_name or _LOOKS_LIKE_FILE.fullmatch(value) else None
+    return value is not None and not isinstance(value, types.ModuleType)

@@ -189,6 +189,25 @@ def test_a_class_is_listed_once_and_with_its_methods() -> None:
     assert payload.captured[2].size > len("go")
 
 
+def test_what_python_adds_to_a_method_is_not_listed() -> None:
+    source = (
+        "class Base: pass\nclass A(Base):\n    def __init__(self): super().__init__()\n"
+        "def f(): return A()"
+    )
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell>", "exec"), cell)  # from "<string>" it would count as generated
+    assert {c.name for c in capture(cell["f"]).captured} == {"f", "A", "Base"}
+
+
+def test_a_closure_variable_is_listed_with_the_function_whose_it_is() -> None:
+    cell = notebook(
+        "def times(k):\n    def scaled(x): return x * k\n    return scaled\n"
+        "times5 = times(5)\ndef f(x): return times5(x)"
+    )
+    kinds = {c.name: c.kind for c in capture(cell["f"]).captured}
+    assert kinds == {"f": "function", "times5": "function", "k": "int, of times5"}
+
+
 def test_sources_hold_a_wrapper_and_the_wrapped(tmp_path: Path) -> None:
     source = (
         "import functools\n"
@@ -451,12 +470,13 @@ def warnings_of(body: str, **names: Any) -> tuple[str, ...]:
         "seen.update(a=1)",
         "seen.setdefault('a', 1)",
         "state.count = 1",
+        "Box.n = 2",
         "rows.append(1)",
         "[rows.pop() for _ in range(2)]",
     ],
 )
 def test_a_change_of_captured_data_is_warned_of_once(statement: str) -> None:
-    names = {"seen": {}, "rows": [], "state": types.SimpleNamespace()}
+    names = {"seen": {}, "rows": [], "state": types.SimpleNamespace(), "Box": type("Box", (), {})}
     (sentence,) = warnings_of(f"def f():\n    {statement}\n    {statement}\n", **names)
     assert "`f` writes to the global `" in sentence
     assert "(line 2)" in sentence
@@ -483,6 +503,29 @@ def test_what_changes_no_captured_data_is_not_warned_of(body: str) -> None:
 def test_a_captured_relative_path_that_is_read_is_warned_of(call: str) -> None:
     (sentence,) = warnings_of(f"def f():\n    return {call}\n", FN="a/b.npy", Path=Path, np=np)
     assert "`f` reads the relative file 'a/b.npy' (line 2)" in sentence
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "def f():\n    return DATA.open()\n",
+        "def f():\n    return DATA.read_text()\n",
+        "def f():\n    return open(DATA)\n",
+        "def f():\n    return np.load(DATA)\n",
+        "def f():\n    return (HOME / 'b.npy').read_bytes()\n",
+        "def f(p=DATA):\n    return open(p)\n",
+        "def make(p):\n    def f():\n        return open(p)\n    return f\nf = make(DATA)\n",
+    ],
+)
+def test_a_captured_path_object_that_is_read_is_warned_of(body: str) -> None:
+    (sentence,) = warnings_of(body, DATA=Path("a/b.npy"), HOME=Path("a"), np=np)
+    assert "`f` reads the relative file 'a/b.npy' (line " in sentence
+
+
+@pytest.mark.parametrize("use", ["open(DATA)", "DATA.open()", "WRITTEN.open('w')", "NAME.open()"])
+def test_an_absolute_or_written_path_object_is_not_warned_of(use: str) -> None:
+    names = {"DATA": Path("/a/b"), "WRITTEN": Path("a"), "NAME": types.SimpleNamespace()}
+    assert warnings_of(f"def f():\n    return {use}\n", **names) == ()
 
 
 class Counted:

@@ -103,6 +103,13 @@ def test_every_defined_function_can_be_the_entry(names: list[str]) -> None:
         "np.load('w.npy')",
         "pd.read_csv('x/y.csv', sep=';')",
         "joblib.load('model.joblib')",
+        "np.load('weights/' + 'w.npy')",
+        "open(os.path.join('data', 'x.csv'))",
+        "pd.read_csv(Path('data') / 'x.csv')",
+        "(pathlib.Path('data') / 'sub' / 'x').open()",
+        "open('data' / Path('x'))",
+        "Path('data', 'x').open('rb')",
+        "Path('data').joinpath('x').read_text()",
     ],
 )
 def test_a_relative_read_is_warned_about(statement: str) -> None:
@@ -126,10 +133,41 @@ def test_a_relative_read_is_warned_about(statement: str) -> None:
         "json.loads('{\"a\": 1.5}')",
         "Path('C:/x.txt').read_text()",
         "config.load('production')",
+        "open(folder + '/x.csv')",
+        "open(f'{folder}/x.csv')",
+        "open('1' + 1)",
+        "open(os.path.join(*folder))",
+        "open(os.path.join('/data', 'x.csv'))",
+        "(Path('/data') / 'x.csv').open()",
+        "Path('x.csv').open('w')",
+        "Path('x.csv').open(mode='a')",
+        "gzip.open('x.gz', 'wb')",
+        "'x.csv'.open()",
     ],
 )
 def test_other_calls_are_not_warned_about(statement: str) -> None:
     assert warnings(f"def f():\n    return {statement}\n") == ()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["x, p='m.bin'", "*, p='m.bin'", "p='m.bin', /", "p=Path('m.bin')"]
+)
+def test_a_relative_default_of_a_parameter_is_warned_about(arguments: str) -> None:
+    (sentence,) = warnings(f"def f({arguments}):\n    return open(p)\n")
+    assert sentence.startswith("`f` reads the relative file 'm.bin' (line 2)")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(p='m.bin'):\n    p = '/data/' + p\n    return open(p)\n",
+        "def f(p='/m.bin'):\n    return open(p)\n",
+        "def f(p=None):\n    return open(p)\n",
+        "def f(p='m.bin'):\n    def g(p):\n        return open(p)\n    return g\n",
+    ],
+)
+def test_a_name_that_is_bound_anew_is_no_default(source: str) -> None:
+    assert warnings(source) == ()
 
 
 def test_reads_outside_of_functions_happen_in_the_notebook() -> None:
@@ -139,6 +177,14 @@ def test_reads_outside_of_functions_happen_in_the_notebook() -> None:
 def test_a_write_to_a_global_names_function_and_line() -> None:
     (sentence,) = warnings("def f():\n    def g():\n        global n\n        n = 1\n")
     assert sentence.startswith("`g` writes to the global `n` (line 3)")
+
+
+def test_a_write_by_way_of_globals_is_one_to_a_global() -> None:
+    (sentence,) = warnings("def f():\n    globals()['tot'] = 1\n")
+    assert sentence.startswith("`f` writes to the global `tot` (line 2)")
+    (sentence,) = warnings("def f(k):\n    globals()[k] = 1\n")
+    assert sentence.startswith("`f` writes to the global `globals()[k]`")
+    assert warnings("def f(k):\n    return globals()['b']\n") == ()
 
 
 def test_text_that_does_not_parse_gives_no_warnings() -> None:

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any
 
 from fal_notebook import cell
@@ -30,7 +31,7 @@ from fal_notebook.payload.items import Item, collect
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
 from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
 from fal_notebook.payload.reductions import Reductions
-from fal_notebook.payload.references import is_by_value, named_references
+from fal_notebook.payload.references import Reference, is_by_value, named_references
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
 from fal_notebook.payload.sources import source_of
@@ -52,7 +53,7 @@ class Captured:
     kind : str
         ``function``, ``class``, ``module``, ``import`` (a function or class that is imported),
         ``handle``, or the type's name, such as ``LogisticRegression``; of a parameter's default
-        value followed by ``, a default``.
+        value followed by ``, a default``, of a variable of a closure by ``, of`` and its name.
     size : int
         Bytes of it in the payload; 0 for what the runner imports.
     """
@@ -159,13 +160,20 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
         if item.is_method:
             methods[id(item.owner)] += item.size
     made = {id(item) for item in items if item.is_generated}
-    hidden = {id(i) for i in items if i.how == "signature" or i.is_method or id(i.owner) in made}
+    hidden = {id(i) for i in items if _is_inner(i) or i.is_method or id(i.owner) in made}
     shown = [item for item in items if id(item) not in hidden]
     return tuple(Captured(i.name, _kind(i), i.size + methods[id(i)]) for i in shown)
 
 
+def _is_inner(item: Item) -> bool:
+    """Whether the name is nowhere in the code: ``__class__`` is how Python makes ``super()``."""
+    return item.how == "signature" or (item.how, item.name) == ("closure variable", "__class__")
+
+
 def _kind(item: Item) -> str:
-    """Return the kind to show: a parameter's default is no variable of the notebook."""
+    """Return the kind to show: defaults and closure variables are none of the notebook's."""
+    if item.how == "closure variable" and item.owner is not None:
+        return f"{item.kind}, of {item.owner.name}"
     return item.kind + ", a default" * (item.how == "default argument")
 
 
@@ -234,7 +242,7 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
     for item in items:
         if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
             source = source_of(item.value) or ""
-            used = {r.name: r.value for r in named_references(item.value) if r.how == "global"}
+            used = {r.name: r.value for r in named_references(item.value) if _is_told(r)}
             line = item.value.__code__.co_firstlineno
             found |= dict.fromkeys(cell.warnings(source, line, used))
     for name in local_modules.missing({m for item in items for m in item.modules}, modules):
@@ -245,6 +253,11 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
             f"runner finds it; add local_python_modules={name}"
         ] = None
     return list(found)
+
+
+def _is_told(reference: Reference) -> bool:
+    """Whether warnings need the value: of what is no global, only paths."""
+    return reference.how == "global" or isinstance(reference.value, (str, PurePath))
 
 
 def _file_warnings(items: list[Item]) -> list[str]:
