@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,65 @@ def test_an_answer_does_not_wait_for_the_rest_of_a_body(
     assert (status, body) == (413, b"too much")
 
 
+PIPE = """
+import socketserver, sys
+class Pipe(socketserver.StreamRequestHandler):
+    def handle(self):
+        request = self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        if not request.startswith(b"POST"):
+            self.wfile.write(b"HTTP/1.1 404 Not Found\\r\\nContent-Length: 0\\r\\n\\r\\n")
+            return
+        self.wfile.write(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+        data = b""
+        while not data.endswith(b"0\\r\\n\\r\\n") and (data := self.rfile.read1(65536)):
+            self.wfile.write(data)
+socketserver.ThreadingTCPServer(("127.0.0.1", int(sys.argv[1])), Pipe).serve_forever()
+"""
+
+
+@pytest.fixture
+def pipe(shell: Any, tmp_path: Path) -> ServerHandle:
+    """A server that answers with what comes, as it comes."""
+    (tmp_path / "pipe.py").write_text(PIPE)
+    options = "exposed_port=8000 auth=public max_concurrency=1 wait=true"
+    shell.run(f"%%fal_server pipe {options}\n{sys.executable} {tmp_path}/pipe.py {{port}}\n")
+    handle: ServerHandle = shell["pipe"]
+    return handle
+
+
+def test_a_body_goes_on_while_it_is_answered(gateway: GatewayInfo, pipe: ServerHandle) -> None:
+    with Wire(gateway) as wire:
+        wire.send(HEAD.format(path="", more=CHUNKED).replace("live", "pipe"))
+        assert wire.head()[0] == 200
+        for number in range(3):
+            wire.send(b"4\r\nno %d\r\n" % number)
+            wire.until(b"no %d" % number)
+        wire.send(b"0\r\n\r\n")
+        wire.until(b"0\r\n\r\n")
+
+
+def test_a_large_body_goes_both_ways_at_once(gateway: GatewayInfo, pipe: ServerHandle) -> None:
+    piece = b"%x\r\n%b\r\n" % (100_000, bytes(100_000))
+    with Wire(gateway) as wire, ThreadPoolExecutor() as pool:
+        wire.send(HEAD.format(path="", more=CHUNKED).replace("live", "pipe"))
+        assert wire.head()[0] == 200
+        sending = pool.submit(wire.send, piece * 300 + b"0\r\n\r\n")
+        assert len(wire.until(b"\r\n0\r\n\r\n")) > 30_000_000
+        sending.result()
+
+
+def test_who_leaves_while_answered_leaves_the_slot(
+    gateway: GatewayInfo, pipe: ServerHandle, eventually: Eventually
+) -> None:
+    with Wire(gateway) as wire:
+        wire.send(HEAD.format(path="", more=CHUNKED).replace("live", "pipe"))
+        assert wire.head()[0] == 200
+        assert any(runner["in_flight"] for runner in pipe.runners())
+    eventually(lambda: not any(runner["in_flight"] for runner in pipe.runners()))
+
+
 def test_a_small_body_goes_in_one_piece(live: ServerHandle) -> None:
     answer = live.request("POST", "/echo", content=b"abc")
     assert "content-length: 3" in answer.text
@@ -89,7 +149,7 @@ async def test_only_a_body_that_may_stall_is_timed() -> None:
     assert task is not None
     watched = watch.Watch(task, asyncio.Event().wait, 60, lambda: None)  # type: ignore[arg-type]
     watched.expect_body(True, stall=None)
-    assert watched.with_caller
+    assert watched.body_expected
     assert watched._stall is None
     watched.end()
 

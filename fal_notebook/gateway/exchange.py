@@ -193,18 +193,19 @@ class Exchange:
 
     async def _exchange(self, runner: Runner, receive: Receive, send: Send, watch: Watch) -> None:
         connection = await runner.traffic.acquire()
+        upload: asyncio.Future[None] | None = None
         try:
-            await self._send_request(connection, runner, receive, watch)
-            self.sent = True
+            wanted = await self._begin(connection, runner)
             # A server of the user's own sees by its closed connection that nobody waits.
             watch.answered = runner.direct is not None
-            watch.begin()
-            await connection.head()
+            upload = await self._uploaded(connection, receive, watch, wanted)
+            await _headed(connection, upload)
             watch.answered = True
             if watch.client_gone:
                 raise ClientGoneError
             await self._send_response(connection, runner, send, watch)
         finally:
+            await _ended(upload)
             runner.traffic.release(connection)
         self._look_after(runner, connection)
 
@@ -244,7 +245,7 @@ class Exchange:
 
     def _time_out(self, runner: Runner, watch: Watch) -> None:
         """Blame who is late: only a runner that works too long is ended."""
-        if watch.with_caller:
+        if watch.with_caller or watch.body_expected:
             raise RefusedRequestError(408, "the caller kept the runner waiting for too long")
         self._kill(runner, "request_timeout")
         detail = f"the request took longer than request_timeout={self._app.request_timeout:g} s"
@@ -290,49 +291,57 @@ class Exchange:
         added = (b"content-length", b"0"), *more
         return self._head(runner, b"POST", target, *added, says_of_body=False)
 
-    async def _send_request(
-        self, connection: Connection, runner: Runner, receive: Receive, watch: Watch
-    ) -> None:
+    async def _begin(self, connection: Connection, runner: Runner) -> bool:
+        """Send the request's head, with what is known of the body; say whether more is wanted."""
         scope = self._request.scope
         query, path = scope["query_string"], self._request.path
         target = path + b"?" + query if query else path
         method, added = scope["method"].encode(), self._framing()
         head = self._head(runner, method, target, *added, as_it_came=self._as_it_came)
         bodyless = scope["method"] == "HEAD"
-        if self._more or self._chunked:
-            connection.begin(head, bodyless)
-            if not self._expects or await connection.wants_body(CONTINUE_AFTER):
-                await self._send_body(connection, receive, watch)
-        else:
+        if not self._more and not self._chunked:
             connection.begin(head + self._body, bodyless)
+            return False
+        connection.begin(head, bodyless)
+        return not self._expects or await connection.wants_body(CONTINUE_AFTER)
+
+    async def _uploaded(
+        self, connection: Connection, receive: Receive, watch: Watch, wanted: bool
+    ) -> asyncio.Future[None] | None:
+        """Send the body, or, of a live one, return who sends it while it is answered."""
+        if wanted and self._live and self._more:
+            return asyncio.ensure_future(self._upload(connection, receive, watch, wanted))
+        await self._upload(connection, receive, watch, wanted)
+        return None
+
+    async def _upload(
+        self, connection: Connection, receive: Receive, watch: Watch, wanted: bool
+    ) -> None:
+        """Send the body; when that is done, look whether the caller stays."""
+        if wanted:
+            try:
+                await self._send_body(connection, receive, watch)
+            except ClientGoneError:
+                if not self._live:
+                    raise
+                watch.gone()
+                return
+        self.sent = True
+        watch.begin()
 
     async def _send_body(self, connection: Connection, receive: Receive, watch: Watch) -> None:
-        """Stream the body; a runner that answers before its end gets no more of it."""
+        """Stream the body; a runner of ours that answers before its end gets no more of it."""
         self.streamed = self._more
         chunked = self._chunked or b"content-length" not in self._request.headers
         data = self._body
         if self._more:
             self._body = b""
-        while await connection.send(_chunk(data) if chunked else data) and self._more:
+        while await connection.send(_chunk(data) if chunked else data, self._live) and self._more:
             watch.expect_body(True, None if self._live else UPLOAD_STALL)
-            data = await self._piece(connection, receive)
+            data = await self._next(receive)
             watch.expect_body(False)
         if chunked and not self._more:
-            await connection.send(b"0\r\n\r\n")
-
-    async def _piece(self, connection: Connection, receive: Receive) -> bytes:
-        """Return the next piece of the body, b"" when a live one was answered before it came."""
-        if not self._live:
-            return await self._next(receive)
-        piece = asyncio.ensure_future(self._next(receive))
-        answer = asyncio.ensure_future(connection.head())
-        try:
-            await asyncio.wait((piece, answer), return_when=asyncio.FIRST_COMPLETED)
-            return piece.result() if piece.done() else b""
-        finally:
-            for task in (piece, answer):
-                task.cancel()
-            await asyncio.gather(piece, answer, return_exceptions=True)
+            await connection.send(b"0\r\n\r\n", self._live)
 
     def _head(
         self,
@@ -380,6 +389,28 @@ class Exchange:
             await send({"type": "http.response.body", "body": data, "more_body": True})
             watch.with_caller = False
         await send({"type": "http.response.body", "body": connection.take_rest()})
+
+
+async def _headed(connection: Connection, upload: asyncio.Future[None] | None) -> None:
+    """Wait for the answer's head, beside a body that may still be on its way."""
+    if upload is None:
+        await connection.head()
+        return
+    head = asyncio.ensure_future(connection.head())
+    try:
+        await asyncio.wait((head, upload), return_when=asyncio.FIRST_COMPLETED)
+        if not head.done():
+            upload.result()  # raises what the body could not be sent for
+        await head
+    finally:
+        head.cancel()
+
+
+async def _ended(upload: asyncio.Future[None] | None) -> None:
+    """End a body of which no more is wanted."""
+    if upload is not None and not upload.done():
+        upload.cancel()
+        await asyncio.wait((upload,))
 
 
 def _chunk(data: bytes) -> bytes:

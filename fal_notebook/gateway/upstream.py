@@ -193,16 +193,18 @@ class Connection(asyncio.Protocol):
             raise _disconnected()
         self._transport.write(data)
 
-    async def send(self, data: bytes) -> bool:
+    async def send(self, data: bytes, duplex: bool = False) -> bool:
         """Send a piece of the request's body, waiting while the runner does not take it.
 
-        Returns False when the runner wants no more of it: it has answered or gone. Such a
-        connection is not used again, for the request was not sent to its end.
+        Returns False when the runner wants no more of it: it has gone or, unless it may go on
+        while it answers (`duplex`), has answered. Such a connection is not used again, for the
+        request was not sent to its end.
         """
-        if self._transport is not None and not self.status:
+        wanted = not self.status or duplex
+        if self._transport is not None and wanted:
             self._transport.write(data)
             await self._writable.wait()
-        self._half_sent = self._transport is None or self.status != 0
+        self._half_sent = self._transport is None or (self.status != 0 and not duplex)
         return not self._half_sent
 
     async def wants_body(self, timeout: float) -> bool:

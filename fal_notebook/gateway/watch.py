@@ -38,7 +38,9 @@ class Watch:
         self.timed_out = False
         self.client_gone = False
         self.answered = False
-        self.with_caller = False  # the caller, not the runner, has to go on
+        # The caller, not the runner, has to go on: reading, or sending.
+        self.with_caller = False
+        self.body_expected = False
         self._task = task
         self._receive = receive
         self._on_gone = on_gone
@@ -53,7 +55,7 @@ class Watch:
 
         It may take `stall` seconds, without that as long as the whole exchange.
         """
-        self.with_caller = expected
+        self.body_expected = expected
         if self._stall is not None:
             self._stall.cancel()
         self._stall = None
@@ -63,6 +65,14 @@ class Watch:
     def begin(self) -> None:
         """Start to look for the caller going away; the request's body has been read."""
         self._delay = self._loop.call_later(WATCH_AFTER, self._watch)
+
+    def gone(self) -> None:
+        """Note that the caller has gone."""
+        self.client_gone = True
+        if self.answered:
+            self._task.cancel()
+        else:
+            self._on_gone()
 
     def end(self) -> None:
         """Stop watching."""
@@ -79,10 +89,5 @@ class Watch:
 
     async def _until_gone(self) -> None:
         message = await self._receive()
-        if message["type"] != "http.disconnect":
-            return
-        self.client_gone = True
-        if self.answered:
-            self._task.cancel()
-        else:
-            self._on_gone()
+        if message["type"] == "http.disconnect":
+            self.gone()
