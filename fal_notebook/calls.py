@@ -10,7 +10,6 @@ from typing import Any
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
     GatewayUnavailableError,
-    NotFoundError,
     PythonMismatchError,
     RemoteError,
     UnpicklableError,
@@ -103,12 +102,12 @@ async def _frames(
     try:
         async with client.run(owner, name, path, body, frames.CONTENT_TYPE) as response:
             began = True
+            if response.headers.get("content-type") != frames.CONTENT_TYPE:
+                raise RemoteError(f"{path} of {name} is no endpoint; ask for it over HTTP")
             async for frame in frames.read(response.aiter_raw()):
                 yield frame
     except GatewayUnavailableError as error:
         raise (_ended_early(name) if began else error) from None
-    except NotFoundError:
-        raise NotFoundError(f"there is no app {owner}/{name}; run its cell again") from None
 
 
 async def _values(

@@ -212,6 +212,7 @@ class Client:
         async with self._stream("POST", target, content=content, headers=headers) as response:
             if response.is_error:
                 await response.aread()
+                _raise_if_not_found(response, f"{owner}/{name}")
                 _raise(response)
             yield response
 
@@ -418,6 +419,15 @@ def _raise_if_stopping(response: httpx.Response) -> None:
     """Tell the refusal of a gateway that is about to end from the 503 of an app."""
     if response.status_code == 503 and "x-fal-request-id" not in response.headers:
         raise exceptions.GatewayUnavailableError("the gateway is stopping")
+
+
+def _raise_if_not_found(response: httpx.Response, app: str) -> None:
+    """Tell an app that is not there, of which the gateway says so, from a path that it lacks."""
+    if response.status_code == 404:
+        content = _content(response)
+        if isinstance(content, dict) and "error_type" in content:
+            raise exceptions.NotFoundError(f"there is no app {app}; run its cell again")
+        raise exceptions.NotFoundError(f"{app}: {_detail(content)}")
 
 
 def _raise(response: httpx.Response) -> None:

@@ -11,6 +11,7 @@ from runner_bench import define, notebook
 
 import fal_notebook as fal
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import NotFoundError, RemoteError
 
 SOURCE = """
 from typing import Annotated, Any, Iterator
@@ -114,6 +115,14 @@ def app(gateway: GatewayInfo) -> Iterator[Any]:
         handle.Asked, handle.Odd = names["Asked"], names["Odd"]
         yield handle
         handle.delete()
+
+
+def test_a_path_that_is_no_endpoint_is_told_from_an_app_that_is_not_there(app: Any) -> None:
+    with pytest.raises(NotFoundError, match="everything: Path /nope not found"):
+        app["/nope"]()
+    for path in ("/health", "/openapi.json"):
+        with pytest.raises(RemoteError, match=f"{path} of everything is no endpoint"):
+            app[path]()
 
 
 def test_each_endpoint_goes_through_the_queue(app: Any) -> None:
