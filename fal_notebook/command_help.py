@@ -9,16 +9,18 @@ import click
 
 
 class Commands(click.Group):
-    """Commands that name the nearest one for one that does not exist."""
+    """Commands that name the nearest one, or all, for one that does not exist."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that is named first."""
         name = args[0]
-        nearest = get_close_matches(name, self.list_commands(ctx), n=1)
-        if nearest and self.get_command(ctx, name) is None and not name.startswith("-"):
-            ctx.fail(f"there is no command '{name}'; did you mean '{nearest[0]}'?")
+        known = self.list_commands(ctx)
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            nearest = get_close_matches(name, known, n=1)
+            meant = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(known)}"
+            ctx.fail(f"there is no command '{name}'; {meant}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

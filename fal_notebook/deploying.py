@@ -41,6 +41,7 @@ from fal_notebook.exceptions import (
     StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.machines import choose, this_host
 from fal_notebook.notebook import folder, identity
 from fal_notebook.options import (
     CellOptions,
@@ -279,7 +280,8 @@ def dry_run(
         find = functools.partial(_captured, function, options, cell, "")
         sync.wait(_check_secrets(payload, find, options.secrets or ()))
     inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
-    return payload, inherited, _notices(function, options)
+    machine = choose(options.machine_type, options.num_gpus, this_host()).notice
+    return payload, inherited, [*([machine] if machine else []), *_notices(function, options)]
 
 
 def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Options]:

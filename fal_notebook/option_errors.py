@@ -13,6 +13,7 @@ ALIASES = {"force_env_build": "force"}
 
 # These may hold credentials, and the sentence may end up in a saved notebook.
 _NEVER_SHOWN = frozenset({"image", "registries", "secrets", "build_args"})
+_MOST_LISTED = 10  # more than all options that scale
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 60
 
@@ -22,8 +23,8 @@ def unknown_option(name: str, known: Collection[str]) -> str:
     nearest = get_close_matches(name, known, n=1)
     if nearest:
         return f"unknown option '{name}'; did you mean '{nearest[0]}'?"
-    others = " and others" if len(known) > 6 else ""
-    return f"unknown option '{name}'; there are {', '.join(sorted(known)[:6])}{others}"
+    others = " and others" if len(known) > _MOST_LISTED else ""
+    return f"unknown option '{name}'; there are {', '.join(sorted(known)[:_MOST_LISTED])}{others}"
 
 
 def refusals(

@@ -285,6 +285,8 @@ def test_a_comment_outside_of_the_function_makes_a_new_revision(shell) -> None:
 def test_dry_run_prints_the_notes_too(shell, capsys) -> None:
     shell.run(cell("dry_run=true regions=us-east", ONE))
     assert "note: regions is stored; it takes effect" in capsys.readouterr().out
+    shell.run(cell("dry_run=true machine_type=WHAT", ONE))
+    assert "note: machine type 'WHAT' is not known here" in capsys.readouterr().out
 
 
 def test_an_option_that_holds_a_key_is_refused_by_its_name(shell) -> None:
@@ -560,7 +562,9 @@ def test_variables_are_put_into_the_lines_of_fal(shell, capsys, tmp_path) -> Non
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("nonsense", "No such command 'nonsense'"),
+        ("nonsense", "there is no command 'nonsense'; there are "),
+        ("gateway bogus", "there is no command 'bogus'; there are start, status, stop"),
+        ("scale one nonsense=2", "request_start_timeout, request_timeout, scaling_delay"),
         ("status 'one", "No closing quotation"),
         ("status nobody", "there is no app tester/nobody"),
         ("status 'a b'", "cannot be the name of an app"),
