@@ -19,6 +19,7 @@ from fal_notebook.client import Client
 from fal_notebook.command_help import Commands
 from fal_notebook.exceptions import FalNotebookError, OptionError
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.option_types import check_secret_name
 from fal_notebook.options import app_name
 
 _PART = " The beginning or end of its id is enough."
@@ -263,13 +264,14 @@ def secrets() -> None:
 @click.pass_context
 def set_secret(context: click.Context, name: str, from_env: bool) -> str:
     """Store a secret; its value is asked for, or read from a pipe, never written down."""
-    if context.args:
+    if context.args or "=" in name:
         raise click.UsageError(
             "give the name alone: the value is asked for, read from a pipe or, with --from-env, "
             "from the environment"
         )
     if not name:
         raise click.UsageError("a secret needs a name")
+    check_secret_name(name)
     if from_env and name not in os.environ:
         raise click.UsageError(f"the environment has no variable {name}")
     value = os.environ[name] if from_env else _asked(name)
@@ -289,6 +291,7 @@ def list_secrets() -> display.Table:
 @click.argument("name")
 def delete_secret(name: str) -> str:
     """Remove a secret."""
+    check_secret_name(name)
     sync.wait(_client().delete_secret(name))
     return f"{name} is deleted"
 

@@ -39,6 +39,7 @@ from fal_notebook.option_types import (
     RequirementText,
     RetryConfig,
     RetryReason,
+    SecretName,
     Text,
     Whole,
     option,
@@ -114,7 +115,7 @@ class Options(BaseModel):
     pass_env: list[EnvironmentName] | None = option(
         None, "environment variables of the kernel that runners see", _ENVIRONMENT_NAMES
     )
-    secrets: list[EnvironmentName] | None = option(
+    secrets: list[SecretName] | None = option(
         None,
         "stored secrets that runners see as environment variables",
         "a list of names, never values",

@@ -13,6 +13,9 @@ from fal_notebook.exceptions import OptionError
 NAME_RULE = (
     "letters a to z, digits, '-' and '_', beginning with a letter or a digit, 63 characters at most"
 )
+# The one name of a runner's own variables that a secret may have: the declared secret wins.
+OWN_KEY = "FAL_KEY"
+_SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LOCAL_OR_URL = re.compile(
     r"""\.{1,2}(\[.*\])?$ | \.{0,2}/ | ~/          # a path
@@ -40,10 +43,28 @@ def reserved(name: str) -> str:
     return why if name.startswith("FAL_") else ""
 
 
+def check_secret_name(name: str) -> None:
+    """Refuse what cannot be a secret's name; what follows a ``=`` may be its value, never shown.
+
+    Raises
+    ------
+    OptionError
+    """
+    why = "" if name == OWN_KEY else reserved(name)
+    if not _SECRET_NAME.fullmatch(name):
+        why = "letters, digits and '_' only, 128 at most, and it begins with a letter or '_'"
+    if why:
+        raise OptionError(f"{name.partition('=')[0]!r} cannot be a secret's name: {why}")
+
+
 def _not_reserved(name: str) -> str:
     if why := reserved(name):
         raise ValueError(f"{name}: {why}")
     return name
+
+
+def _secret(name: str) -> str:
+    return name if name == OWN_KEY else _not_reserved(name)
 
 
 def app_name(name: str) -> str:
@@ -122,9 +143,9 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 AppName = Annotated[str, AfterValidator(_slug)]
 Owner = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-EnvironmentName = Annotated[
-    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_not_reserved)
-]
+_Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvironmentName = Annotated[_Variable, AfterValidator(_not_reserved)]
+SecretName = Annotated[_Variable, AfterValidator(_secret)]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 PythonVersion = Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
 AbsolutePath = Annotated[str, BeforeValidator(_path), Field(pattern="^/")]

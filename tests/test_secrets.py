@@ -173,6 +173,29 @@ def test_a_value_on_the_line_is_refused_and_not_shown(gateway) -> None:
         cli.run(["secrets", "set", "", "--from-env"], "fal-notebook")
 
 
+def test_a_value_behind_an_equals_sign_is_neither_asked_for_nor_shown(gateway, monkeypatch) -> None:
+    monkeypatch.setattr("click.termui.hidden_prompt_func", lambda prompt: pytest.fail(prompt))
+    monkeypatch.setattr("fal_notebook.cli._asked", lambda name: pytest.fail(name))
+    for words in (["TT=abc12345"], ["TT=abc12345", "--from-env"]):
+        with pytest.raises(Exception, match="give the name alone") as refused:
+            cli.run(["secrets", "set", *words], "fal-notebook")
+        assert "abc12345" not in str(refused.value)
+    for name in ("9x", "a-b", "x" * 200):
+        with pytest.raises(OptionError, match="it begins with a letter or '_'"):
+            cli.run(["secrets", "set", name], "fal-notebook")
+
+
+def test_what_is_deleted_has_a_name_that_a_secret_may_have(gateway) -> None:
+    with pytest.raises(OptionError, match=r"'\.\./x' cannot be a secret's name"):
+        cli.run(["secrets", "delete", "../x"], "fal-notebook")
+
+
+def test_a_value_above_the_limit_is_refused(gateway, monkeypatch) -> None:
+    monkeypatch.setenv("LONG_WORDS", "é" * 40_000)
+    with pytest.raises(OptionError, match="the value of LONG_WORDS is above 64 KiB"):
+        cli.run(["secrets", "set", "LONG_WORDS", "--from-env"], "fal-notebook")
+
+
 def test_a_value_that_could_not_be_redacted_is_refused(gateway, monkeypatch) -> None:
     monkeypatch.setenv("TINY_WORDS", "ab\n")
     with pytest.raises(OptionError, match="fewer than 4 characters"):
@@ -180,12 +203,24 @@ def test_a_value_that_could_not_be_redacted_is_refused(gateway, monkeypatch) -> 
 
 
 def test_names_of_the_runners_own_variables_are_refused(shell, monkeypatch) -> None:
-    monkeypatch.setenv("FAL_KEY", "some long value")
-    with pytest.raises(OptionError, match=r"FAL_KEY cannot be a secret's name: .* reserved"):
-        cli.run(["secrets", "set", "FAL_KEY", "--from-env"], "fal-notebook")
-    for option in ("secrets", "pass_env"):
-        with pytest.raises(UsageError, match="FAL_DATA_DIR: names that begin with FAL_ are reser"):
-            shell.run(f"%%fal_function {option}=FAL_DATA_DIR\ndef f() -> int:\n    return 1\n")
+    monkeypatch.setenv("FAL_DATA_DIR", "some long value")
+    with pytest.raises(OptionError, match=r"'FAL_DATA_DIR' cannot be a secret's name: .* reserved"):
+        cli.run(["secrets", "set", "FAL_DATA_DIR", "--from-env"], "fal-notebook")
+    for option in ("secrets=FAL_DATA_DIR", "pass_env=FAL_DATA_DIR", "pass_env=FAL_KEY"):
+        with pytest.raises(UsageError, match="names that begin with FAL_ are reserved"):
+            shell.run(f"%%fal_function {option}\ndef f() -> int:\n    return 1\n")
+
+
+def test_a_declared_secret_named_fal_key_wins(shell, monkeypatch) -> None:
+    monkeypatch.setenv("FAL_KEY", VALUE)
+    cli.run(["secrets", "set", "FAL_KEY", "--from-env"], "fal-notebook")
+    monkeypatch.delenv("FAL_KEY")
+    keyed = "def keyed() -> str:\n    import os; return os.environ['FAL_KEY']\n"
+    shell.run(f"%%fal_function secrets=FAL_KEY wait=true\n{keyed}")
+    assert shell["keyed"]() == VALUE
+    shell.run(f"%%fal_function own wait=true\n{keyed}")
+    assert shell["keyed"]() != VALUE
+    cli.run(["secrets", "delete", "FAL_KEY"], "fal-notebook")
 
 
 def test_a_notebook_that_cannot_ask_names_the_other_way(gateway, monkeypatch) -> None:

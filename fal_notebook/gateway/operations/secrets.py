@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -13,12 +12,13 @@ from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import blobs
 from fal_notebook.gateway.store import Secret
-from fal_notebook.option_types import reserved
+from fal_notebook.option_types import check_secret_name
 from fal_notebook.runner.secret_forms import SHORTEST
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Shorter values stand in payloads by chance.
 _SHORTEST_LOOKED_FOR = 8
+# The longest value in bytes: a variable of a process has 128 KiB at most.
+_LONGEST = 64 * 1024
 
 
 def put(gateway: Gateway, name: str, value: str) -> None:
@@ -28,17 +28,16 @@ def put(gateway: Gateway, name: str, value: str) -> None:
     ------
     OptionError
         When the name is no name of an environment variable, or is reserved, and when the value is
-        empty or so short that it could not be taken out of logs.
+        empty, too long, or so short that it could not be taken out of logs.
     """
-    if not _NAME.fullmatch(name):
-        raise OptionError(f"{name!r} cannot be a secret's name: letters, digits and '_' only")
-    if why := reserved(name):
-        raise OptionError(f"{name} cannot be a secret's name: {why}")
+    check_secret_name(name)
     if value and len(value.strip()) < SHORTEST:
         shortest = f"the value of {name} has fewer than {SHORTEST} characters"
         raise OptionError(f"{shortest}: it would stand in logs by chance, so nothing redacts it")
     if not value or "\0" in value:
         raise OptionError(f"the value of {name} is empty or holds a NUL")
+    if len(value.encode()) > _LONGEST:
+        raise OptionError(f"the value of {name} is above {_LONGEST // 1024} KiB")
     with gateway.store.transaction():
         gateway.store.retire_secret(name)
         gateway.store.put(Secret(name, gateway.vault.encrypt(value)))
