@@ -297,14 +297,17 @@ def test_a_secret_shows_in_no_log_and_no_error(
     assert "child [secret" in logs
 
 
-@pytest.mark.parametrize("value", [ODD, VALUE, "p4ss", "-----BEGIN KEY-----\nabcdefgh\n"])
+@pytest.mark.parametrize(
+    "value", [ODD, VALUE, "p4ss", "größe-ünïcode", "-----BEGIN KEY-----\nabcdefgh\n"]
+)
 def test_every_form_of_a_value_is_redacted(tmp_path: Path, value: str) -> None:
     store, vault = Store(tmp_path / "store.db"), Vault(tmp_path)
     redaction = Redaction(store, vault)
     assert redaction.current()(value) == value
     store.put(Secret("S", vault.encrypt(value)))
     store.put(Secret("SHORT", vault.encrypt("abc")))
-    for text in (value, json.dumps(value), json.dumps(json.dumps([value])), repr(value)):
+    shown = (repr(value), ascii(value), str(value.encode()))
+    for text in (value, json.dumps(value), json.dumps(json.dumps([value])), *shown):
         assert redaction.current()(f"({text})").count("[secret S]") == 1, text
     coded = base64.b64encode(value.encode()).decode()
     for text in ("abc and all else stays", coded):

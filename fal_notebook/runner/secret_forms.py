@@ -20,7 +20,8 @@ def forms(value: str) -> Iterator[str]:
     for text in {value, value.strip(), *lines}:
         if len(text) < SHORTEST:
             continue
-        for dumped in (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text)):
+        shown = (json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text), ascii(text))
+        for dumped in (*shown, repr(text.encode(errors="surrogateescape"))[1:]):
             yield dumped[1:-1]
             yield json.dumps(dumped[1:-1])[1:-1]  # JSON within JSON
         yield from (text, quote(text), quote(text, safe=""), quote_plus(text))
