@@ -90,8 +90,9 @@ def _writes(mode: list[ast.expr], call: ast.Call) -> bool:
 
 
 def _relative(path: _Path | None, *, any_name: bool) -> str | None:
-    value = "" if path is None else str(path)
-    if path is None or "://" in value or value.startswith(("~", "data:")):
+    value = str(path or "")
+    # An empty text, as defaults often are, names no file.
+    if value in ("", ".") or "://" in value or value.startswith(("~", "data:")):
         return None
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
         return None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from numbers import Real
@@ -22,6 +22,8 @@ from fal_notebook.patience import Patience, again
 T = TypeVar("T")
 
 COMPLETED = "COMPLETED"
+# An iteration knows so many of the lines that it told: the gateway tells a new connection fewer.
+REMEMBERED = 2000
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,12 @@ class Submitted:
         """
         patience, told = Patience(), _Told(self.request_id)
         while not told.all:
+            first = True
             try:
                 async for answer in self._client().request_events(*self._at, logs=logs):
                     patience.found()
-                    status = told.next(answer)
+                    status = told.next(answer, first)
+                    first = False
                     if status is not None:
                         yield status
                 if not told.all:
@@ -210,18 +214,20 @@ class _Told:
         self._request = request_id
         self.all = False
         self._last: RequestStatus | None = None
-        self._lines: list[dict[str, Any]] = []
+        self._lines: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
 
-    def next(self, answer: dict[str, Any]) -> RequestStatus | None:
-        """Return the status with its new lines, None when nothing is new."""
-        lines = answer.get("logs") or self._lines
-        new, self._lines = self._new(lines), lines
+    def next(self, answer: dict[str, Any], first: bool) -> RequestStatus | None:
+        """Return the status with its new lines, None when nothing is new.
+
+        The `first` answer of a connection has all lines that are told, the others the new ones.
+        """
+        told = answer.get("logs") or []
+        lines = _after(self._lines, told) if first else told
+        self._lines.extend(lines)
+        new = [_line(item, self._request) for item in lines]
         last, self._last = self._last, _status(answer)
         self.all = self._last.state == COMPLETED
         return _status(answer, new) if new or self._last != last else None
-
-    def _new(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [_line(item, self._request) for item in _after(self._lines, lines)]
 
 
 def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> RequestStatus:
@@ -235,7 +241,7 @@ def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> R
     )
 
 
-def _after(before: list[Any], now: list[Any]) -> list[Any]:
+def _after(before: Iterable[Any], now: list[Any]) -> list[Any]:
     """Return what is new.
 
     Of very many lines the gateway tells the last ones only; those of two attempts may come in

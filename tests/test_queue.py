@@ -44,7 +44,9 @@ def act(do: str = "echo", n: float = 0, text: str = "", path: str = "", extra: d
     if do == "sleep":
         time.sleep(n)
     if do == "wait":
+        print("waits"); print("waits")
         while not os.path.exists(text): time.sleep(0.01)
+        print("goes on")
     if do == "size":
         return len(text)
     if do == "big":
@@ -210,6 +212,16 @@ def test_the_status_stream_ends_at_completed(act: Client, gate: Gate, slash: str
     assert seen == sorted(seen, key=["IN_QUEUE", "IN_PROGRESS", "COMPLETED"].index)
     with act.stream("GET", f"/requests/{request}/status/stream") as reply:
         assert [event["status"] for event in events(reply)] == ["COMPLETED"]
+
+
+def test_the_events_of_a_stream_tell_each_line_once(act: Client, tmp_path: Path) -> None:
+    request, told = act.submit(do="wait", text=str(tmp_path / "open")), []
+    with act.stream("GET", f"/requests/{request}/status/stream", params={"logs": 1}) as reply:
+        for event in events(reply):
+            told += [item["message"] for item in event["logs"] or ()]
+            if told == ["waits", "waits"]:
+                (tmp_path / "open").touch()
+    assert told == ["waits", "waits", "goes on"]
 
 
 def test_a_stream_that_is_left_disturbs_nobody(act: Client, gate: Gate) -> None:

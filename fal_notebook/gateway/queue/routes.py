@@ -201,12 +201,15 @@ class QueueRoutes:
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         gone = asyncio.ensure_future(_gone(receive))
-        last, silent = None, 0.0
+        last: dict[str, Any] = {}
+        silent = 0.0
         try:
             while not gone.done():
                 told = await self._tell(scope, admitted, request)
                 if told != last:
-                    await _event(send, b"data: " + json.dumps(told).encode())
+                    # fal's clients add the lines of all events up.
+                    news = {**told, "logs": status.new_lines(last.get("logs"), told.get("logs"))}
+                    await _event(send, b"data: " + json.dumps(news).encode())
                     last, silent = told, 0.0
                 if request.state == COMPLETED:
                     break
