@@ -1,11 +1,11 @@
 """Errors of requests on their way to the gateway: grouped by type and place.
 
-The first of a group is told at once, for its runner may be ended for it; more once a second.
+They are told at once, for a runner may be ended for its answer; what fails while the link is busy
+is told together.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
@@ -23,8 +23,6 @@ from fal_notebook.runner import log_context
 from fal_notebook.runner.shown import cut
 from fal_notebook.runner.tracebacks import OURS, chained
 
-# However often requests fail, groups are sent this many seconds apart, with their newest sample.
-PERIOD = 1.0
 # So many groups wait for a gateway; of more, the oldest are lost.
 KEPT = 100
 LONGEST_NAME, LONGEST_MESSAGE, LONGEST_TRACEBACK = 200, 500, 16 * 1024
@@ -69,59 +67,30 @@ class Failures:
 
     def __init__(self, on_due: Callable[[], None]) -> None:
         self._on_due = on_due
-        self._pending: dict[_Key, _Group] = {}
-        self._reports: dict[_Key, dict[str, Any]] = {}
-        self._told: set[_Key] = set()  # of the present second
-        self._timer: asyncio.TimerHandle | None = None
+        self._groups: dict[_Key, _Group] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are failures that no gateway has heard of yet."""
+        return bool(self._groups)
 
     def add(self, error: BaseException, text: str, given: Callable[[], str]) -> None:
         """Count a failure; `text` is its traceback, `given` shows the request's input."""
         key = type_name(error), place_of(error)
         now = time.time()
-        group = self._pending.get(key) or _placed(self._pending, key, _Group(now))
+        group = self._groups.get(key) or _placed(self._groups, key, _Group(now))
         group.count += 1
         group.last = now
         group.request = log_context.current() or ""
         group.message = cut(said(error), LONGEST_MESSAGE)
         group.traceback = cut(text, LONGEST_TRACEBACK, from_end=True)
         group.given = given
-        if key not in self._told and len(self._told) < KEPT:
-            self._told.add(key)
-            self._report({key: self._pending.pop(key)})
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PERIOD, self._tick)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether there are reports that no gateway has heard yet."""
-        return bool(self._reports)
+        self._on_due()
 
     def take(self) -> list[dict[str, Any]]:
-        """Return the reports that no gateway has heard yet."""
-        reports, self._reports = self._reports, {}
-        return list(reports.values())
-
-    def flush(self) -> None:
-        """Report at once what waits for its second: the runner ends."""
-        pending, self._pending = self._pending, {}
-        if pending:
-            self._report(pending)
-
-    def _tick(self) -> None:
-        pending, self._pending = self._pending, {}
-        self._told, self._timer = set(pending), None
-        if pending:
-            self._report(pending)
-            self._timer = asyncio.get_running_loop().call_later(PERIOD, self._tick)
-
-    def _report(self, groups: dict[_Key, _Group]) -> None:
-        for key, group in groups.items():
-            report, unheard = group.report(key), self._reports.pop(key, None)
-            if unheard is not None:
-                report["count"] += unheard["count"]
-                report["first"] = unheard["first"]
-            _placed(self._reports, key, report)
-        self._on_due()
+        """Return the reports that no gateway has heard yet, each with its newest sample."""
+        groups, self._groups = self._groups, {}
+        return [group.report(key) for key, group in groups.items()]
 
 
 def _placed(groups: dict[_Key, Any], key: _Key, group: Any) -> Any:

@@ -165,8 +165,8 @@ class Program:
         if served is not None and told is not None:
             await told
             await served.teardown()
-        self._link.failures.flush()
-        await asyncio.sleep(0.005)  # for the link to send it
+        await self._link.told()
+        await asyncio.sleep(0.005)  # for the link to send its last states
         listening.forget(self._spec.address)
 
     async def _end_sockets(self) -> None:
