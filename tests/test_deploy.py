@@ -150,6 +150,7 @@ def test_an_endpoint_that_is_named_like_a_verb_of_the_handle_is_noted_and_has_it
         handle = fal_notebook.deploy(Col, wait=True)
     assert handle["/delete"]() == handle["delete"]() == "mine"
     assert handle["link"]() == "mine too"
+    handle.delete()
 
 
 @pytest.mark.parametrize(
