@@ -64,8 +64,8 @@ from fal_notebook.server_handle import ServerHandle
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 50
 NEEDS_DOCKER = (
-    "{} needs the docker target, which this release does not have; on the local target write the "
-    "command that starts the server into the cell (lang=sh)"
+    "{} needs the docker target, which takes none yet in this release; write the command that "
+    "starts the server into the cell (lang=sh)"
 )
 # Captures once more, to look for the values of these secrets.
 Find = Callable[[Mapping[str, str]], Payload]
