@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,18 +19,14 @@ from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine, Streams
 from fal_notebook.backends.environments import ensure_runner_libraries
+from fal_notebook.backends.limits import DATA, ending, limits
 from fal_notebook.exceptions import BuildError, EngineError
-from fal_notebook.machines import MachineType
 from fal_notebook.runner.spec import RunnerSpec
 
 # The image that others are made from (setting docker_base).
 BASE = "python:{python}-slim"
 # In its container a runner listens here, or there if a server of the user's own does.
 PORT, OTHER_PORT = 8080, 8081
-# In a container the owner's shared storage is here.
-DATA = "/data"
-# Processes and threads that a container may have.
-PIDS = 2048
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -286,32 +281,6 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
         folder="",
         environment={**spec.environment, **changed},
     )
-
-
-def limits(machine: MachineType, data: str) -> dict[str, Any]:
-    """Return what a container may take and do, as docker-py's host configuration."""
-    return {
-        "mem_limit": f"{machine.memory_mb}m",
-        "memswap_limit": f"{machine.memory_mb}m",
-        "cpu_period": 100_000,
-        "cpu_quota": int(machine.cores * 100_000),
-        "pids_limit": PIDS,
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
-        "init": True,
-        "binds": {data: {"bind": DATA, "mode": "rw"}},
-        "log_config": {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}},
-    }
-
-
-def ending(status: int, out_of_memory: bool, memory_mb: int) -> str:
-    """Return how a container ended, in words; its init turns signals into numbers above 128."""
-    if out_of_memory and status:
-        return f"out of memory: it may have {memory_mb} MB, a larger machine_type has more"
-    if status > 128:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(status - 128).name
-    return f"exit status {status}"
 
 
 def _in_loop(progress: Progress) -> Progress:
