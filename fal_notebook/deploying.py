@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fal_notebook import discovery, sdk_app, settings, sync
+from fal_notebook import discovery, image_request, sdk_app, settings, sync
 from fal_notebook.app import is_app
 from fal_notebook.app_definition import (
     app_name_of,
@@ -32,6 +32,7 @@ from fal_notebook.app_definition import (
 from fal_notebook.app_handle import AppHandle, hidden
 from fal_notebook.client import Client
 from fal_notebook.exceptions import (
+    ContextMissingError,
     DeployError,
     FalNotebookError,
     GatewayError,
@@ -242,27 +243,29 @@ def start(
     if is_app(function):
         http_endpoints(function)
     owner, app = app_identity(function, options, cell, name)
-    payload = _captured(function, options, cell, source)
+    image = image_request.of(options, folder())
+    find = functools.partial(_captured, function, options, cell, source, image.key)
+    payload = find({})
     notices = _notices(function, options)
     progress = Progress(owner, app, payload, notices=notices, on_change=on_change)
-    target = cell.target or settings.target()
+    target = image_request.target(cell.target, options)
     imported, told = imported_distributions(payload, options, target)
     progress.packages = imported.get("distributions", [])
     progress.notices += told
     request = {
         "name": app,
         "digest": payload.digest,
-        "manifest": {**payload.manifest, **imported},
+        "manifest": {**payload.manifest, **imported, **image.manifest},
         "options": explicit(options),
         "variables": _variables(options),
+        "credentials": image.credentials,
         "notebook": identity(),
         "target": target,
         "takeover": cell.takeover,
         "reset_scale": cell.reset_scale,
     }
     client = shared_client()
-    find = functools.partial(_captured, function, options, cell, source)
-    accepted = sync.submit(_accept(client, progress, request, find))
+    accepted = sync.submit(_accept(client, progress, request, find, image.context))
     deployed = sync.submit(_follow(client, progress, accepted))
     original = None if isinstance(function, ServerCommand) else function
     original = function.app if isinstance(function, SdkServer) else original
@@ -275,9 +278,10 @@ def dry_run(
 ) -> tuple[Payload, dict[str, Any], list[str]]:
     """Capture a function without deploying it; return also inherited options, and notices."""
     function, options = _ready(function, options, cell)
-    payload = _captured(function, options, cell, "")
+    image = image_request.of(options, folder())
+    find = functools.partial(_captured, function, options, cell, "", image.key)
+    payload = find({})
     if options.secrets or (settings.state_folder() / settings.SECRETS_KEY).exists():
-        find = functools.partial(_captured, function, options, cell, "")
         sync.wait(_check_secrets(payload, find, options.secrets or ()))
     inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
     machine = choose(options.machine_type, options.num_gpus, this_host()).notice
@@ -355,10 +359,11 @@ def _captured(
     options: Options,
     cell: CellOptions,
     source: str,
+    image: Mapping[str, Any] = MappingProxyType({}),
     known_secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> Payload:
     if isinstance(function, ServerCommand):
-        identity = {"options": explicit(options), "variables": _variables(options)}
+        identity = {"options": explicit(options), "variables": _variables(options), **image}
         return function.capture(identity, cell.allow_secret, known_secrets)
     return capture(
         function,
@@ -367,6 +372,7 @@ def _captured(
         identity={
             "options": explicit(options),
             "variables": _variables(options),
+            **image,
             **({"source": source} if source else {}),
         },
         allow_secret=cell.allow_secret,
@@ -379,10 +385,11 @@ async def _accept(
     progress: Progress,
     request: dict[str, Any],
     find: Find,
+    context: bytes,
 ) -> dict[str, Any]:
     """Ask for the deploy until it is taken."""
     ask = functools.partial(client.deploy, progress.owner)
-    reply = await _until_taken(client, ask, request, progress.payload.content, find)
+    reply = await _until_taken(client, ask, request, progress.payload.content, find, context)
     progress.accepted(reply)
     return reply
 
@@ -399,8 +406,9 @@ async def _until_taken(
     request: Mapping[str, Any],
     content: bytes,
     find: Find,
+    context: bytes = b"",
 ) -> dict[str, Any]:
-    """Ask until it is answered; the payload is sent only when the gateway lacks it.
+    """Ask until it is answered; payload and context are sent only when the gateway lacks them.
 
     The gateway tells where in the payload a stored secret stands; `find` captures once more, to
     say in which variable, or to find that it may travel there.
@@ -417,7 +425,8 @@ async def _until_taken(
             find({lacking.name: content[lacking.start : lacking.end].decode()})
             allowed.append(lacking.name)
         else:
-            await client.upload(content)
+            lacks_context = isinstance(lacking, ContextMissingError)
+            await client.upload(context if lacks_context else content)
 
 
 async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@
     │   ├── GatewayUnavailableError
     │   ├── NotFoundError
     │   │   └── PayloadMissingError
+    │   │       └── ContextMissingError   the image's build context
     │   ├── UnauthorizedError
     │   ├── ConflictError       the app belongs to another notebook
     │   ├── RequestCancelledError   a queued request was cancelled
@@ -176,6 +177,10 @@ class NotFoundError(GatewayError):
 
 class PayloadMissingError(NotFoundError):
     """The gateway needs the payload before it can deploy; a client uploads it and asks again."""
+
+
+class ContextMissingError(PayloadMissingError):
+    """The gateway needs the build context of the image too."""
 
 
 class UnauthorizedError(GatewayError):

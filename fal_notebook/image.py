@@ -11,7 +11,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -75,6 +75,32 @@ class Recipe:
                     entry = tarfile.TarInfo(name)
                     entry.size, entry.mode = len(item), 0o644
                     archive.addfile(entry, io.BytesIO(item))
+
+
+@dataclass(frozen=True)
+class UserImage:
+    """An image of the user's own, built from the Dockerfile in it.
+
+    Attributes
+    ----------
+    context : Path, optional
+        A tar archive, named by its SHA-256, of the files that the Dockerfile copies.
+    bases : str
+        What the names of its base images mean now.
+    """
+
+    dockerfile: str
+    context: Path | None = None
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    bases: str = ""
+
+    @property
+    def tag(self) -> str:
+        """Return the name of the image; equal ones give the same."""
+        context = self.context.name if self.context else ""
+        told = [self.dockerfile, context, dict(self.build_args), self.bases]
+        text = json.dumps(told, sort_keys=True)
+        return f"fal-notebook/user:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def environment(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from fal_notebook.backends.base import Placement
+from fal_notebook.backends.base import BuildOrder, Placement
 from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.local import LocalBackend
 from fal_notebook.gateway.logs.lines import parse
@@ -82,7 +82,8 @@ class Bench:
         if not self.docker:
             return self.environment
         manifest = {"python": "{}.{}".format(*sys.version_info), "interpreter": sys.executable}
-        return self.run(self.backend.build(manifest, {}, payload, lambda line: None))
+        order = BuildOrder(manifest, {}, payload)
+        return self.run(self.backend.build(order, lambda line: None))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)

@@ -16,6 +16,7 @@ from inside import close_gateway, deployed, open_gateway
 from runner_bench import payload
 
 from fal_notebook import discovery
+from fal_notebook.backends.base import BuildOrder
 from fal_notebook.backends.local import LocalBackend
 from fal_notebook.gateway.gateway import sockets_folder
 from fal_notebook.gateway.store import RunnerRow, Store
@@ -29,7 +30,7 @@ async def test_without_requirements_the_kernels_interpreter_is_used(tmp_path: Pa
     backend = LocalBackend(tmp_path, tmp_path)
     manifest = {"interpreter": "/some/python", "python": "3.11"}
     for options in ({}, {"requirements": None}, {"requirements": []}):
-        built = await backend.build(manifest, options, tmp_path, silent)
+        built = await backend.build(BuildOrder(manifest, options, tmp_path), silent)
         assert built == {"python": "/some/python", "libraries": ""}
     await backend.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,30 @@ from fal_notebook.machines import MachineType
 from fal_notebook.runner.spec import RunnerSpec
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildOrder:
+    """What the environment of a revision is built from.
+
+    Attributes
+    ----------
+    manifest, options : dict
+        The payload's manifest and all options of the revision.
+    payload : Path
+        The payload's file, named by its SHA-256.
+    context : Path, optional
+        The build context of the image, a tar archive named by its SHA-256.
+    credentials : dict
+        ``registries`` (username and password by host) and ``secrets`` (values by name) of the
+        build; nothing of them may stay in an image, a log or a command line.
+    """
+
+    manifest: dict[str, Any]
+    options: dict[str, Any]
+    payload: Path
+    context: Path | None = None
+    credentials: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,12 +61,8 @@ class Backend(Protocol):
     A runner's end is not reported by the backend: the gateway sees its link close.
     """
 
-    async def build(
-        self, manifest: dict[str, Any], options: dict[str, Any], payload: Path, progress: Progress
-    ) -> dict[str, str]:
+    async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         """Make the environment of a revision and return what `start` needs to use it.
-
-        `payload` is its payload's file, named by its SHA-256.
 
         Raises
         ------

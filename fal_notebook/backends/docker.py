@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fal_notebook import image, settings
 from fal_notebook.backends import usage
-from fal_notebook.backends.base import Placement, Progress, Started
+from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine, Streams
@@ -90,10 +90,9 @@ class DockerBackend:
         return self._bridge
 
     # --- images ------------------------------------------------------------------------------
-    async def build(
-        self, manifest: dict[str, Any], options: dict[str, Any], payload: Path, progress: Progress
-    ) -> dict[str, str]:
+    async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         """Build the image of an environment, unless it is there, and that of the payload."""
+        manifest, options, payload = order.manifest, order.options, order.payload
         base = settings.setting("docker_base", BASE).format(python=manifest["python"])
         base_id = await self._base(base, progress)
         (self._state / "docker").touch()  # the next gateway looks for what is left

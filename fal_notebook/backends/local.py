@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from fal_notebook.backends import children
-from fal_notebook.backends.base import Placement, Progress, Started
+from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.bundle import write_bundle
 from fal_notebook.backends.environments import (
     EnvironmentSpec,
@@ -90,12 +90,10 @@ class LocalBackend:
     async def _end_strays(self) -> None:
         await _until(lambda: children.end_strays(self._keepers))
 
-    async def build(
-        self, manifest: dict[str, Any], options: dict[str, Any], payload: Path, progress: Progress
-    ) -> dict[str, str]:
+    async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         """Use the kernel's interpreter, or an environment made by uv for the requirements."""
         try:
-            return await self._environment(manifest, options, progress)
+            return await self._environment(order.manifest, order.options, progress)
         except BuildError:
             if self._adopts:  # if somebody killed uv's keeper, what it kept came here
                 await self._end_strays()

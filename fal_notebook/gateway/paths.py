@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def blob(state: Path, digest: str) -> Path:
-    """Return the file of a payload; `digest` is its SHA-256 in hex, checked by the caller."""
+    """Return the file of a payload or build context by its SHA-256, checked by the caller."""
     return state / "blobs" / digest
 
 

@@ -62,7 +62,8 @@ _RETIRED = """
 CREATE TABLE retired_secrets (name TEXT NOT NULL, value TEXT PRIMARY KEY, retired_at REAL NOT NULL);
 """
 _TARGETS = "ALTER TABLE revisions ADD COLUMN target TEXT NOT NULL DEFAULT 'local';"
-MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS)
+_CREDENTIALS = "ALTER TABLE revisions ADD COLUMN credentials TEXT NOT NULL DEFAULT '';"
+MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS, _CREDENTIALS)
 
 
 @dataclass
@@ -84,6 +85,7 @@ class Revision:
     `state` is PROVING, ACTIVE, SUPERSEDED or FAILED; `options` are all options, `explicit` those
     that the code gave; `machine` is what a runner gets, `variables` what the kernel passes on,
     encrypted (see `vault`), `environment` what its backend built; `target` names that.
+    `credentials` are those of its image, JSON, encrypted.
     """
 
     id: str
@@ -102,7 +104,14 @@ class Revision:
     openapi: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     target: str = "local"
+    credentials: str = ""
     created_at: float = field(default_factory=time.time)
+
+    @property
+    def blobs(self) -> set[str]:
+        """The SHA-256 of its files: its payload, and the build context of its image."""
+        context = self.manifest.get("context")
+        return {self.payload, context} if context else {self.payload}
 
     @property
     def direct(self) -> bool:
@@ -320,12 +329,13 @@ class Store:
         return int(self._execute(query, (owner, app)).fetchone()[0])
 
     def delete_app(self, owner: str, name: str) -> list[str]:
-        """Remove an app with what belongs to it; return payloads that nothing uses any more."""
-        used = {r.payload for r in self.select(Revision, "owner = ? AND app = ?", owner, name)}
+        """Remove an app with what belongs to it; return files that nothing uses any more."""
+        mine = self.select(Revision, "owner = ? AND app = ?", owner, name)
+        used = set[str]().union(*(revision.blobs for revision in mine))
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
         for table in ("revisions", "errors"):
             self._execute(f"DELETE FROM {table} WHERE owner = ? AND app = ?", (owner, name))
-        kept = {row[0] for row in self._execute("SELECT payload FROM revisions")}
+        kept = set[str]().union(*(revision.blobs for revision in self.select(Revision)))
         return sorted(used - kept)
 
     def secret(self, name: str) -> Secret:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from fal_notebook.exceptions import GatewayError
 from fal_notebook.gateway.store import RetiredSecret, Secret, Store
@@ -37,6 +38,11 @@ class Redaction:
         """Return the names of secrets by what files hold of them; call it on the event loop."""
         self.current()
         return {form.encode(errors="replace"): name for form, name in self._names.items()}
+
+    def learn(self, values: Mapping[str, str]) -> None:
+        """Know more values, by what is shown for each, until the process ends."""
+        for name, value in values.items():
+            self._learn(name, value)
 
     def _learn(self, name: str, value: str) -> None:
         self._names = {**self._names, **dict.fromkeys(forms(value), name)}

@@ -1,4 +1,4 @@
-"""Take in payloads: streamed to a file, checked against their SHA-256, kept while used."""
+"""Take in payloads and build contexts: streamed to a file, checked by SHA-256, kept while used."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ async def _write(path: Path, content: AsyncIterator[bytes]) -> tuple[int, str]:
 
 def discard(gateway: Gateway, digest: str) -> None:
     """Remove a payload at once, unless a revision uses it."""
-    if not gateway.store.select(Revision, "payload = ?", digest):
+    if not any(digest in revision.blobs for revision in gateway.store.select(Revision)):
         paths.blob(gateway.state, digest).unlink(missing_ok=True)
 
 
 def prune(gateway: Gateway) -> None:
     """Remove payloads, and leftovers of uploads, that nothing uses."""
-    used = {revision.payload for revision in gateway.store.select(Revision)}
+    used = set[str]().union(*(each.blobs for each in gateway.store.select(Revision)))
     for path in (gateway.state / "blobs").glob("*"):
         with contextlib.suppress(OSError):
             if path.name not in used and path.stat().st_mtime < time.time() - UNUSED_KEPT:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from fal_notebook.backends.base import BuildOrder
 from fal_notebook.exceptions import (
     BuildError,
     ConflictError,
+    ContextMissingError,
     NotFoundError,
     OptionError,
     PayloadMissingError,
@@ -20,7 +24,8 @@ from fal_notebook.exceptions import (
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
-from fal_notebook.gateway.operations import secrets
+from fal_notebook.gateway.operations import credentials, secrets
+from fal_notebook.gateway.operations.credentials import Credentials
 from fal_notebook.gateway.operations.logs import log_tail
 from fal_notebook.gateway.operations.user_server import about, free_port, openapi_of
 from fal_notebook.gateway.store import App, Revision
@@ -36,6 +41,7 @@ class DeployRequest(BaseModel):
     """What a client sends to deploy a cell; the payload was uploaded before.
 
     ``notebook`` names who deploys, so that two notebooks do not overwrite each other's app.
+    ``manifest["context"]`` is the SHA-256 of the image's build context, if it has one.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -44,6 +50,7 @@ class DeployRequest(BaseModel):
     manifest: dict[str, Any]
     options: dict[str, Any] = {}
     variables: dict[str, str] = {}
+    credentials: Credentials = Credentials()
     notebook: str = Field(max_length=4096)
     target: Literal["local", "docker"] = "local"
     takeover: bool = False
@@ -154,9 +161,7 @@ def _revision(
     taken_over = {} if reset else plan.inherited(given, app, active)
     defaults = APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
     options = _merged({**defaults, **taken_over}, given)
-    if not paths.blob(gateway.state, request.payload).is_file():
-        raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
-    secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
+    _check_files(gateway, request)
     gateway.secrets(options.secrets or ())
     choice = choose(options.machine_type, options.num_gpus, gateway.host)
     revision = Revision(
@@ -173,8 +178,29 @@ def _revision(
         machine=asdict(choice.machine),
         target=request.target,
         variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
+        credentials=credentials.encrypted(gateway, request.credentials),
     )
     return revision, taken_over, [choice.notice] if choice.notice else []
+
+
+def _check_files(gateway: Gateway, request: DeployRequest) -> None:
+    """Refuse when a file is not there, or the payload holds a secret; the payload comes first."""
+    if not paths.blob(gateway.state, request.payload).is_file():
+        raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
+    secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
+    context = _context(gateway, request.manifest)
+    if context is not None and not context.is_file():
+        raise ContextMissingError("the build context was not uploaded; deploy the cell again")
+
+
+def _context(gateway: Gateway, manifest: dict[str, Any]) -> Path | None:
+    """Return the file of the image's build context, if it has one."""
+    digest = manifest.get("context")
+    if digest is None:
+        return None
+    if not isinstance(digest, str) or re.fullmatch(r"[0-9a-f]{64}", digest) is None:
+        raise OptionError("the manifest's context is no SHA-256")
+    return paths.blob(gateway.state, digest)
 
 
 def _merged(taken_over: dict[str, Any], given: dict[str, Any]) -> Options:
@@ -246,10 +272,7 @@ async def _roll_out(
     _step(gateway, revision, "building", "environment")
     backend = await gateway.targets.load(revision.target)
     revision.environment = await backend.build(
-        revision.manifest,
-        revision.options,
-        paths.blob(gateway.state, revision.payload),
-        lambda line: _step(gateway, revision, "building", line),
+        _order(gateway, revision), functools.partial(_tell_built, gateway, revision)
     )
     if revision.direct:
         await free_port(fleet, revision, gateway.lifecycle.stop)
@@ -263,6 +286,18 @@ async def _roll_out(
         _step(gateway, revision, "note", note)
     _switch(gateway, fleet, deployment)
     runner.proving = False
+
+
+def _tell_built(gateway: Gateway, revision: Revision, line: str) -> None:
+    """Tell what a builder says, which may be what its steps print."""
+    _step(gateway, revision, "building", gateway.redaction.current()(line))
+
+
+def _order(gateway: Gateway, revision: Revision) -> BuildOrder:
+    payload = paths.blob(gateway.state, revision.payload)
+    context = _context(gateway, revision.manifest)
+    given = credentials.of(gateway, revision)
+    return BuildOrder(revision.manifest, revision.options, payload, context, given)
 
 
 def _switch(gateway: Gateway, fleet: Fleet, deployment: Deployment) -> None:
@@ -319,7 +354,8 @@ def _fail(
         log = log_tail(gateway, runner.row.id, LOG_LINES)
         if not runner.ended.is_set():
             gateway.lifecycle.kill(runner, reason)
-    reason = gateway.redaction.current()(reason)
+    redact = gateway.redaction.current()
+    reason, log = redact(reason), [redact(line) for line in log]
     revision.state, revision.error = "FAILED", reason
     with gateway.store.transaction():
         if gateway.store.revision(revision.id) is not None:  # else the app was deleted

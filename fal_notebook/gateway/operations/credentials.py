@@ -1,0 +1,78 @@
+"""Credentials of an image's build and registries: kept encrypted, given to the backend alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from fal_notebook.gateway.gateway import Gateway
+from fal_notebook.gateway.store import Revision
+
+# A value that is the name of a stored secret; what the client's environment has it put in itself.
+_NAMED = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+class Credentials(BaseModel):
+    """What a client sends: username and password by registry, secrets of the build by name.
+
+    A value such as ``$NAME`` stands for the stored secret of that name.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    registries: dict[str, dict[str, str]] = {}
+    secrets: dict[str, str] = {}
+
+
+def encrypted(gateway: Gateway, given: Credentials) -> str:
+    """Return what is stored of credentials; logs and errors do not show their values from now on.
+
+    Raises
+    ------
+    NotFoundError
+        When a secret is named that is not stored.
+    """
+    credentials = given.model_dump(exclude_defaults=True)
+    if not credentials:
+        return ""
+    gateway.redaction.learn(_values(_resolved(gateway, credentials)))
+    return gateway.vault.encrypt(json.dumps(credentials))
+
+
+def of(gateway: Gateway, revision: Revision) -> dict[str, Any]:
+    """Return the credentials of a revision with their values, which logs do not show either.
+
+    Raises
+    ------
+    NotFoundError
+        When a secret that they name is not stored any more.
+    """
+    if not revision.credentials:
+        return {}
+    stored = json.loads(gateway.vault.decrypt(revision.credentials))
+    found = dict(_resolved(gateway, stored))
+    gateway.redaction.learn(_values(found))
+    return found
+
+
+def _values(credentials: dict[str, Any]) -> dict[str, str]:
+    """Return what nobody may see of credentials, by what is shown in its place."""
+    passwords = {
+        f"password of {host}": registry.get("password", "")
+        for host, registry in credentials.get("registries", {}).items()
+    }
+    return {**passwords, **credentials.get("secrets", {})}
+
+
+def _resolved(gateway: Gateway, value: Any) -> Any:
+    """Return a copy of JSON values in which stored secrets stand for their names."""
+    if isinstance(value, dict):
+        return {name: _resolved(gateway, inner) for name, inner in value.items()}
+    found = _NAMED.fullmatch(value)
+    if found is None:
+        return value
+    name = found[1] or found[2]
+    return gateway.secrets([name])[name]

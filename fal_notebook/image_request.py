@@ -1,0 +1,92 @@
+"""What a deploy sends for an app's image: the files it takes, its credentials, the target."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from fal_notebook import settings
+from fal_notebook.build_context import pack
+from fal_notebook.container import ContainerImage
+from fal_notebook.exceptions import OptionError
+from fal_notebook.options import Options
+
+_LOCAL, _DOCKER = settings.TARGETS
+_NAMED = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """The build context (empty when the image takes no files) and the credentials."""
+
+    context: bytes = b""
+    credentials: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def manifest(self) -> dict[str, str]:
+        """What the manifest says of the image's files: their archive's SHA-256."""
+        return {"context": hashlib.sha256(self.context).hexdigest()} if self.context else {}
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What takes part in the digest, so that a changed file is a new revision."""
+        return self.manifest
+
+
+def of(options: Options, folder: str) -> ImageRequest:
+    """Return what is sent for the image of an app; nothing when it has none.
+
+    Parameters
+    ----------
+    folder : str
+        Where a relative `context_dir` begins: that of the notebook.
+
+    Raises
+    ------
+    OptionError
+        When the context cannot be read, or is too large.
+    """
+    image = options.image
+    if not isinstance(image, ContainerImage):
+        return ImageRequest()
+    return ImageRequest(pack(image, folder), _credentials(image))
+
+
+def target(given: str | None, options: Options) -> str:
+    """Return where an app runs: one with an image in a container, unless the cell says otherwise.
+
+    Raises
+    ------
+    OptionError
+        When the cell gives an image and ``target=local``.
+    """
+    if options.image is None:
+        return given or settings.target()
+    if given == _LOCAL:
+        raise OptionError(
+            "image and target=local exclude each other: an image runs in a container; leave out "
+            "target, or leave out image and give requirements"
+        )
+    return _DOCKER
+
+
+def _credentials(image: ContainerImage) -> dict[str, Any]:
+    registries = {
+        host: {
+            "username": _value(registry.username),
+            "password": _value(registry.password.get_secret_value()),
+        }
+        for host, registry in image.registries.items()
+    }
+    secrets = {name: _value(value.get_secret_value()) for name, value in image.secrets.items()}
+    given = {"registries": registries, "secrets": secrets}
+    return {name: values for name, values in given.items() if values}
+
+
+def _value(text: str) -> str:
+    """Return what the environment has under ``$NAME``, else the text: the gateway may know it."""
+    found = _NAMED.fullmatch(text)
+    return os.environ.get(found[1] or found[2], text) if found else text
