@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import docker
 import javascript
 import pytest
 from runner_bench import Bench
@@ -83,6 +84,29 @@ def docker_host() -> Iterator[str]:
     yield host
     if how == "started":
         subprocess.run(["bash", str(scripts / "engine.sh"), "stop"], check=True)
+
+
+@pytest.fixture(scope="module")
+def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder whose gateway deploys to containers."""
+    state = tmp_path_factory.mktemp("docker-state")
+    sync.wait(shared_client().close())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
+        patch.setenv("DOCKER_HOST", docker_host)
+        patch.setenv("FAL_NOTEBOOK_TARGET", "docker")
+        yield state
+        sync.wait(shared_client().stop_gateway())
+        discovery.wait_until_gone(state)
+    sync.wait(shared_client().close())
+
+
+@pytest.fixture(scope="module")
+def engine(docker_host: str) -> Iterator[docker.APIClient]:
+    """The engine itself, to look at what is there."""
+    client = docker.APIClient(docker_host)
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="session")

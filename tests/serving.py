@@ -8,11 +8,13 @@ import linecache
 import os
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import docker
 import httpx
 
 from fal_notebook import deploying, discovery
@@ -127,3 +129,34 @@ def fill(folder: Path, leave: int) -> None:
     size = free.f_bavail * free.f_bsize - leave
     with (folder / "filler").open("ab") as file:
         file.write(bytes(size))
+
+
+def containers_of(engine: docker.APIClient, app: str) -> list[dict[str, Any]]:
+    """Return what the engine says of the containers of an app."""
+    labels = [f"fal-notebook.app={app}", "fal-notebook.owner=tester"]
+    found = engine.containers(all=True, filters={"label": labels})
+    return [engine.inspect_container(item["Id"]) for item in found]
+
+
+def start_gateway_again(state: Path, eventually: Any) -> None:
+    """Kill the gateway with -9 and start the next one."""
+    info = discovery.published(state)
+    assert info is not None
+    kill_gateway(state)
+    eventually(lambda: discovery.find(state) is None)
+    assert discovery.ensure(state).pid != info.pid
+
+
+def steps(state: Path, app: str) -> str:
+    """Return what a gateway said about the deploys of an app."""
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
+        query = "SELECT data FROM events WHERE app = ? AND kind = 'deploy'"
+        return "\n".join(json.loads(row[0])["message"] for row in store.execute(query, (app,)))
+
+
+def cause_of_end(state: Path, app: str) -> str:
+    """Return why the last runner of an app that has ended did so."""
+    with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
+        query = "SELECT cause FROM runners WHERE app = ? AND ended_at ORDER BY ended_at DESC"
+        row = store.execute(query, (app,)).fetchone()
+        return str(row[0]) if row else ""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sqlite3
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,64 +10,18 @@ from typing import Any
 import docker
 import httpx
 import pytest
-from serving import deployed, kill_gateway
+from serving import (
+    cause_of_end,
+    containers_of,
+    deployed,
+    start_gateway_again,
+    steps,
+)
 
-from fal_notebook import discovery, sync
+from fal_notebook import discovery
 from fal_notebook.deploying import deploy
 from fal_notebook.exceptions import DeployError, GatewayError
-from fal_notebook.handle import Handle, shared_client
-
-
-@pytest.fixture(scope="module")
-def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder whose gateway deploys to containers."""
-    state = tmp_path_factory.mktemp("docker-state")
-    sync.wait(shared_client().close())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
-        patch.setenv("DOCKER_HOST", docker_host)
-        patch.setenv("FAL_NOTEBOOK_TARGET", "docker")
-        yield state
-        sync.wait(shared_client().stop_gateway())
-        discovery.wait_until_gone(state)
-    sync.wait(shared_client().close())
-
-
-@pytest.fixture(scope="module")
-def engine(docker_host: str) -> Iterator[docker.APIClient]:
-    client = docker.APIClient(docker_host)
-    yield client
-    client.close()
-
-
-def containers_of(engine: docker.APIClient, app: str) -> list[dict[str, Any]]:
-    labels = [f"fal-notebook.app={app}", "fal-notebook.owner=tester"]
-    found = engine.containers(all=True, filters={"label": labels})
-    return [engine.inspect_container(item["Id"]) for item in found]
-
-
-def start_gateway_again(state: Path, eventually: Any) -> None:
-    """Kill the gateway with -9 and start the next one."""
-    info = discovery.published(state)
-    assert info is not None
-    kill_gateway(state)
-    eventually(lambda: discovery.find(state) is None)
-    assert discovery.ensure(state).pid != info.pid
-
-
-def steps(state: Path, app: str) -> str:
-    """Return what a gateway said about the deploys of an app."""
-    with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
-        query = "SELECT data FROM events WHERE app = ? AND kind = 'deploy'"
-        return "\n".join(json.loads(row[0])["message"] for row in store.execute(query, (app,)))
-
-
-def cause_of_end(state: Path, app: str) -> str:
-    """Return why the last runner of an app that has ended did so."""
-    with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
-        query = "SELECT cause FROM runners WHERE app = ? AND ended_at ORDER BY ended_at DESC"
-        row = store.execute(query, (app,)).fetchone()
-        return str(row[0]) if row else ""
+from fal_notebook.handle import Handle
 
 
 @pytest.fixture
