@@ -11,8 +11,10 @@
 
 PYTHON = python3
 ARGS =
-# Debian packages that the tests need besides Python's: an engine, unless there is one of any kind.
-SYSTEM_PACKAGES = $(shell command -v dockerd >/dev/null || echo docker.io iptables)
+# Debian packages that the tests need besides Python's: an engine, unless there is one of any kind,
+# and a registry of images.
+SYSTEM_PACKAGES = $(shell command -v dockerd >/dev/null || echo docker.io iptables) \
+    $(shell command -v docker-registry >/dev/null || echo docker-registry)
 
 export PYTHON
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,12 +33,21 @@ def _dockerfile(text: str) -> str:
 
 
 class Registry(BaseModel):
-    """Credentials for one registry; the password stays in this process."""
+    """Credentials for one registry, see `registries`; the password is in no pickle.
+
+    It may be ``$NAME`` (of the environment, or a stored secret), a command that prints it (a list
+    of texts, run by the gateway at each use) or a callable that returns it (called here at each
+    deploy).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     username: Text
-    password: Annotated[SecretStr, Field(min_length=1)]
+    password: (
+        Annotated[SecretStr, Field(min_length=1)]
+        | Annotated[list[Text], Field(min_length=1)]
+        | Callable[[], str]
+    )
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave the password out of every pickle."""
@@ -67,7 +76,8 @@ class ContainerImage(BaseModel):
     registries: dict[str, Registry] = option(
         {},
         "credentials for registries",
-        "a dict of host to {'username': …, 'password': …}, both given",
+        "a dict of host to {'username': …, 'password': …}, both given; the password is a text, "
+        "'$NAME', a command as a list, or a callable",
         exclude=True,
     )
     secrets: dict[str, SecretStr] = option(

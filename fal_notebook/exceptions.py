@@ -15,7 +15,8 @@
     │       └── StoredSecretError   it is the value of a stored secret
     ├── PayloadFormatError      bytes that are not a payload, or one for another Python
     ├── BuildError              an environment could not be built
-    │   └── EngineError         the Docker engine cannot be reached
+    │   ├── EngineError         the Docker engine cannot be reached
+    │   └── RegistryError       a registry refuses, lacks an image or cannot be reached
     ├── DeployError             a revision did not come up; what ran is still running
     ├── GatewayError            the gateway refused, or cannot be reached
     │   ├── GatewayUnavailableError
@@ -147,6 +148,20 @@ class BuildError(FalNotebookError):
 
 class EngineError(BuildError):
     """The Docker engine does not answer; the message says how to get one."""
+
+
+class RegistryError(BuildError):
+    """An image cannot be pulled or pushed; the message says where credentials go.
+
+    Attributes
+    ----------
+    host : str
+        The registry that refused the credentials; empty for any other reason.
+    """
+
+    def __init__(self, message: str, log: Sequence[str] = (), host: str = "") -> None:
+        super().__init__(message, log)
+        self.host = host
 
 
 class DeployError(FalNotebookError):

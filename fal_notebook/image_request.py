@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +12,9 @@ from fal_notebook.build_context import pack
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
 from fal_notebook.options import Options
+from fal_notebook.registries import from_environment, to_send
 
 _LOCAL, _DOCKER = settings.TARGETS
-_NAMED = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,7 @@ def target(given: str | None, options: Options) -> str:
 
 
 def _credentials(image: ContainerImage) -> dict[str, Any]:
-    registries = {
-        host: {
-            "username": _value(registry.username),
-            "password": _value(registry.password.get_secret_value()),
-        }
-        for host, registry in image.registries.items()
-    }
+    registries = to_send(image.registries, os.environ)
     secrets = {name: _value(value.get_secret_value()) for name, value in image.secrets.items()}
     given = {"registries": registries, "secrets": secrets}
     return {name: values for name, values in given.items() if values}
@@ -88,5 +81,4 @@ def _credentials(image: ContainerImage) -> dict[str, Any]:
 
 def _value(text: str) -> str:
     """Return what the environment has under ``$NAME``, else the text: the gateway may know it."""
-    found = _NAMED.fullmatch(text)
-    return os.environ.get(found[1] or found[2], text) if found else text
+    return from_environment(text, os.environ)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Revision
+from fal_notebook.registries import Password, resolved
 
-# A value that is the name of a stored secret; what the client's environment has it put in itself.
-_NAMED = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+class RegistryLogin(BaseModel):
+    """Username and password for one registry; a list is a command that prints the password."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    username: str
+    password: Password
 
 
 class Credentials(BaseModel):
@@ -23,7 +29,7 @@ class Credentials(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    registries: dict[str, dict[str, str]] = {}
+    registries: dict[str, RegistryLogin] = {}
     secrets: dict[str, str] = {}
 
 
@@ -60,9 +66,11 @@ def of(gateway: Gateway, revision: Revision) -> dict[str, Any]:
 
 def _values(credentials: dict[str, Any]) -> dict[str, str]:
     """Return what nobody may see of credentials, by what is shown in its place."""
+    registries = credentials.get("registries", {}).items()
     passwords = {
-        f"password of {host}": registry.get("password", "")
-        for host, registry in credentials.get("registries", {}).items()
+        f"password of {host}": registry["password"]
+        for host, registry in registries
+        if isinstance(registry["password"], str)
     }
     return {**passwords, **credentials.get("secrets", {})}
 
@@ -71,8 +79,6 @@ def _resolved(gateway: Gateway, value: Any) -> Any:
     """Return a copy of JSON values in which stored secrets stand for their names."""
     if isinstance(value, dict):
         return {name: _resolved(gateway, inner) for name, inner in value.items()}
-    found = _NAMED.fullmatch(value)
-    if found is None:
+    if isinstance(value, list):
         return value
-    name = found[1] or found[2]
-    return gateway.secrets([name])[name]
+    return resolved(value, lambda name: gateway.secrets([name])[name])
