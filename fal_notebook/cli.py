@@ -10,7 +10,7 @@ import getpass
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from fal_notebook.exceptions import FalNotebookError, OptionError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.option_types import check_secret_name
 from fal_notebook.options import app_name
+
+if TYPE_CHECKING:
+    from fal_notebook.deploying import Deployment
 
 _PART = " The beginning or end of its id is enough."
 
@@ -85,13 +88,15 @@ def errors(name: str, request: str) -> display.Table | display.ErrorView:
 
 
 @commands.command("deploy", context_settings={"ignore_unknown_options": True})
-@click.argument("target", metavar="FILE[::NAME]")
+@click.argument("target", metavar="NAME|FILE[::NAME]")
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")
 def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView:
-    """Run a Python file and deploy its function or App class, with the options of a cell."""
-    from fal_notebook.program import deploy_file
+    """Deploy an app of pyproject.toml (pyproject=PATH), or run a Python file and deploy its own.
 
-    deployment = deploy_file(target, _values(options))
+    NAME is that of a table [tool.fal.apps.NAME] in the nearest pyproject.toml, from the working
+    folder upwards. Of a file it is a function or an App class; options are those of a cell.
+    """
+    deployment = _deployed(target, _values(options))
     try:
         deployment.handle.wait()
     except FalNotebookError:
@@ -373,6 +378,18 @@ def _values(options: tuple[str, ...]) -> dict[str, Any]:
     if extra is not None:
         raise click.UsageError(f"expected key=value, got {extra!r}")
     return values
+
+
+def _deployed(target: str, values: dict[str, Any]) -> Deployment:
+    from fal_notebook import program, project, project_deploy
+
+    given = values.pop("pyproject", None)
+    if not project.is_app_name(target):
+        if given is not None:
+            raise OptionError(f"pyproject is for the name of an app, and {target} is a file")
+        return program.deploy_file(target, values)
+    found = project.read(project.find("" if given is None else str(given)))
+    return project_deploy.deploy(found.app(target), values)
 
 
 def _quoted(word: str) -> str:

@@ -226,6 +226,7 @@ def start(
     name: str = "",
     on_change: Callable[[], None] = lambda: None,
     source: str = "",
+    notebook: str = "",
 ) -> Deployment:
     """Capture a function and start its deploy, without waiting for anything.
 
@@ -237,6 +238,8 @@ def start(
         Called from a worker thread whenever there is something new to show.
     source : str
         The cell's code: whatever changes in it makes a new revision.
+    notebook : str
+        Whose app it is, as of `identity`; by default this notebook's or program's.
     """
     function, options = _ready(function, options, cell)
     kind = _handle_of(function, options)
@@ -259,7 +262,7 @@ def start(
         "options": explicit(options),
         "variables": _variables(options),
         "credentials": image.credentials,
-        "notebook": identity(),
+        "notebook": notebook or identity(),
         "target": target,
         "takeover": cell.takeover,
         "reset_scale": cell.reset_scale,

@@ -32,11 +32,24 @@ def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
     CellError
         When there is no such file, function or app; what the file raises leaves as it is.
     """
-    name, _, wanted = target.partition("::")
-    path = Path(os.path.expanduser(name))  # no shell has done so for a notebook
     _, cell = split_options(values)
     if cell.entry is not None or cell.dry_run:
         raise OptionError("give the function or class as FILE::NAME; dry_run is for cells")
+    name, _, wanted = target.partition("::")
+    with loaded(name, wanted) as (found, entry):
+        options, cell = split_options({**deploying.given_by(found), **values})
+        deployment = deploying.start(found, options, cell, entry)
+        wait([deployment.accepted])  # it may have to be captured once more
+    return deployment
+
+
+@contextmanager
+def loaded(name: str, wanted: str = "") -> Iterator[tuple[Any, str]]:
+    """Run a file and give its function or class, with its name; raises as `deploy_file`.
+
+    Within the block the file is ``__main__``: there it is captured.
+    """
+    path = Path(os.path.expanduser(name))  # no shell has done so for a notebook
     try:
         source = path.read_text()
     except (OSError, ValueError) as error:
@@ -47,10 +60,7 @@ def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
         entry = _entry(source, found, wanted, namespace)
         if not callable(namespace.get(entry)):
             raise CellError(f"`{entry}` is not a function when {name} has run")
-        options, cell = split_options({**deploying.given_by(namespace[entry]), **values})
-        deployment = deploying.start(namespace[entry], options, cell, entry)
-        wait([deployment.accepted])  # it may have to be captured once more
-    return deployment
+        yield namespace[entry], entry
 
 
 def _classes(source: str, wanted: str | None) -> tuple[str, ...]:

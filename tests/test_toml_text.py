@@ -57,7 +57,7 @@ def test_what_is_no_toml_is_refused_with_its_line() -> None:
     with pytest.raises(OptionError) as refusal:
         parse("a = 1\nb = \n", "a.toml", 2)
     assert str(refusal.value) == "a.toml, line 3: this is no TOML: Invalid value"
-    with pytest.raises(OptionError, match="a.toml, line 2: this is no TOML"):
+    with pytest.raises(OptionError, match=r"a\.toml, line 2: this is no TOML"):
         parse('a = 1\nb = """\n', "a.toml")
 
 
