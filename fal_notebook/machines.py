@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -62,7 +64,7 @@ MACHINE_TYPES: dict[str, MachineType] = {
 
 @dataclass(frozen=True)
 class Host:
-    """What a host has: memory in MiB, logical CPU cores and GPUs."""
+    """What a host has: memory in MiB, logical CPU cores and GPUs that may be used."""
 
     memory_mb: int
     cores: int
@@ -91,7 +93,27 @@ def this_host() -> Host:
     import psutil
 
     memory_mb = psutil.virtual_memory().total // (1024 * 1024)
-    return Host(memory_mb, psutil.cpu_count() or 1, _count_gpus())
+    return Host(memory_mb, psutil.cpu_count() or 1, len(gpus_here()))
+
+
+def gpus_here() -> tuple[str, ...]:
+    """Return the GPUs of this host that its programs may use, as ``CUDA_VISIBLE_DEVICES`` does."""
+    return visible_gpus(_count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible_gpus(count: int, visible: str | None) -> tuple[str, ...]:
+    """Return those of `count` GPUs that ``CUDA_VISIBLE_DEVICES`` lets through; all if it is unset.
+
+    As CUDA does it: the list ends at its first number that there is not.
+    """
+    if visible is None or count == 0:
+        return tuple(map(str, range(count)))
+    names = [name.strip() for name in visible.split(",")]
+    return tuple(itertools.takewhile(lambda name: _may_be(name, count), names))
+
+
+def _may_be(name: str, count: int) -> bool:
+    return int(name) < count if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
 
 
 def choose(types: str | Sequence[str], num_gpus: int | None, host: Host) -> Choice:
@@ -117,8 +139,10 @@ def choose(types: str | Sequence[str], num_gpus: int | None, host: Host) -> Choi
 
 
 def default_max_concurrency(machine: MachineType, host: Host) -> int:
-    """Return how many runners of this machine the host's memory holds, at least 1."""
-    return max(1, host.memory_mb // machine.memory_mb)
+    """Return how many runners of this machine the host's memory and GPUs hold, at least 1."""
+    held = [host.memory_mb // machine.memory_mb]
+    held += [host.gpus // machine.gpus] if machine.gpus else []
+    return max(1, min(held))
 
 
 def _count_gpus() -> int:

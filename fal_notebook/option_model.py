@@ -79,9 +79,7 @@ class Options(BaseModel):
         "hardware of a runner; a list is tried in order",
         "a name such as XS, S, M, L, XL or GPU-A100, or a list of names",
     )
-    num_gpus: Gpus | None = option(
-        None, "GPUs of a runner", "a whole number from 1 to 8", effective=False
-    )
+    num_gpus: Gpus | None = option(None, "GPUs of a runner", "a whole number from 1 to 8")
     regions: list[Region] | None = option(
         None,
         "where runners may be",

@@ -15,7 +15,7 @@ from docker.errors import DockerException
 from inside import until
 
 from fal_notebook.backends.docker import DockerBackend
-from fal_notebook.backends.engine import Engine, Streams
+from fal_notebook.backends.engine import Engine, Streams, _follow_build
 from fal_notebook.exceptions import BuildError, EngineError
 from fal_notebook.image import Recipe
 
@@ -128,3 +128,31 @@ async def test_a_cancelled_build_ends_at_once_and_leaves_nothing(
     assert engine.image_id(sleeper.tag) is None
     await backend.close()
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        "RUN echo 'write error: No space left on device' >&2; exit 1",
+        "RUN head -c 99999999 /dev/zero > /dev/full",
+    ],
+)
+def test_a_full_disk_is_told_with_what_to_do(engine: Engine, dockerfile: str) -> None:
+    with pytest.raises(BuildError, match=r"Step 2/2 .*disk .* is full: `%fal prune`") as caught:
+        build(engine, f"FROM {BASE}\n{dockerfile}\n")
+    assert "No space left on device" in "\n".join(caught.value.log)
+
+
+def test_what_the_engine_says_itself_when_its_disk_is_full_is_told_alike() -> None:
+    said = "Error processing tar file(exit status 1): write /x: no space left on device"
+    with pytest.raises(BuildError, match="`%fal prune`"):
+        _follow_build(iter([{"stream": "Step 1/2 : COPY a a\n"}, {"error": said}]), print)  # type: ignore[arg-type]
+
+
+def test_without_room_for_a_build_of_files_the_folder_is_named(
+    engine: Engine, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    recipe = Recipe("test", f"FROM {BASE}\nCOPY a a\n", {"a": b"0" * 64 * 1024**2})
+    with pytest.raises(BuildError, match=rf"{small_disk} is full"):
+        engine.build(recipe, print, Streams(), anew=False)

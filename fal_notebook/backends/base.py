@@ -39,12 +39,13 @@ class BuildOrder:
 
 @dataclass(frozen=True)
 class Placement:
-    """Whose runner it is, and what it may take of the machine."""
+    """Whose runner it is, and what it may take of the machine; its own GPUs by number or UUID."""
 
     owner: str
     app: str
     revision: str
     machine: MachineType
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

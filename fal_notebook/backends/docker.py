@@ -170,7 +170,7 @@ class DockerBackend:
                 environment["libraries"],
             ],
             labels=self._labels(spec.runner_id, placement),
-            limits=limits(placement.machine, data),
+            limits=limits(placement, data),
         )
         self._containers.add(container, spec.runner_id, spec.log)
         told = inside(spec).to_json().encode() + b"\n"

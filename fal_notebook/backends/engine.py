@@ -6,6 +6,7 @@ Everything here blocks and runs in threads. Streams end when they are closed fro
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -22,6 +23,9 @@ from docker.types import CancellableStream
 
 from fal_notebook import settings
 from fal_notebook.exceptions import BuildError, EngineError
+from fal_notebook.backends.engine_words import meaning
+from fal_notebook.backends.logins import Login, header
+from fal_notebook.backends.transfers import Transfer
 from fal_notebook.image import Recipe
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -53,10 +57,15 @@ def _translated(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except APIError as error:
-            raise BuildError(f"the Docker engine refused: {error.explanation or error}") from error
+            said = str(error.explanation or error)
+            refused = meaning(said) or f"the Docker engine refused: {said}"
+            raise BuildError(refused) from error
         except (DockerException, requests.exceptions.RequestException, OSError) as error:
             raise EngineError(_unreachable(error)) from error
 
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                place = tempfile.gettempdir()
+                raise BuildError(f"no room for a build's files: {place} is full") from error
     return wrapper
 
 
@@ -302,7 +311,9 @@ def _follow_build(lines: CancellableStream, progress: Progress) -> None:
                 last.append(text)
 
 
-def _why(step: str, line: Mapping[str, Any]) -> str:
+def _why(step: str, line: Mapping[str, Any], last: list[str]) -> str:
+    if (found := meaning("\n".join([line["error"], *last[-LAST_LINES:]]))) is not None:
+        return f"the image could not be built, {step} failed: {found}"
     status = line.get("errorDetail", {}).get("code")
     reason = f"exit status {status}" if status else _plain(line["error"])
     return f"the image could not be built, {step} failed: {reason}" if step else reason

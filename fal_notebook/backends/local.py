@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ class LocalBackend:
         self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
     ) -> Started:
         """Have the environment's zygote start the runner; spawn it where there are no keepers."""
+        spec = with_gpus(spec, placement.gpus)
         if self._keep:
             runner, kept_by = await self._forked(spec, environment)
             found = {"keeper": kept_by, "keeper_created": _created(kept_by), "ending": spec.ending}
@@ -167,6 +169,12 @@ class LocalBackend:
         if self._orphaned:
             children.reap(kept_by)
             await self._end_strays()
+
+    def states(
+        self, process: dict[str, Any], runner_id: str
+    ) -> AsyncGenerator[dict[str, Any], None] | None:
+        """Say nothing: every runner has a link of its own."""
+        return None
 
     def alive(self, process: dict[str, Any]) -> bool:
         """Compare the start time too: process ids are reused."""
@@ -217,6 +225,13 @@ class LocalBackend:
     async def close(self) -> None:
         """End the zygotes."""
         await self._zygotes.close()
+
+
+def with_gpus(spec: RunnerSpec, gpus: tuple[str, ...]) -> RunnerSpec:
+    """Return a spec whose runner sees its own GPUs only; as it is for one without."""
+    if not gpus:
+        return spec
+    return replace(spec, environment={**spec.environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
 
 
 def _created(pid: int) -> float:

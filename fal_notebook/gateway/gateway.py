@@ -106,6 +106,7 @@ class Gateway:
         self.bridge = BridgePort(state, self.host_check)
         given = self.declared, self.tls.open, self.scrubber.finish
         launcher = Launcher(state, self.store, self.targets, self.reached_at, *given)
+        self.gpus = launcher.gpus
         parts = self.store, self.targets, launcher, self._poke, self.redaction
         self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)

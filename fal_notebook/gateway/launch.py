@@ -18,9 +18,10 @@ from fal_notebook.backends.targets import Targets
 from fal_notebook.exceptions import BuildError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import Runner
+from fal_notebook.gateway.gpus import Gpus
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
-from fal_notebook.machines import MachineType
+from fal_notebook.machines import MachineType, gpus_here
 from fal_notebook.runner.spec import RunnerSpec
 
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
@@ -60,10 +61,21 @@ class Launcher:
         self._scrub = scrub
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
         self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
+        self.gpus = Gpus(gpus_here())
 
     def runner_key(self, runner_id: str) -> str:
         """Return the secret half of a runner's own key; it is derived, so none is stored."""
         return hmac.new(self._key_secret, runner_id.encode(), hashlib.sha256).hexdigest()
+
+    async def place(self, runner: Runner, revision: Revision) -> None:
+        """Take the GPUs that a runner of this revision needs, once they are free; see `Gpus`."""
+        row = runner.row
+        if count := revision.machine["gpus"]:
+            await self.gpus.take(row.id, count, lambda: row.state == "PENDING")
+
+    def adopt(self, row: RunnerRow) -> None:
+        """Know what a runner holds that outlived an earlier gateway."""
+        self.gpus.hold(row.id, row.process.get("gpus", ()))
 
     async def start(self, runner: Runner, revision: Revision) -> None:
         """Start a runner's process and note where it is.
@@ -77,14 +89,18 @@ class Launcher:
             url = await self._reach(revision.target)
             spec = self._spec(runner.row, revision, url)
             backend = self._targets[revision.target]
-            started = await backend.start(spec, revision.environment, _placement(revision))
+            gpus = self.gpus.of(runner.row.id)
+            placement = _placement(revision, gpus)
+            started = await backend.start(spec, revision.environment, placement)
         except OSError as error:  # a full disk, a folder that cannot be made
             raise BuildError(f"the runner could not be started: {error}") from error
         runner.row.address, runner.row.process = started.address, started.process
+        runner.row.process["gpus"] = gpus
         runner.pool = Pool(started.address)
 
     async def clean_up(self, row: RunnerRow) -> None:
         """Leave of a runner that has ended its log only, without secrets; not its folder."""
+        self.gpus.give_back(row.id)
         with contextlib.suppress(OSError, StoreError):
             await self._scrub(row.id)
         with contextlib.suppress(OSError):  # it could not even be made
@@ -137,6 +153,6 @@ class Launcher:
         }
 
 
-def _placement(revision: Revision) -> Placement:
+def _placement(revision: Revision, gpus: tuple[str, ...]) -> Placement:
     machine = MachineType(**revision.machine)
-    return Placement(revision.owner, revision.app, revision.id, machine)
+    return Placement(revision.owner, revision.app, revision.id, machine, gpus)

@@ -112,6 +112,11 @@ class Life:
                 await self._follow(timer, revision.number)
         except FalNotebookError as refusal:
             return str(refusal)
+        try:  # it starts when it has its GPUs, however long that takes
+            await self._place(revision, adopted)
+        except FalNotebookError as refusal:
+            return str(refusal)
+        timer = self._startup_timer(revision)
         except Exception as bug:
             _LOG.exception("runner %s is ended for an error of the gateway", row.id)
             return f"the gateway failed: {bug!r}"
@@ -126,6 +131,12 @@ class Life:
 
     def _startup_timer(self, revision: Revision) -> asyncio.TimerHandle:
         timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
+    async def _place(self, revision: Revision, adopted: bool) -> None:
+        if adopted:
+            self._launcher.adopt(self._runner.row)
+        else:
+            await self._launcher.place(self._runner, revision)
+
         return asyncio.get_running_loop().call_later(timeout, self._startup_timeout, timeout)
 
     def _startup_timeout(self, timeout: float) -> None:

@@ -27,7 +27,7 @@ from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import credentials, secrets
 from fal_notebook.gateway.operations.credentials import Credentials
 from fal_notebook.gateway.operations.logs import log_tail
-from fal_notebook.gateway.operations.user_server import about, free_port, openapi_of
+from fal_notebook.gateway.operations.user_server import about, free_gpus, free_port, openapi_of
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
 from fal_notebook.options import APP_DEFAULTS, Options, app_name, explicit, parse_options
@@ -276,6 +276,7 @@ async def _roll_out(
     )
     if revision.direct:
         await free_port(fleet, revision, gateway.lifecycle.stop)
+    await free_gpus(fleet, revision, gateway.gpus, gateway.lifecycle.stop)
     _step(gateway, revision, "starting", "runner")
     runner = deployment.runner = gateway.lifecycle.start(fleet, revision, proving=True)
     runner.on_note = functools.partial(_step, gateway, revision, "starting")

@@ -1,4 +1,4 @@
-"""What a deploy does for a server of the user's own: free its port, ask for its schema, tell."""
+"""What a deploy does beside: free a server's port or an app's GPUs, ask for a schema, tell."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.gpus import Gpus
 from fal_notebook.gateway.headers import request_head
 from fal_notebook.gateway.store import Revision
 from fal_notebook.gateway.upstream import Pool, UpstreamError
@@ -29,6 +30,18 @@ async def free_port(fleet: Fleet, revision: Revision, stop: Callable[[Runner, st
     held = before is not None and before.manifest.get("fixed_port")
     if before is None or not held or before.options["exposed_port"] != port:
         return
+    await _end_runners(fleet, stop, f"revision {revision.number} needs its port {port}")
+
+
+async def free_gpus(
+    fleet: Fleet, revision: Revision, gpus: Gpus, stop: Callable[[Runner, str], None]
+) -> None:
+    """End the app's own runners if the new revision's would wait for their GPUs, as `free_port`."""
+    if revision.machine["gpus"] > len(gpus.free()) and any(map(gpus.of, fleet.runners)):
+        await _end_runners(fleet, stop, f"revision {revision.number} needs its GPUs")
+
+
+async def _end_runners(fleet: Fleet, stop: Callable[[Runner, str], None], cause: str) -> None:
     fleet.scaling = replace(
         fleet.scaling,
         min_concurrency=0,
@@ -38,7 +51,7 @@ async def free_port(fleet: Fleet, revision: Revision, stop: Callable[[Runner, st
     )
     runners = list(fleet.runners.values())
     for runner in runners:
-        stop(runner, f"revision {revision.number} needs its port {port}")
+        stop(runner, cause)
     await asyncio.gather(*(runner.ended.wait() for runner in runners))
 
 
