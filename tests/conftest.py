@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import docker
 import javascript
 import pytest
+from private_registry import Registry
 from runner_bench import Bench
 
 from fal_notebook import cli, discovery, sync
@@ -84,6 +85,17 @@ def docker_host() -> Iterator[str]:
     yield host
     if how == "started":
         subprocess.run(["bash", str(scripts / "engine.sh"), "stop"], check=True)
+
+
+@pytest.fixture(scope="module")
+def registry(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A private registry of images; its images are removed from the engine at the end."""
+    if shutil.which("docker-registry") is None:
+        pytest.skip("there is no docker-registry; on Debian, `make test` installs it for root")
+    registry = Registry(tmp_path_factory.mktemp("registry"))
+    yield registry
+    registry.close()
+    registry.remove_images(docker_host)
 
 
 @pytest.fixture(scope="module")

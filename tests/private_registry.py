@@ -1,16 +1,16 @@
-"""A private registry of images on 127.0.0.1 (Debian's docker-registry) with one user.
-
-Run as a program it serves until it is interrupted: ``python registry.py FOLDER``.
-"""
+"""A private registry of images on 127.0.0.1 (Debian's docker-registry) with one user."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+import docker
 
 USER = "robot"
 # bcrypt, as htpasswd -B writes it, which is all that a registry takes.
@@ -64,11 +64,28 @@ class Registry:
         self._process.terminate()
         self._process.wait(10)
 
+    def remove_images(self, docker_host: str) -> None:
+        """Remove from an engine what is named after this registry."""
+        engine = docker.APIClient(docker_host)
+        for image in engine.images():
+            for name in (*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())):
+                if name.startswith(self.host):
+                    with contextlib.suppress(docker.errors.APIError):  # gone with another name
+                        engine.remove_image(name, force=True)
+        engine.close()
 
-if __name__ == "__main__":
-    registry = Registry(Path(sys.argv[1]))
-    print(f"{registry.host} {USER} {registry.password}", flush=True)
-    try:
-        registry._process.wait()
-    except KeyboardInterrupt:
-        registry.close()
+    @property
+    def entry(self) -> dict[str, dict[str, str]]:
+        """What an image's `registries` say of it."""
+        return {self.host: {"username": USER, "password": self.password}}
+
+    def offer(self, engine: docker.APIClient, name: str, dockerfile: str) -> str:
+        """Put what a Dockerfile makes into it, and not into the engine; return its digest."""
+        tag = f"{self.host}/{name}"
+        lines = engine.build(fileobj=io.BytesIO(dockerfile.encode()), tag=tag, decode=True, rm=True)
+        assert not [line for line in lines if "error" in line]
+        auth = {"username": USER, "password": self.password}
+        told = list(engine.push(tag, stream=True, decode=True, auth_config=auth))
+        assert "aux" in told[-1], told
+        engine.remove_image(tag, force=True)
+        return str(told[-1]["aux"]["Digest"])
