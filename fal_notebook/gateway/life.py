@@ -103,8 +103,12 @@ class Life:
 
     async def _until_gone(self, revision: Revision, adopted: bool) -> str:
         """Start the runner and follow it while it lives; return what went wrong, if known."""
-        timer = self._startup_timer(revision)
         row = self._runner.row
+        try:  # it starts when it has its GPUs, however long that takes
+            await self._place(revision, adopted)
+        except FalNotebookError as refusal:
+            return str(refusal)
+        timer = self._startup_timer(revision)
         try:
             if not adopted:
                 await self._start(revision)
@@ -112,17 +116,18 @@ class Life:
                 await self._follow(timer, revision.number)
         except FalNotebookError as refusal:
             return str(refusal)
-        try:  # it starts when it has its GPUs, however long that takes
-            await self._place(revision, adopted)
-        except FalNotebookError as refusal:
-            return str(refusal)
-        timer = self._startup_timer(revision)
         except Exception as bug:
             _LOG.exception("runner %s is ended for an error of the gateway", row.id)
             return f"the gateway failed: {bug!r}"
         finally:
             timer.cancel()
         return ""
+
+    async def _place(self, revision: Revision, adopted: bool) -> None:
+        if adopted:
+            self._launcher.adopt(self._runner.row)
+        else:
+            await self._launcher.place(self._runner, revision)
 
     async def _start(self, revision: Revision) -> None:
         await self._launcher.start(self._runner, revision)
@@ -131,12 +136,6 @@ class Life:
 
     def _startup_timer(self, revision: Revision) -> asyncio.TimerHandle:
         timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
-    async def _place(self, revision: Revision, adopted: bool) -> None:
-        if adopted:
-            self._launcher.adopt(self._runner.row)
-        else:
-            await self._launcher.place(self._runner, revision)
-
         return asyncio.get_running_loop().call_later(timeout, self._startup_timeout, timeout)
 
     def _startup_timeout(self, timeout: float) -> None:
