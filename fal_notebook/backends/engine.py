@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_network
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import docker
@@ -23,8 +24,11 @@ from docker.types import CancellableStream
 
 from fal_notebook import settings
 from fal_notebook.backends.engine_words import meaning
+from fal_notebook.backends.logins import Login, header
+from fal_notebook.backends.transfers import Transfer
 from fal_notebook.exceptions import BuildError, EngineError
 from fal_notebook.image import Recipe
+from fal_notebook.registries import Reference
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 # The engine answers everything but builds and streams within this (seconds).
@@ -120,27 +124,94 @@ class Engine:
             return None
 
     @_translated
-    def pull(self, name: str, progress: Progress) -> None:
-        """Fetch an image from its registry.
+    def image_config(self, name: str) -> dict[str, Any]:
+        """Return what an image says of how it is run; nothing when the engine does not have it."""
+        try:
+            return dict(self.api.inspect_image(name)["Config"] or {})
+        except ImageNotFound:
+            return {}
+
+    @_translated
+    def pull(
+        self,
+        name: str,
+        progress: Progress,
+        login: Login | None = None,
+        streams: Streams | None = None,
+    ) -> str:
+        """Fetch an image from its registry; return its digest.
+
+        Closing `streams` breaks it off.
 
         Raises
         ------
-        BuildError
-            With the registry's reason.
+        RegistryError
+            With the registry's reason, and where credentials go.
         """
         progress(f"pulling {name}")
-        try:
-            for line in self.api.pull(name, stream=True, decode=True):
-                if "error" in line:
-                    raise BuildError(f"{name} cannot be pulled: {line['error']}")
-        except APIError as error:
-            raise BuildError(f"{name} cannot be pulled: {error.explanation}") from error
+        tag = {} if "@" in name or Reference.of(name).tag else {"tag": "latest"}
+        asked = self.api._url("/images/create"), {"fromImage": name, **tag}
+        return self._transfer(Transfer("pulled", name, login), *asked, progress, streams)
 
     @_translated
-    def build(self, recipe: Recipe, progress: Progress, streams: Streams, anew: bool) -> None:
+    def push(
+        self, image: str, name: str, progress: Progress, login: Login | None, streams: Streams
+    ) -> str:
+        """Send an image to a registry as ``HOST/NAME:TAG``; return its digest there.
+
+        Raises
+        ------
+        RegistryError
+            With the registry's reason, and where credentials go.
+        """
+        repository, _, tag = name.rpartition(":")
+        before = self.image_id(name)
+        self.api.tag(image, repository, tag, force=True)
+        try:
+            progress(f"pushing {name}")
+            asked = self.api._url("/images/{0}/push", repository), {"tag": tag}
+            return self._transfer(Transfer("pushed", name, login), *asked, progress, streams)
+        finally:
+            if before is None:
+                self.remove_image(name)  # this name alone: the image has its own
+            else:
+                self.api.tag(before, repository, tag, force=True)
+
+    def _transfer(
+        self,
+        transfer: Transfer,
+        url: str,
+        query: dict[str, str],
+        progress: Progress,
+        streams: Streams | None,
+    ) -> str:
+        """Follow a pull or push to its end; what fails on the way stands in the stream."""
+        reply = self.api._post(
+            url, params=query, headers=transfer.headers, stream=True, timeout=None
+        )
+        try:
+            self.api._raise_for_status(reply)
+        except APIError as error:
+            raise transfer.error(str(error.explanation)) from error
+        lines = self.api._stream_helper(reply, decode=True)
+        with (streams or Streams()).entered(CancellableStream(lines, reply)) as stream:
+            for line in stream:
+                transfer.take(line, progress)
+        return transfer.digest
+
+    @_translated
+    def build(
+        self,
+        recipe: Recipe,
+        progress: Progress,
+        streams: Streams,
+        anew: bool,
+        logins: Mapping[str, Login] = MappingProxyType({}),
+    ) -> None:
         """Build an image and tag it; closing `streams` breaks the build off.
 
-        `anew` has every step done, also those that gave the same before.
+        `anew` has every step done, also those that gave the same before; `logins` are credentials
+        of registries by host, for private images that the Dockerfile names.
 
         Raises
         ------
@@ -155,7 +226,7 @@ class Engine:
                 self.api._url("/build"),
                 data=context,
                 params=options,
-                headers={"Content-Type": "application/tar"},
+                headers={"Content-Type": "application/tar", **header(logins)},
                 stream=True,
                 timeout=None,
             )
@@ -181,13 +252,11 @@ class Engine:
         return ""
 
     @_translated
-    def create(self, name: str, image: str, command: list[str], **more: Any) -> str:
-        """Create a container that takes its standard input once; return its id."""
-        limits = self.api.create_host_config(**more.pop("limits"))
+    def create(self, name: str, image: str, limits: dict[str, Any], **more: Any) -> str:
+        """Create a container; return its id."""
+        made_of = self.api.create_host_config(**limits)
         try:
-            made = self.api.create_container(
-                image, name=name, entrypoint=command, stdin_open=True, host_config=limits, **more
-            )
+            made = self.api.create_container(image, name=name, host_config=made_of, **more)
         except ImageNotFound:
             raise BuildError(
                 f"the image {image} was removed; deploy the app again with force=true"
@@ -195,8 +264,11 @@ class Engine:
         return str(made["Id"])
 
     @_translated
-    def start(self, container: str, told: bytes) -> dict[str, Any]:
-        """Start a container that reads `told`, and return what the engine says of it."""
+    def start(self, container: str, told: bytes | None) -> dict[str, Any]:
+        """Start a container that reads `told`, if anything; return what the engine says of it."""
+        if told is None:
+            self.api.start(container)
+            return dict(self.api.inspect_container(container))
         pipe = self.api.attach_socket(container, {"stdin": 1, "stream": 1})
         wire = pipe._sock
         try:
@@ -206,6 +278,12 @@ class Engine:
             pipe._response.close()  # it holds all but the socket
             wire.close()
         return dict(self.api.inspect_container(container))
+
+    @_translated
+    def printed(self, container: str, command: list[str]) -> str:
+        """Return what a program prints that is run in a container; also why it could not be."""
+        made = self.api.exec_create(container, command)
+        return bytes(self.api.exec_start(made["Id"])).decode(errors="replace")
 
     @_translated
     def inspect(self, container: str) -> dict[str, Any] | None:
