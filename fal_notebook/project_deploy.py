@@ -41,7 +41,9 @@ def deploy(
     """
     _, cell = split_options(values)
     if cell.entry is not None or cell.dry_run:
-        raise OptionError("entry and dry_run are for cells; ref says what is deployed")
+        raise OptionError(
+            "an app of pyproject.toml takes neither entry nor dry_run; ref says what is deployed"
+        )
     with _loaded(app) as (found, further):
         given = {**app.options, **deploying.given_by(found), **further}
         given |= {key: app.options[key] for key in _OF_THE_TABLE if key in app.options}

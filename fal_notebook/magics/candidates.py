@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from fal_notebook.exceptions import OptionError
+from fal_notebook.exceptions import FalNotebookError, OptionError
 from fal_notebook.magics.parse import outside
 from fal_notebook.magics.values import Place, values_of
 from fal_notebook.options import option_help
+from fal_notebook.project import Project, read_cell
 
 _ITEM = re.compile(r"[\[(,]\s*")
 
@@ -29,12 +30,29 @@ def fitting(fragment: str, texts: Iterable[str], kind: str) -> Found:
 
 
 def cell_line(text: str, place: Place) -> Found:
-    """Return what fits the end of ``[NAME] key=value …``."""
+    """Return what fits the end of ``[NAME] key=value …``, NAME being that of an app."""
+    return _line(text, place, place.names.apps)
+
+
+def toml_line(text: str, place: Place) -> Found:
+    """Return the same where NAME is that of an app in the cell, which is TOML."""
+    return _line(text, place, lambda: names_of(lambda: read_cell(place.body, "", "")))
+
+
+def names_of(project: Callable[[], Project]) -> list[str]:
+    """Return the names of a project's apps, none where it cannot be read."""
+    try:
+        return project().names
+    except (FalNotebookError, OSError):
+        return []
+
+
+def _line(text: str, place: Place, names: Callable[[], list[str]]) -> Found:
     before, word = last_word(text)
     found = option(before, word, place, [item.name for item in option_help()])
     if before.strip() or found.fragment != word:
         return found
-    return Found(word, {**found.texts, **fitting(word, place.names.apps(), "name").texts})
+    return Found(word, {**found.texts, **fitting(word, names(), "name").texts})
 
 
 def last_word(text: str) -> tuple[str, str]:

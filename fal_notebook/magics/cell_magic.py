@@ -12,6 +12,7 @@ _MAGICS = {
     "fal_function": ("function", "FunctionMagic", "Deploy the cell's last function as an app."),
     "fal_app": ("app", "AppMagic", "Deploy the cell's last App class as an app."),
     "fal_server": ("server", "ServerMagic", "Deploy a server of one's own: all goes to its port."),
+    "fal_pyproject": ("pyproject", "PyprojectMagic", "Deploy the apps of a pyproject.toml."),
 }
 NAMES = tuple(_MAGICS)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from fal_notebook import cli
-from fal_notebook.magics.candidates import Found, fitting, last_word, option
+from fal_notebook import cli, project
+from fal_notebook.magics.candidates import Found, fitting, last_word, names_of, option
 from fal_notebook.magics.values import Place
 from fal_notebook.options import SCALING, option_help
 from fal_notebook.runner.log_levels import LEVELS
@@ -51,7 +51,8 @@ def _of_command(
         return fitting(word, list(map(str, asked.type.choices)), "name")
     named = (asked.name if asked is not None else "") or ""
     if named == "target":
-        return fitting(word, _programs(word), "path")
+        apps = fitting(word, names_of(lambda: project.read(project.find())), "name")
+        return Found(word, {**apps.texts, **fitting(word, _programs(word), "path").texts})
     return fitting(word, _names(named, path, place), "name")
 
 
@@ -90,7 +91,9 @@ def _flags(command: click.Command) -> list[str]:
 
 def _pairs(path: list[str]) -> list[str]:
     known = [item.name for item in option_help()]
-    return [name for name in known if name in SCALING] if path == ["scale"] else known
+    if path == ["scale"]:
+        return [name for name in known if name in SCALING]
+    return [*known, "pyproject"] if path == ["deploy"] else known
 
 
 def _programs(word: str) -> list[str]:

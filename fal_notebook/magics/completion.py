@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fal_notebook.magics.values import Place
 
 _IDENTIFIER = "fal_notebook"
-_CELL = re.compile(r"\s*%%fal_(?:function|app|server)[ \t]+")
+_CELL = re.compile(r"\s*%%fal_(function|app|server|pyproject)[ \t]+")
 _LINE = re.compile(r"\s*(?:[\w., ]+=\s*)?%fal[ \t]+")
 
 
@@ -69,9 +69,10 @@ class Matcher:
             return fal_line(text[match.end() :], self._place(context))
         match = _CELL.match(text)
         if match and not "".join(_lines(context)[: context.cursor_line]).strip():
-            from fal_notebook.magics.candidates import cell_line
+            from fal_notebook.magics.candidates import cell_line, toml_line
 
-            return cell_line(text[match.end() :], self._place(context))
+            line = toml_line if match[1] == "pyproject" else cell_line
+            return line(text[match.end() :], self._place(context))
         return None
 
     def _place(self, context: CompletionContext) -> Place:
