@@ -8,7 +8,7 @@ secrets and runs the command whenever a registry is used. So what may expire is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,6 @@ _REFERENCE = re.compile(
     re.ASCII,
 )
 _NAMED = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
-_FROM = re.compile(r"^\s*FROM\s+(?:--\S+\s+)*(\S+)|--from=(\S+)|[=,]from=([^,\s]+)", re.I | re.M)
 
 Password = str | list[str]
 
@@ -90,16 +89,10 @@ def engine_key(host: str) -> str:
     return HUB_KEY if host == HUB else host
 
 
-def hosts_in(dockerfile: str) -> set[str]:
-    """Return the registries that a Dockerfile names; Docker Hub is one of them by default."""
-    found = (next(filter(None, groups)) for groups in _FROM.findall(dockerfile))
-    return {host for text in found for host in _host(text)}
-
-
-def _host(text: str) -> Iterator[str]:
-    match = _REFERENCE.fullmatch(text)
-    if match is not None and text != "scratch":
-        yield host_of_key(match["host"] or HUB)
+def hosts_of(names: Iterable[str]) -> set[str]:
+    """Return the registries of images that a Dockerfile names; what is no name has none."""
+    matches = (_REFERENCE.fullmatch(name) for name in names if name != "scratch")
+    return {host_of_key(match["host"] or HUB) for match in matches if match is not None}
 
 
 # --- what a client sends ---------------------------------------------------------------------

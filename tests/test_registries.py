@@ -20,6 +20,7 @@ from fal_notebook.backends import logins
 from fal_notebook.backends.engine import Engine, Streams
 from fal_notebook.backends.logins import Given, Login, folder, login
 from fal_notebook.backends.logins import logins as logins_of
+from fal_notebook.backends.pulls import Pulls
 from fal_notebook.exceptions import BuildError, OptionError, RegistryError
 from fal_notebook.image import Recipe
 from fal_notebook.registries import (
@@ -29,7 +30,7 @@ from fal_notebook.registries import (
     engine_key,
     explain,
     host_of_key,
-    hosts_in,
+    hosts_of,
     literal,
     resolved,
     to_send,
@@ -78,13 +79,9 @@ def test_all_names_of_docker_hub_are_one_host() -> None:
     assert host_of_key("https://ghcr.io/v2/") == "ghcr.io" == engine_key("ghcr.io")
 
 
-def test_the_registries_that_a_dockerfile_names_are_found() -> None:
-    text = (
-        "FROM --platform=linux/amd64 ghcr.io/a/b:1 AS one\nfrom scratch\nFROM alpine\n"
-        "COPY --from=quay.io/x/y /a /b\nRUN --mount=type=bind,from=localhost:5000/z,target=/z ls\n"
-        "FROM $BASE\nFROM ${HOST}/image\n"
-    )
-    assert hosts_in(text) == {"ghcr.io", "docker.io", "quay.io", "localhost:5000"}
+def test_the_registries_of_names_are_found_and_what_is_no_name_has_none() -> None:
+    names = ("ghcr.io/a/b:1", "scratch", "alpine", "localhost:5000/z", "$BASE", "${HOST}/image")
+    assert hosts_of(names) == {"ghcr.io", "docker.io", "localhost:5000"}
 
 
 def entry(username: str, password: Any) -> container.Registry:
@@ -346,12 +343,64 @@ def test_a_private_base_is_pulled_by_the_builder(
     recipe = Recipe("test", f"FROM {registry.host}/team/base:1\nLABEL more=x\n", {})
 
     async def known() -> Mapping[str, Login]:
-        return await logins_of(hosts_in(recipe.dockerfile), registry.entry)
+        return await logins_of({registry.host}, registry.entry)
 
     with pytest.raises(BuildError, match="no basic auth credentials"):
         host.build(recipe, lambda line: None, Streams(), anew=False)
     host.build(recipe, lambda line: None, Streams(), False, asyncio.run(known()))
     assert host.image_id(recipe.tag)
+    host.remove_image(recipe.tag)
+
+
+async def call(function: Any, *arguments: Any) -> Any:
+    return await asyncio.to_thread(function, *arguments)
+
+
+async def test_a_tag_is_held_to_its_digest_also_when_it_moves(
+    registry: Registry, host: Engine, engine: docker.APIClient
+) -> None:
+    first = registry.offer(engine, "team/moves:1", image("before"))
+    name, pulls = f"{registry.host}/team/moves:1", Pulls(host, call)
+    lines: list[str] = []
+    pinned = await pulls.pinned(name, registry.entry, lines.append, anew=False)
+    assert pinned == f"{registry.host}/team/moves@{first}"
+    second = registry.offer(engine, "team/moves:1", image("after"))
+    assert await pulls.pinned(pinned, registry.entry, lines.append, anew=True) == pinned
+    assert (await pulls.pinned(name, registry.entry, lines.append, anew=True)).endswith(second)
+    assert host.image_config(pinned)["Labels"] == {"text": "before"}
+    assert host.image_config(name)["Labels"] == {"text": "after"}
+    engine.remove_image(pinned, force=True)
+    assert host.image_id(pinned) is None
+    assert await pulls.pinned(pinned, registry.entry, lines.append, anew=False) == pinned
+    assert host.image_config(pinned)["Labels"] == {"text": "before"}
+
+
+async def test_what_is_here_serves_when_its_registry_is_gone_and_not_when_it_refuses(
+    docker_host: str, host: Engine, engine: docker.APIClient, tmp_path: Path
+) -> None:
+    (tmp_path / "registry").mkdir()
+    registry = Registry(tmp_path / "registry")
+    name, pulls = f"{registry.host}/team/stays:1", Pulls(host, call)
+    try:
+        digest = registry.offer(engine, "team/stays:1", image("stays"))
+        lines: list[str] = []
+        pinned = await pulls.pinned(name, registry.entry, lines.append, anew=True)
+        with pytest.raises(RegistryError, match="is private"):
+            await pulls.pinned(name, {}, lines.append, anew=True)
+        registry.close()
+        assert await pulls.pinned(name, registry.entry, lines.append, anew=True) == pinned
+        assert pinned.endswith(digest)
+        assert lines[-1].endswith("the one that is here is used")
+    finally:
+        registry.close()
+        registry.remove_images(docker_host)
+
+
+async def test_an_image_of_ones_own_is_held_to_its_id(host: Engine) -> None:
+    recipe = Recipe("test", "FROM scratch\nLABEL text=own\nCMD x\n", {})
+    host.build(recipe, lambda line: None, Streams(), anew=False)
+    found = await Pulls(host, call).pinned(recipe.tag, {}, lambda line: None, anew=True)
+    assert found == host.image_id(recipe.tag)
     host.remove_image(recipe.tag)
 
 

@@ -27,7 +27,7 @@ from fal_notebook.backends.engine_words import meaning
 from fal_notebook.backends.logins import Login, header
 from fal_notebook.backends.transfers import Transfer
 from fal_notebook.exceptions import BuildError, EngineError
-from fal_notebook.image import Recipe
+from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import Reference
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -116,12 +116,17 @@ class Engine:
 
     # --- images ------------------------------------------------------------------------------
     @_translated
-    def image_id(self, name: str) -> str | None:
-        """Return the id of an image, None when the engine does not have it."""
+    def image(self, name: str) -> dict[str, Any] | None:
+        """Return what the engine says of an image, None when it does not have it."""
         try:
-            return str(self.api.inspect_image(name)["Id"])
+            return dict(self.api.inspect_image(name))
         except ImageNotFound:
             return None
+
+    def image_id(self, name: str) -> str | None:
+        """Return the id of an image, None when the engine does not have it."""
+        found = self.image(name)
+        return None if found is None else str(found["Id"])
 
     @_translated
     def image_config(self, name: str) -> dict[str, Any]:
@@ -192,6 +197,7 @@ class Engine:
         try:
             self.api._raise_for_status(reply)
         except APIError as error:
+            reply.close()
             raise transfer.error(str(error.explanation)) from error
         lines = self.api._stream_helper(reply, decode=True)
         with (streams or Streams()).entered(CancellableStream(lines, reply)) as stream:
@@ -202,7 +208,7 @@ class Engine:
     @_translated
     def build(
         self,
-        recipe: Recipe,
+        recipe: Recipe | UserImage,
         progress: Progress,
         streams: Streams,
         anew: bool,
@@ -222,6 +228,7 @@ class Engine:
             recipe.write_context(context)
             context.seek(0)
             options = {"t": recipe.tag, "rm": True, "forcerm": True, "nocache": anew}
+            options |= recipe.query
             reply = self.api._post(
                 self.api._url("/build"),
                 data=context,
@@ -234,6 +241,24 @@ class Engine:
             lines = self.api._stream_helper(reply, decode=True)
             with streams.entered(CancellableStream(lines, reply)) as stream:
                 _follow_build(stream, progress)
+
+    @_translated
+    def tried(self, image: str, command: list[str], labels: dict[str, str]) -> tuple[int, str]:
+        """Run a program in an image, without network; return its exit status and what it printed.
+
+        One that cannot be started has status 127 and printed the reason.
+        """
+        limits = self.api.create_host_config(network_mode="none", cap_drop=["ALL"])
+        more = {"host_config": limits, "labels": labels}
+        made = self.api.create_container(image, entrypoint=command, command=[], **more)["Id"]
+        try:
+            self.api.start(made)
+            status = self.api.wait(made, timeout=TIMEOUT)["StatusCode"]
+            return int(status), self.api.logs(made).decode(errors="replace")
+        except APIError as error:
+            return 127, str(error.explanation)
+        finally:
+            self.api.remove_container(made, v=True, force=True)
 
     @_translated
     def remove_image(self, name: str) -> None:
@@ -250,6 +275,11 @@ class Engine:
                 return str(found["Gateway"])
             return str(ip_network(found["Subnet"])[1])  # which the engine takes then
         return ""
+
+    @_translated
+    def is_rootless(self) -> bool:
+        """Say whether the engine is not root's, so that a container's root is its user."""
+        return "name=rootless" in (self.api.info().get("SecurityOptions") or ())
 
     @_translated
     def create(self, name: str, image: str, limits: dict[str, Any], **more: Any) -> str:

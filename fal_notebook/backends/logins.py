@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -146,7 +147,9 @@ async def _output(what: str, command: list[str], told: str = "", unknown: str = 
     """Return what a program prints; empty when it fails with a word that says so."""
     pipe = asyncio.subprocess.PIPE
     try:
-        process = await children.start(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+        process = await children.start(
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
     except OSError as error:
         raise RegistryError(f"{what} cannot be run: {error.strerror or error}") from None
     try:
@@ -154,8 +157,10 @@ async def _output(what: str, command: list[str], told: str = "", unknown: str = 
     except asyncio.TimeoutError:
         raise RegistryError(f"{what} gave none within {PATIENCE:.0f} s") from None
     finally:
-        if process.returncode is None:
-            process.kill()
+        if process.returncode is None:  # with all that it started, or its pipes stay open
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     text = output.decode(errors="replace").strip()
     if process.returncode and unknown and unknown in text:
         return ""
