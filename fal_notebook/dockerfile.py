@@ -38,14 +38,15 @@ class Instruction:
         What stands in front of its arguments as ``--name=value``.
     rest : str
         Its arguments.
-    line : int
-        Where it begins, counted from 1.
+    line, end : int
+        Its first and last line, counted from 1, heredocs included.
     """
 
     name: str
     flags: tuple[tuple[str, str], ...]
     rest: str
     line: int
+    end: int
     heredocs: tuple[Heredoc, ...] = ()
 
     def flag(self, name: str) -> str | None:
@@ -93,7 +94,7 @@ def _read(text: str) -> Iterator[Instruction]:
         name, _, rest = "".join(parts).strip().partition(" ")
         heredocs, number = _heredocs(name.upper(), rest, lines, number)
         flags, rest = _flags(rest.strip())
-        yield Instruction(name.upper(), flags, rest, begin + 1, heredocs)
+        yield Instruction(name.upper(), flags, rest, begin + 1, number, heredocs)
 
 
 def _escape_of(text: str) -> str:

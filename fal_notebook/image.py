@@ -15,16 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from fal_notebook import heredocs
+from fal_notebook.exceptions import BuildError
+
 # Where everything of ours lies in an image.
 HOME = "/opt/fal"
 PAYLOAD = f"{HOME}/payload"
 LIBRARIES = f"{HOME}/libraries"
 RUNNER = f"{HOME}/runner"
 WORKDIR = "/app"
+# The home of whoever runs in an image without one of the user's own.
+USER_HOME = "/home/fal"
+# The Dockerfile of a user's own image in its build context.
+USER_DOCKERFILE = ".fal-notebook.Dockerfile"
 # Every image of ours carries it.
 LABEL = "fal-notebook.image"
 
 _PIP = "python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore"
+# The engine says who that is when it starts a container; names are asked of these variables.
+_ANYONE = [
+    f"ENV HOME={USER_HOME} USER=fal LOGNAME=fal",
+    f"RUN mkdir -p {USER_HOME} && chmod 1777 {USER_HOME} {WORKDIR}",
+]
 
 
 @dataclass(frozen=True)
@@ -62,8 +74,12 @@ class Recipe:
             name: item.key if isinstance(item, Tree) else hashlib.sha256(item).hexdigest()
             for name, item in self.beside.items()
         }
-        text = json.dumps([self.dockerfile, beside, self.given], sort_keys=True)
-        return f"fal-notebook/{self.kind}:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        return _tag(self.kind, [self.dockerfile, beside, self.given])
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What the engine is told beside the context."""
+        return {}
 
     def write_context(self, file: IO[bytes]) -> None:
         """Write the build context as a tar archive, the Dockerfile in it."""
@@ -72,9 +88,7 @@ class Recipe:
                 if isinstance(item, Tree):
                     archive.add(item.path, name, filter=_readable)
                 else:
-                    entry = tarfile.TarInfo(name)
-                    entry.size, entry.mode = len(item), 0o644
-                    archive.addfile(entry, io.BytesIO(item))
+                    _add(archive, name, item)
 
 
 @dataclass(frozen=True)
@@ -85,26 +99,64 @@ class UserImage:
     ----------
     context : Path, optional
         A tar archive, named by its SHA-256, of the files that the Dockerfile copies.
-    bases : str
+    given : tuple of str
         What the names of its base images mean now.
     """
 
     dockerfile: str
     context: Path | None = None
     build_args: Mapping[str, str] = field(default_factory=dict)
-    bases: str = ""
+    given: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:
         """Return the name of the image; equal ones give the same."""
         context = self.context.name if self.context else ""
-        told = [self.dockerfile, context, dict(self.build_args), self.bases]
-        text = json.dumps(told, sort_keys=True)
-        return f"fal-notebook/user:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        return _tag("user", [self.dockerfile, context, dict(self.build_args), self.given])
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What the engine is told beside the context."""
+        told = {"dockerfile": USER_DOCKERFILE, "labels": json.dumps({LABEL: "user"})}
+        return {**told, "buildargs": json.dumps(dict(self.build_args))}
+
+    @property
+    def rewritten(self) -> tuple[str, dict[str, bytes]]:
+        """The Dockerfile as every builder knows it, and the files that it needs for that."""
+        return heredocs.rewritten(self.dockerfile, self.build_args)
+
+    def write_context(self, file: IO[bytes]) -> None:
+        """Write the context as a tar archive; no COPY takes the two files that are ours in it."""
+        dockerfile, texts = self.rewritten
+        ours = {
+            USER_DOCKERFILE: dockerfile.encode(),
+            ".dockerignore": f"{USER_DOCKERFILE}\n.dockerignore\n".encode(),
+        }
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+            if self.context is not None:
+                _copy(self.context, archive)
+            for name, content in {**texts, **ours}.items():
+                _add(archive, name, content)
+
+    def write_folder(self, folder: Path) -> None:
+        """Write the context as a folder, without the Dockerfile."""
+        if self.context is not None:
+            with tarfile.open(self.context) as archive:
+                archive.extraction_filter = lambda entry, path: entry  # modes stay as they are
+                archive.extractall(folder, members=map(_inside, archive))
+        for name, content in self.rewritten[1].items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 def environment(
-    base: str, base_id: str, requirements: Sequence[Sequence[str]], libraries: Tree, runner: Tree
+    base: str,
+    base_id: str,
+    requirements: Sequence[Sequence[str]],
+    libraries: Tree,
+    runner: Tree,
+    for_anyone: bool = False,
+    workdir: str = WORKDIR,
 ) -> Recipe:
     """Return the image that apps with the same requirements share.
 
@@ -116,12 +168,18 @@ def environment(
         Lines for pip, a layer of the image for each sequence.
     libraries, runner : Tree
         What the runner imports, and the runner.
+    for_anyone : bool
+        Whether every user may write to home and working folder.
+    workdir : str
+        The working folder; empty for that of the base.
     """
     files = {
         f"requirements-{number}.txt": "".join(f"{line}\n" for line in layer).encode()
         for number, layer in enumerate(requirements, 1)
     }
-    lines = [f"FROM {base}", f"LABEL {LABEL}=env", f"WORKDIR {WORKDIR}"]
+    lines = [f"FROM {base}", f"LABEL {LABEL}=env"]
+    lines += [f"WORKDIR {workdir}"] if workdir else []
+    lines += _ANYONE if for_anyone else []
     for name in files:
         lines += [f"COPY {name} {HOME}/{name}", f"RUN {_PIP} -r {HOME}/{name}"]
     lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
@@ -132,6 +190,31 @@ def app(environment_tag: str, payload: Tree) -> Recipe:
     """Return the image of a revision: its environment and the payload."""
     lines = [f"FROM {environment_tag}", f"LABEL {LABEL}=app", f"COPY payload {PAYLOAD}"]
     return Recipe("app", _text(lines), {"payload": payload})
+
+
+def _tag(kind: str, parts: object) -> str:
+    text = json.dumps(parts, sort_keys=True)
+    return f"fal-notebook/{kind}:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = len(content), 0o644, 499_162_500
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _copy(context: Path, archive: tarfile.TarFile) -> None:
+    with tarfile.open(context) as files:
+        for entry in files:
+            if entry.name not in (USER_DOCKERFILE, ".dockerignore"):
+                archive.addfile(entry, files.extractfile(entry) if entry.isreg() else None)
+
+
+def _inside(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Refuse what would be written elsewhere."""
+    if entry.name.startswith("/") or ".." in entry.name.split("/"):
+        raise BuildError(f"the build context holds {entry.name}, which lies outside of it")
+    return entry
 
 
 def _text(lines: Iterable[str]) -> str:

@@ -95,7 +95,6 @@ class Options(BaseModel):
         None,
         "container image that the app runs in",
         "a ContainerImage, or a reference such as 'my-org/my-server:latest'",
-        effective=False,
     )
     requirements: list[RequirementText] | list[list[RequirementText]] | None = option(
         None,

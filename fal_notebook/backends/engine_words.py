@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from collections.abc import Sequence
 
 _GPU = re.compile(r"could not select device driver|nvidia-container|unresolvable CDI devices", re.I)
 _FULL = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.I)
+
+
+_FOREIGN = re.compile(r"exec format error", re.I)
 
 
 def meaning(said: str) -> str | None:
@@ -21,4 +26,26 @@ def meaning(said: str) -> str | None:
             "`sudo nvidia-ctk runtime configure --runtime=docker`, restart the engine; or choose "
             "a machine_type without a GPU, or target=local"
         )
+    if _FOREIGN.search(said):
+        return (
+            f"its programs are for another machine than this one, {platform.machine()}: take a "
+            "base image for this one, or leave out --platform"
+        )
     return None
+
+
+def failure(step: str, reason: str, last: Sequence[str]) -> str:
+    """Return one sentence about a build that failed.
+
+    Parameters
+    ----------
+    step : str
+        Such as ``Step 2/3 : RUN false``; empty when none had begun.
+    last : sequence of str
+        What the step printed last.
+    """
+    known = meaning("\n".join([reason, *last]))
+    begin = (
+        f"the image could not be built, {step} failed" if step else "the image could not be built"
+    )
+    return f"{begin}: {known or reason}"

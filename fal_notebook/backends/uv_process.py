@@ -6,27 +6,20 @@ import asyncio
 import errno
 import os
 import re
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uv
 
-from fal_notebook.backends import children
+from fal_notebook.backends import programs
 from fal_notebook.exceptions import BuildError
-from fal_notebook.runner import keeper
 
 Progress = Callable[[str], None]
-_LINUX = sys.platform == "linux"
 
 ELAPSED_EVERY = 2.0
 """Seconds between two signs of life of a build that has nothing else to say."""
-
-LOOK_EVERY = 0.5
-"""Seconds between two looks whether a silent uv is still there."""
 
 # What another interpreter or project means for uv must not reach the environments made here;
 # index, proxy, CA and cache settings must.
@@ -36,7 +29,6 @@ _DROPPED = re.compile(
 )
 _INDEXES = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX"}
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _FIRST = re.compile(r"^\s*(error:|×)")
 _CLAUSE = re.compile(r"^\s*(error:|×|cause:|Caused by:|[╰├]─▶|hint:)\s*")
 _FRAME = re.compile(r"^[\s│]+")
@@ -71,48 +63,17 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
     BuildError
         With uv's reason.
     """
-    process = await _start(arguments, cwd)
     said: list[str] = []
-    try:
-        async with elapsed(what, progress):
-            async for line in _lines(process):
-                said.append(line)
-                progress(line)
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            _end(process)
-            await process.wait()
-    if process.returncode:
+
+    def told(line: str) -> None:
+        said.append(line)
+        progress(line)
+
+    async with elapsed(what, progress):
+        environment = uv_environment(os.environ)
+        status = await programs.run([_program(), *arguments], cwd, environment, told)
+    if status:
         raise BuildError(f"{what} failed: {reason(said)}")
-
-
-async def _start(arguments: Sequence[str], cwd: Path) -> asyncio.subprocess.Process:
-    return await children.start(
-        *_keeper(),
-        _program(),
-        *arguments,
-        cwd=cwd,
-        env=uv_environment(os.environ),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a process group of its own, build backends included
-    )
-
-
-def _keeper() -> list[str]:
-    """Return what a command begins with of which nothing outlives this process (Linux)."""
-    return [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid())] if _LINUX else []
-
-
-def _end(process: asyncio.subprocess.Process) -> None:
-    """Have uv ended with all its children: by its keeper, elsewhere as a group."""
-    with suppress(ProcessLookupError, PermissionError):  # it ended this moment
-        if _LINUX:
-            process.terminate()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _program() -> str:
@@ -131,33 +92,6 @@ def uv_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if not any(name.startswith(("UV_INDEX", "UV_DEFAULT_INDEX")) for name in kept):
         kept |= {theirs: kept[ours] for ours, theirs in _INDEXES.items() if kept.get(ours)}
     return {**kept, "NO_COLOR": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-
-
-async def _lines(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
-    # Not readline: it gives up on a line above 64 KiB, and a build backend may print one.
-    rest = b""
-    while chunk := await _read(process):
-        *lines, rest = re.split(rb"[\r\n]", rest + chunk)
-        for line in lines:
-            if text := _plain(line):
-                yield text
-    if text := _plain(rest):
-        yield text
-
-
-async def _read(process: asyncio.subprocess.Process) -> bytes:
-    """Return what comes next, b"" at the end; what outlives a killed uv may keep its pipe open."""
-    assert process.stderr is not None
-    while True:
-        try:
-            return await asyncio.wait_for(process.stderr.read(65536), LOOK_EVERY)
-        except asyncio.TimeoutError:
-            if process.returncode is not None:
-                return b""
-
-
-def _plain(line: bytes) -> str:
-    return _ANSI.sub("", line.decode("utf-8", "replace")).rstrip()
 
 
 @asynccontextmanager

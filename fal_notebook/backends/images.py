@@ -1,0 +1,216 @@
+"""Makes the images of revisions: pulled, built, checked; containers of them are left to others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fal_notebook import dockerfile, image, settings
+from fal_notebook.backends import buildkit, image_python, logins
+from fal_notebook.backends.base import BuildOrder, Progress
+from fal_notebook.backends.bundle import write_compiled
+from fal_notebook.backends.containers import RUNNER
+from fal_notebook.backends.engine import Engine, host
+from fal_notebook.backends.environments import ensure_runner_libraries
+from fal_notebook.backends.limits import own_user
+from fal_notebook.backends.pulls import Call, Pulls, breakable
+from fal_notebook.exceptions import BuildError
+from fal_notebook.image import Recipe, UserImage
+from fal_notebook.registries import hosts_of
+
+# The image that others are made from (setting docker_base).
+BASE = "python:{python}-slim"
+
+Make = Callable[[], Awaitable[None]]
+Logins = Mapping[str, logins.Login]
+
+
+class Images:
+    """Makes what a container is created from; equal orders are built once.
+
+    Parameters
+    ----------
+    state : Path
+        The gateway's state folder.
+    engine : Engine
+    call : callable
+        Runs a function in a thread and gives its result.
+    labels : mapping
+        Of the containers in which images are looked at.
+    """
+
+    def __init__(self, state: Path, engine: Engine, call: Call, labels: Mapping[str, str]) -> None:
+        self._state = state
+        self._engine = engine
+        self._call = call
+        self._labels = labels
+        self._pulls = Pulls(engine, call)
+        self._building: dict[str, asyncio.Lock] = {}
+
+    async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
+        """Build what is not there yet of an environment, and the image of the payload.
+
+        Raises
+        ------
+        BuildError
+            With the failing step and its last lines; no image of that name is there then.
+        """
+        (self._state / "docker").touch()  # the next gateway looks for what is left
+        if order.manifest.get("kind") == "image":
+            return await self._untouched(order, progress)
+        shared, user = await self._environment(order, progress)
+        own = image.app(shared.tag, image.Tree(order.payload, order.payload.name))
+        await self._ensure(own.tag, self._built(own, progress, False, {}))
+        # An image outlives this version of the package, so it says itself where things are.
+        places = {"runner": image.RUNNER, "libraries": image.LIBRARIES}
+        return {"image": own.tag, **places, **user, **_prefix(order.options.get("image"))}
+
+    async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
+        given = order.options["image"]
+        name = await self._users(order, progress)
+        commands = given if isinstance(given, dict) else {}
+        told = {n: json.dumps(commands[n]) for n in ("entrypoint", "cmd") if commands.get(n)}
+        return {"image": name, "untouched": "yes", **told}
+
+    async def _environment(
+        self, order: BuildOrder, progress: Progress
+    ) -> tuple[Recipe, dict[str, str]]:
+        """Return the image of an environment, which is there then, and who runs in it.
+
+        In an image of the user's own that is whom it names.
+        """
+        manifest, anew = order.manifest, bool(order.options.get("force"))
+        brought = order.options.get("image") is not None
+        base = await (self._users if brought else self._default)(order, progress)
+        found = await self._call(self._engine.image, base) or {}
+        base_user = found.get("Config", {}).get("User", "")
+        ours = not brought and not base_user
+        shared = image.environment(
+            base,
+            found.get("Id", ""),
+            _requirements(order.options, manifest),
+            *await self._runner(manifest, progress),
+            for_anyone=ours,
+            workdir="" if brought else image.WORKDIR,
+        )
+
+        make = self._built(shared, progress, anew, {})
+
+        async def checked() -> None:
+            await self._check_python(base, found, manifest["python"])
+            await make()
+
+        await self._ensure(shared.tag, checked if brought else make, anew)
+        return shared, {"user": await self._own_user()} if ours else {}
+
+    async def _default(self, order: BuildOrder, progress: Progress) -> str:
+        name = settings.setting("docker_base", BASE).format(python=order.manifest["python"])
+        if await self._call(self._engine.image_id, name) is None:
+            await self._pulls.fetch(name, {}, _in_loop(progress))
+        return str(name)
+
+    async def _users(self, order: BuildOrder, progress: Progress) -> str:
+        """Return the name of the image that a revision brings, built or pulled."""
+        given, anew = order.options["image"], bool(order.options.get("force"))
+        registries = order.credentials.get("registries", {})
+        if isinstance(given, str):
+            return await self._pulls.pinned(given, registries, _in_loop(progress), anew)
+        text, arguments = given["dockerfile_str"], given.get("build_args") or {}
+        named = [name for name in dockerfile.bases(text, arguments) if "$" not in name]
+        found = [
+            await self._pulls.pinned(name, registries, _in_loop(progress), anew) for name in named
+        ]
+        own = UserImage(text, order.context, arguments, tuple(found))
+        known = await logins.logins(hosts_of(named), registries)
+        secrets = order.credentials.get("secrets", {})
+        if secrets or dockerfile.needs_buildkit(own.rewritten[0]):
+            make = self._built_by_command(own, secrets, known, progress, anew)
+        else:
+            make = self._built(own, progress, anew, known)
+        await self._ensure(own.tag, make, anew)
+        return own.tag
+
+    async def _runner(
+        self, manifest: Mapping[str, Any], progress: Progress
+    ) -> tuple[image.Tree, image.Tree]:
+        """Return what the runner imports, and the runner."""
+        interpreter, minor = manifest["interpreter"], manifest["python"]
+        libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress)
+        bundle = await asyncio.to_thread(write_compiled, self._state, interpreter, minor)
+        key = f"{libraries.parent.name}/{libraries.name}"
+        return image.Tree(libraries, key), image.Tree(bundle, bundle.name)
+
+    async def _check_python(self, name: str, found: Mapping[str, Any], minor: str) -> None:
+        labels = {**self._labels, RUNNER: f"check-{os.urandom(4).hex()}"}
+        status, printed = await self._call(self._engine.tried, name, image_python.COMMAND, labels)
+        image_python.refuse(status, printed, minor, found.get("Architecture", ""))
+
+    async def _own_user(self) -> str:
+        rootless = await self._call(self._engine.is_rootless)
+        return own_user(os.getuid(), os.getgid(), rootless)
+
+    async def _ensure(self, tag: str, make: Make, anew: bool = False) -> None:
+        """Have an image made that is not there."""
+        async with self._building.setdefault(tag, asyncio.Lock()):
+            if anew or await self._call(self._engine.image_id, tag) is None:
+                await make()
+
+    def _built(
+        self, wanted: Recipe | UserImage, progress: Progress, anew: bool, known: Logins
+    ) -> Make:
+        """Return what builds an image; when it is cancelled the build is broken off."""
+
+        async def make() -> None:
+            build, tell = self._engine.build, _in_loop(progress)
+            run = functools.partial(build, wanted, tell, anew=anew, logins=known)
+            await breakable(self._call, lambda streams: run(streams=streams))
+
+        return make
+
+    def _built_by_command(
+        self, own: UserImage, secrets: dict[str, str], known: Logins, progress: Progress, anew: bool
+    ) -> Make:
+
+        async def make() -> None:
+            with logins.folder(known) if known else contextlib.nullcontext() as config:
+                await buildkit.build(own, host(), secrets, config, progress, anew)
+
+        return make
+
+
+def _prefix(given: Any) -> dict[str, str]:
+    """Return the program of the user's own that starts the runner, if the image names one."""
+    entrypoint = given.get("entrypoint") if isinstance(given, dict) else None
+    return {"entrypoint": json.dumps(entrypoint)} if entrypoint else {}
+
+
+def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[list[str]]:
+    """Return the layers that were asked for, or else what the code imports."""
+    given = options.get("requirements")
+    layers = manifest.get("distributions") if given is None else given
+    layers = layers or []
+    if layers and isinstance(layers[0], str):
+        layers = [layers]
+    for line in (line for layer in layers for line in layer):
+        if line.startswith(("/", "file:")) or "@ file:" in line:
+            raise BuildError(
+                f"{line} lies on this machine and cannot be put into an image yet; give a version "
+                "of an index, or deploy with target=local"
+            )
+    return [list(layer) for layer in layers if layer]
+
+
+def _in_loop(progress: Progress) -> Progress:
+    """Return a callable for other threads that has `progress` called on the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def tell(line: str) -> None:
+        loop.call_soon_threadsafe(progress, line)
+
+    return tell
