@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from fal_notebook import discovery, image_request, sdk_app, settings, sync
+from fal_notebook import discovery, image_request, sdk_app, server_image, settings, sync
 from fal_notebook.app import is_app
 from fal_notebook.app_definition import (
     app_name_of,
@@ -61,13 +61,12 @@ from fal_notebook.runner.sdk_server import SdkServer
 from fal_notebook.sdk_handle import SdkHandle
 from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_handle import ServerHandle
+from fal_notebook.server_image import ServerImage
 
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 50
-NEEDS_DOCKER = (
-    "{} needs the docker target, which takes none yet in this release; write the command that "
-    "starts the server into the cell (lang=sh)"
-)
+# What is no function, and is captured in its own way.
+SERVERS = (ServerCommand, ServerImage)
 # Captures once more, to look for the values of these secrets.
 Find = Callable[[Mapping[str, str]], Payload]
 # What uv tells people who make an environment by hand.
@@ -143,14 +142,15 @@ class Deployment:
 
 
 def deploy(
-    function: Any, *, setup_function: Callable[..., Any] | None = None, **values: Any
+    function: Any = None, *, setup_function: Callable[..., Any] | None = None, **values: Any
 ) -> Handle:
     """Deploy a function or an `App` class, as ``%%fal_function`` and ``%%fal_app`` do for a cell.
 
     Parameters
     ----------
-    function : callable
-        What ``POST /`` calls; or a class made from `App`.
+    function : callable, optional
+        What ``POST /`` calls; or a class made from `App`. Without it the app is the server in
+        `image`, which listens on `exposed_port`; then `name` is needed.
     setup_function : callable, optional
         Runs once per runner before the first request.
     **values
@@ -169,6 +169,7 @@ def deploy(
     DeployError
         With ``wait=True``, when the revision did not come up.
     """
+    function = server_image.of_options(values) if function is None else function
     _refuse_no_function(function)
     if setup_function is not None:
         values["setup_function"] = setup_function
@@ -202,7 +203,7 @@ def _with_requirements_of(context: str | None, values: dict[str, Any]) -> dict[s
 
 
 def _refuse_no_function(value: Any) -> None:
-    if is_app(value) or sdk_app.is_sdk_app(value):
+    if is_app(value) or sdk_app.is_sdk_app(value) or isinstance(value, SERVERS):
         return
     if isinstance(value, Handle) and given_by(value):
         return
@@ -270,7 +271,7 @@ def start(
     client = shared_client()
     accepted = sync.submit(_accept(client, progress, request, find, image.context))
     deployed = sync.submit(_follow(client, progress, accepted))
-    original = None if isinstance(function, ServerCommand) else function
+    original = None if isinstance(function, SERVERS) else function
     original = function.app if isinstance(function, SdkServer) else original
     handle = kind(owner, app, original, deployed, options.setup_function)
     return Deployment(handle, progress, accepted)
@@ -303,8 +304,6 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
             "exposed_port is for servers, and an App answers by its endpoints; leave it out, or "
             "start the server from %%fal_server"
         )
-    if options.exposed_port is not None and options.image is not None:
-        raise OptionError(NEEDS_DOCKER.format("image"))
     return function, _checked(options, cell)
 
 
@@ -313,9 +312,9 @@ def imported_distributions(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what the manifest says of distributions that an image needs, and what to tell.
 
-    Only for containers without `requirements`: processes have those of the kernel.
+    Only for containers without `requirements` or `image`: processes have those of the kernel.
     """
-    if target == settings.TARGETS[0] or options.requirements is not None:
+    if target == settings.TARGETS[0] or options.requirements is not None or options.image:
         return {}, []
     found = needed_by(payload.modules)
     notices = [
@@ -358,14 +357,14 @@ def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dic
 
 
 def _captured(
-    function: Callable[..., Any] | ServerCommand,
+    function: Callable[..., Any] | ServerCommand | ServerImage,
     options: Options,
     cell: CellOptions,
     source: str,
     image: Mapping[str, Any] = MappingProxyType({}),
     known_secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> Payload:
-    if isinstance(function, ServerCommand):
+    if isinstance(function, SERVERS):
         identity = {"options": explicit(options), "variables": _variables(options), **image}
         return function.capture(identity, cell.allow_secret, known_secrets)
     return capture(
@@ -544,7 +543,7 @@ def _paths(function: Any) -> dict[str, str]:
 
 def _star_parameters(function: Any, options: Options) -> list[str]:
     """Note ``*args``: fields of a JSON body have names; ``**kwargs`` takes every further one."""
-    if isinstance(function, ServerCommand) or options.exposed_port is not None:
+    if isinstance(function, SERVERS) or options.exposed_port is not None:
         return []
     served = [function]
     if is_app(function):

@@ -43,23 +43,31 @@ class ServerCommand:
         known = {**environment_secrets(), **known_secrets}
         refuse_secrets(content, sources, [Item(self.name, self.text)], known, allow_secret)
         captured = (Captured(self.name, "command", len(content)),)
-        manifest = self._manifest(dict(identity), captured)
+        manifest = server_manifest("server", self.name, self.text, identity, captured)
         return Payload(pack(manifest, content), manifest["digest"], manifest, captured, ())
 
-    def _manifest(self, identity: dict[str, Any], captured: tuple[Captured, ...]) -> dict[str, Any]:
-        identified = json.dumps([self.text, identity, python_minor()], sort_keys=True)
-        return {
-            "format": 1,
-            "python": python_minor(),
-            "implementation": sys.implementation.name,
-            "interpreter": sys.executable,
-            "cloudpickle": cloudpickle.__version__,
-            "packages": {},
-            "name": self.name,
-            "setup": None,
-            "kind": "server",
-            "doc": None,
-            "sources": {self.name: self.text},
-            "digest": hashlib.sha256(identified.encode()).hexdigest(),
-            "captured": [asdict(value) for value in captured],
-        }
+
+def server_manifest(
+    kind: str,
+    name: str,
+    text: str,
+    identity: Mapping[str, Any],
+    captured: tuple[Captured, ...],
+) -> dict[str, Any]:
+    """Return the manifest of a server that is described by a text; `identity` is hashed too."""
+    identified = json.dumps([text, dict(identity), python_minor()], sort_keys=True)
+    return {
+        "format": 1,
+        "python": python_minor(),
+        "implementation": sys.implementation.name,
+        "interpreter": sys.executable,
+        "cloudpickle": cloudpickle.__version__,
+        "packages": {},
+        "name": name,
+        "setup": None,
+        "kind": kind,
+        "doc": None,
+        "sources": {name: text},
+        "digest": hashlib.sha256(identified.encode()).hexdigest(),
+        "captured": [asdict(value) for value in captured],
+    }

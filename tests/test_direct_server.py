@@ -409,8 +409,7 @@ def test_without_a_schema_the_app_works_and_says_what_is_missing(
         ("%%fal_server x lang=sh\ntrue", "exposed_port is missing"),
         ("%%fal_server exposed_port=1\ntrue", "the app has no name"),
         ("%%fal_server x exposed_port=1 lang=perl\ntrue", "lang=perl is not allowed"),
-        ("%%fal_server x exposed_port=1 lang=dockerfile\nFROM a", "needs the docker target"),
-        ("%%fal_server x exposed_port=1 image='a/b:1'\ntrue", "image needs the docker target"),
+        ("%%fal_server x exposed_port=1 target=local\nFROM a", "target=local exclude each other"),
         ("%%fal_server x exposed_port=1\n\n", "the cell is empty"),
         ("%%fal_server x exposed_port=0\ntrue", "exposed_port=0 is not allowed"),
     ],
@@ -419,11 +418,6 @@ def test_what_cannot_be_served_is_refused_in_one_sentence(
     shell: Any, source: str, said: str
 ) -> None:
     assert said in failure(shell, source)
-
-
-def test_a_function_with_an_image_needs_the_docker_target(shell: Any) -> None:
-    said = failure(shell, "%%fal_function exposed_port=1 image='a/b:1'\ndef f(): ...")
-    assert "image needs the docker target" in said
 
 
 def test_a_server_is_no_function(raw: ServerHandle) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,7 +59,8 @@ class Started:
 class Backend(Protocol):
     """What the controller needs of a place where runners live.
 
-    A runner's end is not reported by the backend: the gateway sees its link close.
+    A runner's end is not reported by the backend, but for those of `states`: the gateway sees its
+    link close.
     """
 
     async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
@@ -82,6 +83,16 @@ class Backend(Protocol):
         ------
         BuildError
             When no process could be started; nothing of it stays.
+        """
+
+    def states(
+        self, process: dict[str, Any], runner_id: str
+    ) -> AsyncGenerator[dict[str, Any], None] | None:
+        """Yield the states of a runner that has no link of its own, until it has ended.
+
+        They are those that the link of any other tells: SETUP, perhaps with a ``note``, IDLE with
+        the ``address`` of the server, FAILED with ``error``, ENDED with ``cause``; from the first
+        whenever it is asked for. None for a runner that has a link.
         """
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:

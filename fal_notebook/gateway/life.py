@@ -92,14 +92,22 @@ class Life:
             release.cancel()
 
     async def _release(self) -> None:
-        """Send SIGTERM, then ``end`` once nothing is on its way to the runner any more."""
-        runner = self._runner
-        while not runner.row.process:  # it is just being started
+        """Send SIGTERM, then ``end`` once nothing is on its way to the runner any more.
+
+        A server without a runner in front of it would not finish what it has: it is told then.
+        """
+        runner, row = self._runner, self._runner.row
+        while not row.process:  # it is just being started
             await asyncio.sleep(DRAIN_PERIOD)
-        await self._backend.stop(runner.row.process, runner.row.id)
+        linked = self._backend.states(row.process, row.id) is None
+        if linked:
+            await self._backend.stop(row.process, row.id)
         while runner.in_flight:
             await asyncio.sleep(DRAIN_PERIOD)
-        await link.end(runner)
+        if linked:
+            await link.end(runner)
+        else:
+            await self._backend.stop(row.process, row.id)
 
     async def _until_gone(self, revision: Revision, adopted: bool) -> str:
         """Start the runner and follow it while it lives; return what went wrong, if known."""
@@ -147,7 +155,8 @@ class Life:
     async def _follow(self, timer: asyncio.TimerHandle, revision: int) -> None:
         """Follow the runner's link until it closes, or until the runner is to be killed."""
         row = self._runner.row
-        lines = link.states(self._runner, lambda: self._backend.alive(row.process))
+        lines = self._backend.states(row.process, row.id)
+        lines = lines or link.states(self._runner, lambda: self._backend.alive(row.process))
         # Once its link closes it has ended.
         with contextlib.suppress(UpstreamError, OSError):
             async with contextlib.aclosing(lines):
@@ -170,7 +179,7 @@ class Life:
             self._states.failed(self._redacted(line["error"]))
         elif state == "IDLE" and self._runner.live:
             self._states.ready(line["openapi"], line.get("address"), line.get("fixed_port", False))
-        elif state == "ENDED":
+        elif state == "ENDED" and self._runner.row.state not in ENDING:
             self._runner.row.cause = self._redacted(line["cause"])
         elif state == "DRAINING":
             self.stop("the runner was told to end")

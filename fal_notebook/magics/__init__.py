@@ -11,14 +11,14 @@ from typing import Any
 def register(shell: Any) -> None:
     """Add the magics and their completion to a shell."""
     from fal_notebook.magics import completion, missing_sdk
-    from fal_notebook.magics.cell_magic import NAMES, cell_magic
+    from fal_notebook.magics.cell_magic import NAMES, cell_magic, with_a_body
     from fal_notebook.magics.fal import asked_for_help, line_magic
 
     unregister(shell)
     for name in NAMES:
         shell.register_magic_function(cell_magic(shell, name), "cell", name)
     shell.register_magic_function(line_magic(shell), "line", "fal")
-    shell.input_transformers_cleanup.append(asked_for_help)
+    shell.input_transformers_cleanup += [asked_for_help, with_a_body]
     completion.register(shell)
     missing_sdk.register(shell)
 
@@ -26,7 +26,7 @@ def register(shell: Any) -> None:
 def unregister(shell: Any) -> None:
     """Remove them from a shell."""
     from fal_notebook.magics import completion, missing_sdk
-    from fal_notebook.magics.cell_magic import NAMES
+    from fal_notebook.magics.cell_magic import NAMES, with_a_body
     from fal_notebook.magics.fal import asked_for_help
 
     magics = shell.magics_manager.magics
@@ -34,7 +34,8 @@ def unregister(shell: Any) -> None:
     for name in NAMES:
         magics["cell"].pop(name, None)
     transformers = shell.input_transformers_cleanup
-    transformers[:] = [known for known in transformers if known is not asked_for_help]
+    ours = (asked_for_help, with_a_body)
+    transformers[:] = [known for known in transformers if known not in ours]
     completion.unregister(shell)
     missing_sdk.unregister(shell)
 

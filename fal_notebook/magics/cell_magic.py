@@ -17,6 +17,15 @@ _MAGICS = {
 NAMES = tuple(_MAGICS)
 
 
+def with_a_body(lines: list[str]) -> list[str]:
+    """Give a cell that is one line of ``%%fal_server`` a second one: IPython refuses an empty body.
+
+    The image that it names may be all there is to say.
+    """
+    alone = len(lines) == 1 and lines[0].startswith("%%fal_server ")
+    return [lines[0].rstrip("\n") + "\n", "\n"] if alone else lines
+
+
 def cell_magic(shell: Any, name: str) -> Any:
     """Return the cell magic ``name``, one of ``NAMES``, for one shell."""
     module, worker, does = _MAGICS[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fal_notebook import deploying
+from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.magics.function import FunctionMagic, split_line
@@ -13,22 +13,31 @@ from fal_notebook.magics.parse import parse_line
 from fal_notebook.magics.usage import one_line
 from fal_notebook.options import CellOptions, Options, help_text
 from fal_notebook.server_command import ServerCommand
+from fal_notebook.server_image import ServerImage, first_line, is_dockerfile, with_commands
 
 _MAGIC = "%%fal_server"
 _LANG = re.compile(r"(^|\s)(--)?lang=\S+")
+_COMMANDS = ("cmd", "entrypoint")
 _LANGUAGES = ("sh", "python", "dockerfile")
 _HELP = """Deploy a server that you have: all requests go to its port, unchanged.
 
 ::
 
-    %%fal_server NAME exposed_port=8000 [lang=sh|python] key=value …
+    %%fal_server NAME exposed_port=8000 [lang=sh|python|dockerfile] key=value …
     my-server --host 127.0.0.1 --port {{port}}
+
+    %%fal_server NAME exposed_port=8000 image="my-org/my-server" [cmd=…] [entrypoint=…]
 
 The cell is a shell command; with ``lang=python`` it is Python, whose last function starts the
 server. ``{{port}}`` in a command, ``$PORT`` and a function's parameter ``port`` are the runner's
 own port, so that several runners live on one machine; a server that listens on ``exposed_port``
-whatever they say gets one runner at a time. NAME is then bound to a handle:
-``NAME.request("GET", "/…")``, ``NAME.url``.
+whatever they say gets one runner at a time.
+
+A cell that begins with ``FROM`` or ``ARG`` is a Dockerfile, built beside the notebook. Its image,
+or with an empty cell that of ``image=``, runs as it is; its server has to listen on ``0.0.0.0`` and
+`exposed_port`.
+
+NAME is then bound to a handle: ``NAME.request("GET", "/…")``, ``NAME.url``.
 
 {options}
 """
@@ -49,12 +58,27 @@ class ServerMagic(FunctionMagic):
         __tracebackhide__ = True
         with one_line(_MAGIC):
             name, values = parse_line(line, self._shell.user_ns)
-            lang = _language(values.pop("lang", "sh"))
+            lang = _language(values.pop("lang", None), cell)
             _check(values)
-            if lang == "sh":
+            commands = {key: values.pop(key) for key in _COMMANDS if key in values}
+            if lang == "dockerfile":
+                self._start_image(name, {**values, "image": _built(cell, values)}, commands)
+            elif lang == "sh" and "image" in values and not first_line(cell):
+                self._start_image(name, values, commands)
+            elif commands:
+                raise OptionError(f"{min(commands)} is for images; write the command into the cell")
+            elif lang == "sh":
                 self._start(cell, *split_line(name, values))
         if lang == "python":
             super().cell(_LANG.sub(" ", line), cell)
+
+    def _start_image(
+        self, name: str | None, values: dict[str, Any], commands: dict[str, Any]
+    ) -> None:
+        image = with_commands(values["image"], commands)
+        options, cell_options = split_line(name, {**values, "image": image})
+        own = _named(options)
+        self._send(ServerImage(own, options.image or ""), own, options, cell_options, "")
 
     def _send(self, function: Any, entry: str, options: Options, *cell: Any) -> None:
         """Bind NAME too, where the cell's function is called otherwise."""
@@ -67,20 +91,34 @@ class ServerMagic(FunctionMagic):
                 names[_identifier(options.name)] = names[entry]
 
     def _start(self, cell: str, options: Options, cell_options: CellOptions) -> None:
-        name = _identifier(options.name or "")
-        if not name:
-            raise OptionError(f"the app has no name; write {_MAGIC} NAME exposed_port=…")
+        name = _named(options)
         if not cell.strip():
-            raise OptionError("the cell is empty; write the command that starts the server")
+            raise OptionError(
+                "the cell is empty; write the command that starts the server, or give image="
+            )
         self._send(ServerCommand(name, cell), name, options, cell_options, "")
 
 
-def _language(lang: Any) -> str:
+def _language(lang: Any, cell: str) -> str:
+    if lang is None:
+        return "dockerfile" if is_dockerfile(cell) else "sh"
     if lang not in _LANGUAGES:
         raise OptionError(f"lang={lang} is not allowed: {' or '.join(_LANGUAGES)}")
-    if lang == "dockerfile":
-        raise OptionError(deploying.NEEDS_DOCKER.format("a Dockerfile"))
     return str(lang)
+
+
+def _built(cell: str, values: dict[str, Any]) -> ContainerImage:
+    """Return the image of a Dockerfile; without a folder its context is that of the notebook."""
+    if values.get("image") is not None:
+        raise OptionError("the cell is a Dockerfile and image says another; give one of them")
+    return ContainerImage(cell)
+
+
+def _named(options: Options) -> str:
+    """Return the app's name as a variable's."""
+    if not options.name:
+        raise OptionError(f"the app has no name; write {_MAGIC} NAME exposed_port=…")
+    return _identifier(options.name)
 
 
 def _identifier(name: str) -> str:
