@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # the same library under its older name
 
-T = TypeVar("T", int, str)
+T = TypeVar("T", bool, int, str)
 
 # The file of the state folder under whose key secrets are encrypted; made with the first one.
 SECRETS_KEY = "secrets.key"
@@ -26,7 +26,7 @@ SECRETS_KEY = "secrets.key"
 # Where apps can run.
 TARGETS = ("local", "docker")
 
-_KINDS: dict[type, str] = {int: "a whole number", str: "text"}
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", str: "text"}
 
 
 def state_folder() -> Path:
@@ -61,6 +61,8 @@ def setting(name: str, default: T) -> T:
     value: Any = os.environ.get(variable)
     if value is None:
         value, variable = _configured().get(name, default), f"{name} in {config_file()}"
+    elif isinstance(default, bool):
+        value = {"true": True, "false": False}.get(value.lower(), value)
     elif isinstance(default, int):
         value = int(value) if value.isdecimal() else value
     if type(value) is not type(default):

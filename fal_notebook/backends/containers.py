@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +17,9 @@ from docker.errors import DockerException
 from requests.exceptions import RequestException
 
 from fal_notebook.backends.engine import Engine, Streams
+from fal_notebook.backends.limits import killed_for_memory
 from fal_notebook.exceptions import BuildError
+from fal_notebook.runner.logs import RECORD
 
 # Labels of every container: which gateway's it is, and which runner's.
 STATE, RUNNER = "fal-notebook.state", "fal-notebook.runner"
@@ -23,6 +27,8 @@ STATE, RUNNER = "fal-notebook.state", "fal-notebook.runner"
 RETRY = 1.0
 # So long what a container printed last may take to be read.
 LAST_WORDS = 5.0
+# A container that ends so soon after one of its processes was killed has ended for that (seconds).
+CONSEQUENCE = 2.0
 
 _STREAM_ERRORS = (BuildError, DockerException, RequestException, OSError, ValueError)
 _LOG = logging.getLogger(__name__)
@@ -35,7 +41,15 @@ class Seen:
     runner: str
     log: str
     running: bool = True
-    out_of_memory: bool = False
+    memory_mb: int = 0
+    killed_for_memory: float = 0.0  # when the kernel last ended a process of it for that
+    died: float = 0.0
+    writer: _Log | None = None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it has ended, or is about to, for want of memory."""
+        return self.died - self.killed_for_memory < CONSEQUENCE if self.killed_for_memory else False
 
 
 class Containers:
@@ -72,9 +86,9 @@ class Containers:
         for name in [name for name, seen in list(self._seen.items()) if seen.runner == runner]:
             self._seen.pop(name, None)
 
-    def add(self, container: str, runner: str, log: str) -> None:
+    def add(self, container: str, runner: str, log: str, memory_mb: int = 0) -> None:
         """Know a container that is about to start."""
-        self._seen[container] = Seen(runner, log)
+        self._seen[container] = Seen(runner, log, memory_mb=memory_mb)
 
     def get(self, container: str) -> Seen | None:
         """Return what is known of a container."""
@@ -87,7 +101,7 @@ class Containers:
         reader = self._readers.get(container)
         if seen is None or (reader is not None and reader.is_alive()):
             return
-        reader = threading.Thread(target=self._copy, args=(container, seen.log), daemon=True)
+        reader = threading.Thread(target=self._copy, args=(container, seen), daemon=True)
         self._readers[container] = reader
         reader.start()
 
@@ -97,9 +111,10 @@ class Containers:
         if reader is not None:
             reader.join(LAST_WORDS)
 
-    def _copy(self, container: str, path: str) -> None:
+    def _copy(self, container: str, seen: Seen) -> None:
         try:
-            with _Log(path) as log, contextlib.suppress(*_STREAM_ERRORS):
+            with _Log(seen.log) as log, contextlib.suppress(*_STREAM_ERRORS):
+                seen.writer = log
                 output = self._engine.output(container, log.at // 10**9)
                 with self._streams.entered(output) as pieces:
                     for piece in pieces:
@@ -134,8 +149,11 @@ class Containers:
     def _happened(self, event: Mapping[str, Any]) -> None:
         seen = self._seen.get(event["id"])
         if seen is not None and event["Action"] == "oom":
-            seen.out_of_memory = True
+            seen.killed_for_memory = event["timeNano"] / 1e9
+            if seen.writer is not None:
+                seen.writer.note(killed_for_memory(seen.memory_mb))
         elif seen is not None and event["Action"] in ("die", "destroy"):
+            seen.died = seen.died or event["timeNano"] / 1e9
             seen.running = False
 
     def look(self) -> None:
@@ -171,20 +189,36 @@ class _Log:
         found = os.fstat(self._descriptor)
         self.at = found.st_mtime_ns if found.st_size else 0
         self._before = self.at
+        self._lock = threading.Lock()
+        self._within_line = False
 
     def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def write(self, piece: bytes) -> None:
         """Append what was printed, without the time in front of it; nothing twice."""
         time_of, _, text = piece.partition(b" ")
         self.at = nanoseconds(time_of)
         if self.at > self._before:
-            os.write(self._descriptor, text)
-            os.utime(self._descriptor, ns=(self.at, self.at))
+            with self._lock:
+                self._append(text)
+            self._within_line = not text.endswith(b"\n")
+
+    def note(self, message: str) -> None:
+        """Append a line of our own, without a change of what was copied last."""
+        record = {"at": time.time(), "level": "ERROR", "request": None, "message": message}
+        line = f"{RECORD}{json.dumps(record)}\n".encode()
+        with self._lock, contextlib.suppress(OSError):  # a full disk, or the container has ended
+            self._append(b"\n" * self._within_line + line)
+
+    def _append(self, text: bytes) -> None:
+        os.write(self._descriptor, text)
+        os.utime(self._descriptor, ns=(self.at, self.at))
 
 
 def nanoseconds(time_of: bytes) -> int:

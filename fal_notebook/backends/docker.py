@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine, Streams
 from fal_notebook.backends.environments import ensure_runner_libraries
-from fal_notebook.backends.limits import DATA, ending, limits
+from fal_notebook.backends.limits import DATA, UMASK, ending, limits
 from fal_notebook.exceptions import BuildError, EngineError
 from fal_notebook.runner.spec import RunnerSpec
 
@@ -170,9 +171,9 @@ class DockerBackend:
                 environment["libraries"],
             ],
             labels=self._labels(spec.runner_id, placement),
-            limits=limits(placement, data),
+            limits=limits(placement, data, os.stat(data).st_gid),
         )
-        self._containers.add(container, spec.runner_id, spec.log)
+        self._containers.add(container, spec.runner_id, spec.log, placement.machine.memory_mb)
         told = inside(spec).to_json().encode() + b"\n"
         about = self._engine.start(container, told)
         self._containers.read(container)
@@ -278,6 +279,7 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
         payload=image.PAYLOAD,
         log="",
         folder="",
+        umask=UMASK,
         environment={**spec.environment, **changed},
     )
 

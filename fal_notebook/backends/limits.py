@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from fal_notebook.backends.base import Placement
 
 # In a container the owner's shared storage is here.
 DATA = "/data"
+# User and group of containers whose gateway is root.
+CONTAINED = 1000
+# Which rights new files lack in containers: the group of the shared storage may write them.
+UMASK = 0o007
 # Processes and threads that a container may have.
 PIDS = 2048
 
 
-def limits(placement: Placement, data: str) -> dict[str, Any]:
+def own_user(uid: int, gid: int, rootless: bool) -> str:
+    """Return who runs in an image that brings no user: the gateway's own, but never root.
+
+    In a rootless engine the root of a container is the engine's user outside.
+    """
+    if rootless:
+        return "0:0"
+    return f"{uid}:{gid}" if uid else f"{CONTAINED}:{CONTAINED}"
+
+
+def limits(
+    placement: Placement, data: str, group: int, writable: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return what a container may take and do, as docker-py's host configuration.
 
     Parameters
@@ -23,6 +40,10 @@ def limits(placement: Placement, data: str) -> dict[str, Any]:
         Its machine is what the container gets, its GPUs are the container's only ones.
     data : str
         The folder of this machine that it sees as `DATA`.
+    group : int
+        The group of that folder: whoever runs in the container belongs to it.
+    writable : sequence of str, optional
+        The only folders that it may write to, besides `DATA`; they are empty and in memory.
     """
     machine = placement.machine
     gpus = [{"DeviceIDs": list(placement.gpus), "Capabilities": [["gpu"]]}]
@@ -36,15 +57,29 @@ def limits(placement: Placement, data: str) -> dict[str, Any]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "init": True,
+        "group_add": [str(group)],
         "binds": {data: {"bind": DATA, "mode": "rw"}},
         "log_config": {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}},
         **({"device_requests": gpus} if placement.gpus else {}),
+        **(_read_only(writable) if writable is not None else {}),
     }
+
+
+def _read_only(writable: Sequence[str]) -> dict[str, Any]:
+    return {"read_only": True, "tmpfs": dict.fromkeys(writable, "mode=1777,exec")}
+
+
+def killed_for_memory(memory_mb: int) -> str:
+    """Return what the log says when a process of a container took too much memory."""
+    return (
+        f"out of memory: a process of this runner was killed, which may have {memory_mb} MB; a "
+        "larger machine_type has more"
+    )
 
 
 def ending(status: int, out_of_memory: bool, memory_mb: int) -> str:
     """Return how a container ended, in words; its init turns signals into numbers above 128."""
-    if out_of_memory and status:
+    if out_of_memory:
         return f"out of memory: it may have {memory_mb} MB, a larger machine_type has more"
     if status > 128:
         with contextlib.suppress(ValueError):

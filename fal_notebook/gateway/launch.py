@@ -122,6 +122,7 @@ class Launcher:
             grace=revision.options["termination_grace_period_seconds"],
             exposed_port=revision.options["exposed_port"] if revision.direct else None,
             fixed_port=revision.manifest.get("fixed_port", False),
+            umask=paths.umask(),
         )
 
     def _environment(self, row: RunnerRow, revision: Revision, url: str) -> dict[str, str]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from fal_notebook.backends.limits import CONTAINED
+
+# The mode of what all runners of an owner share: what is made in it has its group.
+SHARED = 0o2770
 
 
 def blob(state: Path, digest: str) -> Path:
@@ -19,10 +25,24 @@ def runner_folder(state: Path, runner_id: str) -> Path:
 
 
 def data_folder(state: Path, owner: str) -> Path:
-    """Return the folder that all runners of an owner share, made when it is missing."""
+    """Return the folder that all runners of an owner share, made when it is missing.
+
+    Its group may write, and so may that of what is made in it: containers may have another user
+    than the gateway, but belong to this group. Nobody else comes to the folder above it.
+    """
     folder = state / "data" / owner
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in (folder.parent, folder):
+        path.mkdir(exist_ok=True, mode=0o700)
+    if os.stat(folder).st_mode & 0o7777 != SHARED:
+        if os.getuid() == 0:
+            os.chown(folder, -1, CONTAINED)
+        os.chmod(folder, SHARED)
     return folder
+
+
+def umask() -> int:
+    """Return which rights new files of a local runner lack: root's are for containers too."""
+    return 0o007 if os.getuid() == 0 else 0o077
 
 
 def runner_log(state: Path, runner_id: str) -> Path:

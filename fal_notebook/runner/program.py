@@ -47,7 +47,7 @@ def clean(spec: RunnerSpec) -> None:
     os.environ.update(spec.environment)
     time.tzset()
     mounts.show_data(spec.environment.get("FAL_DATA_DIR", ""))
-    os.umask(0o077)
+    os.umask(spec.umask)
     os.chdir(spec.folder)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

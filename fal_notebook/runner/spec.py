@@ -46,6 +46,8 @@ class RunnerSpec:
         The port that a server of the user's own says it listens on; None without such a server.
     fixed_port : bool
         That server is known to listen there, whatever ``$PORT`` says: one runner at a time.
+    umask : int
+        Which rights its new files lack.
     """
 
     runner_id: str
@@ -61,6 +63,7 @@ class RunnerSpec:
     grace: float = 5.0
     exposed_port: int | None = None
     fixed_port: bool = False
+    umask: int = 0o077
 
     @property
     def ending(self) -> str:
