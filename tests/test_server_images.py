@@ -331,7 +331,7 @@ def test_a_container_that_ended_without_a_gateway_is_replaced(
     with served("lost", image, min_concurrency=1) as handle:
         (before,) = containers_of(engine, "lost")
         engine.kill(before["Id"])
-        assert handle.request("GET", "/").status_code == 200
+        eventually(lambda: handle.request("GET", "/").status_code == 200)
         eventually(lambda: before["Id"] not in [c["Id"] for c in containers_of(engine, "lost")])
         assert "the server ended with SIGKILL" in cause_of_end(containers, "lost")
 

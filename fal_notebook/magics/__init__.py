@@ -18,7 +18,7 @@ def register(shell: Any) -> None:
     for name in NAMES:
         shell.register_magic_function(cell_magic(shell, name), "cell", name)
     shell.register_magic_function(line_magic(shell), "line", "fal")
-    shell.input_transformers_cleanup += [asked_for_help, with_a_body]
+    shell.input_transformers_cleanup.extend((asked_for_help, with_a_body))
     completion.register(shell)
     missing_sdk.register(shell)
 
