@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fal_notebook.app import is_app
 from fal_notebook.exceptions import CellError, OptionError
 from fal_notebook.options import split_options
 from fal_notebook.project_keys import ProjectApp
+from fal_notebook.server_image import ServerImage
 
 # Here the table wins over the class, as in fal; elsewhere the class does.
 _OF_THE_TABLE = ("name", "auth", "exposed_port")
@@ -49,6 +51,8 @@ def deploy(
         given |= {key: app.options[key] for key in _OF_THE_TABLE if key in app.options}
         notices = [*app.notices, *_without_port(found, given)]
         options, cell = split_options({**given, **values})
+        if isinstance(found, ServerImage):  # the line may have said another image
+            found = replace(found, image=options.image or found.image)
         deployment = deploying.start(
             found, options, cell, app.name, on_change, notebook=app.identity
         )
@@ -67,6 +71,9 @@ def _without_port(found: Any, given: dict[str, Any]) -> list[str]:
 @contextmanager
 def _loaded(app: ProjectApp) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Give what is deployed, and options that follow from where it was found."""
+    if not app.ref and not app.entry_point:
+        yield ServerImage(app.name, app.options["image"]), {}
+        return
     with _on_path(app.folder):
         if app.ref:
             path, _, symbol = app.ref.partition("::")
