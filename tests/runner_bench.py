@@ -6,6 +6,7 @@ import ast
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import docker
 import httpx
 
 from fal_notebook.backends.base import BuildOrder, Placement
@@ -78,11 +80,13 @@ class Bench:
         self.environment = {"python": sys.executable, "libraries": ""}
         self.runners: list[LiveRunner] = []
 
-    def environment_of(self, payload: Path) -> dict[str, str]:
+    def environment_of(self, payload: Path, image: dict[str, Any] | None = None) -> dict[str, str]:
+        """Return that of a payload, or of an image that is a server itself."""
         if not self.docker:
             return self.environment
         manifest = {"python": "{}.{}".format(*sys.version_info), "interpreter": sys.executable}
-        order = BuildOrder(manifest, {}, payload)
+        kind = {"kind": "image"} if image is not None else {}
+        order = BuildOrder({**manifest, **kind}, {"image": image}, payload)
         return self.run(self.backend.build(order, lambda line: None))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -110,7 +114,13 @@ class Bench:
 class LiveRunner:
     """One runner, spoken to over its socket with its secret."""
 
-    def __init__(self, bench: Bench, content: bytes, spec: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        content: bytes,
+        spec: dict[str, Any],
+        image: dict[str, Any] | None = None,
+    ) -> None:
         identity = uuid.uuid4().hex[:12]
         self.folder = bench.state / "runners" / identity
         self.folder.mkdir(parents=True)
@@ -129,7 +139,7 @@ class LiveRunner:
             **spec,
         )
         self._bench = bench
-        start = bench.backend.start(self.spec, bench.environment_of(file), PLACEMENT)
+        start = bench.backend.start(self.spec, bench.environment_of(file, image), PLACEMENT)
         self.started = bench.run(start)
         self.process = self.started.process
 
@@ -189,6 +199,21 @@ class LiveRunner:
         with cut, self.client() as client, client.stream("GET", "/", headers=STATES) as reply:
             for line in reply.iter_lines():
                 yield json.loads(line)
+
+    def told(self) -> Iterator[dict[str, Any]]:
+        """Yield the states that its backend tells, for it has no link."""
+        states = self._bench.backend.states(self.process, self.spec.runner_id)
+        assert states is not None
+        while True:
+            try:
+                yield self._bench.run(anext(states))
+            except StopAsyncIteration:
+                return
+
+    def signal(self, number: str) -> None:
+        """Send a signal to its container from outside."""
+        with contextlib.closing(docker.APIClient(os.environ["DOCKER_HOST"])) as engine:
+            engine.kill(self.process["container"], number)
 
     def _listens(self) -> bool:
         if not self.started.address.startswith("tcp:"):

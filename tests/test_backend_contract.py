@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from runner_bench import Bench, LiveRunner
@@ -24,6 +25,7 @@ LOCAL = [
 KINDS = [*LOCAL, pytest.param({"docker": True}, id="docker", marks=LINUX)]
 # For what is said of processes only.
 of_processes = pytest.mark.parametrize("bench", LOCAL, indirect=True)
+of_containers = pytest.mark.parametrize("bench", KINDS[3:], indirect=True)
 STAY = "def f(x: int = 1): return x + 1"
 
 
@@ -85,6 +87,12 @@ def test_the_socket_is_its_users_only(runner: LiveRunner) -> None:
     assert runner.started.address == f"unix:{path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_runner_with_a_link_is_not_watched_by_its_backend(
+    bench: Bench, runner: LiveRunner
+) -> None:
+    assert bench.backend.states(runner.process, runner.spec.runner_id) is None
 
 
 def test_stats_are_of_the_runner(bench: Bench, runner: LiveRunner, eventually: Any) -> None:
@@ -198,3 +206,47 @@ def test_an_interpreter_that_is_not_there_is_a_build_error(bench: Bench) -> None
             bench.start(STAY, ready=False)
     finally:
         bench.environment = environment
+
+
+SERVER = """FROM python:{python}-slim
+RUN mkdir /served
+WORKDIR /served
+CMD trap 'exit 7' TERM; echo beginning; python3 -m http.server 8000 & wait
+"""
+
+
+@of_containers
+@pytest.mark.parametrize(
+    ("how", "cause"), [("stop", "exit status 7"), ("kill -9 from outside", "SIGKILL")]
+)
+def test_a_server_without_a_link_has_its_states_told_by_its_backend(
+    bench: Bench, how: str, cause: str, eventually: Any
+) -> None:
+    dockerfile = SERVER.replace("{python}", "{}.{}".format(*sys.version_info))
+    image = {"dockerfile_str": dockerfile}
+    server = LiveRunner(bench, b"", {"exposed_port": 8000}, image)
+    told = server.told()
+    assert next(told) == {"state": "SETUP"}
+    ready = next(line for line in told if line["state"] != "SETUP")
+    host, _, port = ready["address"].removeprefix("tcp:").rpartition(":")
+    assert (ready["state"], port) == ("IDLE", "8000")
+    assert httpx.get(f"http://{host}:{port}/").status_code == 200
+    assert server.alive()
+    assert eventually(lambda: bench.backend.stats(server.process))["memory_bytes"] > 1e5
+    assert list(zip(("SETUP", "IDLE"), [line["state"] for line in again(server)], strict=True))
+    if how == "stop":
+        server.stop()
+    else:
+        server.signal("SIGKILL")
+    (last,) = told
+    assert last == {"state": "ENDED", "cause": f"the server ended with {cause}"}
+    assert not server.alive()
+    assert "beginning" in server.log()
+    assert cause in server.kill()
+    assert server.kill() == ""
+
+
+def again(server: LiveRunner) -> list[dict[str, Any]]:
+    """Return the states up to IDLE, as the next gateway hears them."""
+    told = server.told()
+    return [next(told), next(told)]

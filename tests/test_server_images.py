@@ -330,6 +330,7 @@ def test_a_container_that_ended_without_a_gateway_is_replaced(
 ) -> None:
     with served("lost", image, min_concurrency=1) as handle:
         (before,) = containers_of(engine, "lost")
+        assert handle.request("GET", "/").status_code == 200
         engine.kill(before["Id"])
         eventually(lambda: handle.request("GET", "/").status_code == 200)
         eventually(lambda: before["Id"] not in [c["Id"] for c in containers_of(engine, "lost")])
