@@ -23,6 +23,8 @@ HOME = "/opt/fal"
 PAYLOAD = f"{HOME}/payload"
 LIBRARIES = f"{HOME}/libraries"
 RUNNER = f"{HOME}/runner"
+# Packages that were made on this machine.
+PACKAGES = f"{HOME}/packages"
 WORKDIR = "/app"
 # The home of whoever runs in an image without one of the user's own.
 USER_HOME = "/home/fal"
@@ -149,10 +151,18 @@ class UserImage:
             (folder / name).write_bytes(content)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Lines for pip, and the packages of `PACKAGES` that they name."""
+
+    lines: tuple[str, ...]
+    packages: Mapping[str, Tree] = field(default_factory=dict)
+
+
 def environment(
     base: str,
     base_id: str,
-    requirements: Sequence[Sequence[str]],
+    requirements: Sequence[Layer],
     libraries: Tree,
     runner: Tree,
     for_anyone: bool = False,
@@ -164,8 +174,8 @@ def environment(
     ----------
     base, base_id : str
         Name of the image it is made from, and what that name means now.
-    requirements : sequence of sequences of str
-        Lines for pip, a layer of the image for each sequence.
+    requirements : sequence of Layer
+        Each is a layer of the image.
     libraries, runner : Tree
         What the runner imports, and the runner.
     for_anyone : bool
@@ -173,17 +183,18 @@ def environment(
     workdir : str
         The working folder; empty for that of the base.
     """
-    files = {
-        f"requirements-{number}.txt": "".join(f"{line}\n" for line in layer).encode()
-        for number, layer in enumerate(requirements, 1)
-    }
+    files: dict[str, bytes | Tree] = {"libraries": libraries, "runner": runner}
     lines = [f"FROM {base}", f"LABEL {LABEL}=env"]
     lines += [f"WORKDIR {workdir}"] if workdir else []
     lines += _ANYONE if for_anyone else []
-    for name in files:
+    for number, layer in enumerate(requirements, 1):
+        name, packages = f"requirements-{number}.txt", f"packages-{number}"
+        files[name] = _text(layer.lines).encode()
+        files |= {f"{packages}/{file}": tree for file, tree in layer.packages.items()}
+        lines += [f"COPY {packages} {PACKAGES}"] if layer.packages else []
         lines += [f"COPY {name} {HOME}/{name}", f"RUN {_PIP} -r {HOME}/{name}"]
     lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
-    return Recipe("env", _text(lines), {**files, "libraries": libraries, "runner": runner}, base_id)
+    return Recipe("env", _text(lines), files, base_id)
 
 
 def app(environment_tag: str, payload: Tree) -> Recipe:

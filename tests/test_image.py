@@ -17,7 +17,8 @@ def recipe(
     requirements: list[list[str]], key: str = "k", base_id: str = "sha256:1"
 ) -> image.Recipe:
     libraries = image.Tree(Path("/nowhere"), key)
-    return image.environment("python:3.11-slim", base_id, requirements, libraries, NOTHING)
+    layers = [image.Layer(tuple(lines)) for lines in requirements]
+    return image.environment("python:3.11-slim", base_id, layers, libraries, NOTHING)
 
 
 def test_the_environment_installs_each_layer_and_the_runner_last() -> None:

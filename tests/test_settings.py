@@ -74,3 +74,13 @@ def test_a_target_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FAL_NOTEBOOK_TARGET", "moon")
     with pytest.raises(SettingError, match="'moon', which is none of local, docker"):
         settings.target()
+
+
+def test_a_setting_that_is_true_or_false_is_one_of_these(config, monkeypatch) -> None:
+    config.write_text("docker_read_only = true\n")
+    assert settings.setting("docker_read_only", False) is True
+    monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_READ_ONLY", "False")
+    assert settings.setting("docker_read_only", True) is False
+    monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_READ_ONLY", "1")
+    with pytest.raises(SettingError, match="'1', which is not true or false"):
+        settings.setting("docker_read_only", False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import dockerfile, image, settings
-from fal_notebook.backends import buildkit, image_python, logins
+from fal_notebook.backends import buildkit, image_python, local_packages, logins
 from fal_notebook.backends.base import BuildOrder, Progress
 from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER
@@ -20,7 +20,6 @@ from fal_notebook.backends.engine import Engine, host
 from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
-from fal_notebook.exceptions import BuildError
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of
 
@@ -91,10 +90,11 @@ class Images:
         found = await self._call(self._engine.image, base) or {}
         base_user = found.get("Config", {}).get("User", "")
         ours = not brought and not base_user
+        wanted = _requirements(order.options, manifest)
         shared = image.environment(
             base,
             found.get("Id", ""),
-            _requirements(order.options, manifest),
+            await local_packages.layers(self._state, wanted, manifest["interpreter"], progress),
             *await self._runner(manifest, progress),
             for_anyone=ours,
             workdir="" if brought else image.WORKDIR,
@@ -197,12 +197,6 @@ def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> li
     layers = layers or []
     if layers and isinstance(layers[0], str):
         layers = [layers]
-    for line in (line for layer in layers for line in layer):
-        if line.startswith(("/", "file:")) or "@ file:" in line:
-            raise BuildError(
-                f"{line} lies on this machine and cannot be put into an image yet; give a version "
-                "of an index, or deploy with target=local"
-            )
     return [list(layer) for layer in layers if layer]
 
 
