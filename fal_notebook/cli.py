@@ -21,6 +21,7 @@ from fal_notebook.exceptions import FalNotebookError, OptionError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.option_types import check_secret_name
 from fal_notebook.options import app_name
+from fal_notebook.registries import from_environment, literal
 
 if TYPE_CHECKING:
     from fal_notebook.deploying import Deployment
@@ -127,6 +128,51 @@ def target(where: str | None) -> str:
 def scale(name: str, options: tuple[str, ...]) -> display.Table:
     """Change scaling options of an app at once, such as keep_alive=60."""
     return display.status_table(_handle(name).scale(**_values(options)))
+
+
+@commands.command()
+@click.argument("name")
+def image(name: str) -> display.ImageView:
+    """Show an app's image: Dockerfiles, layers with their sizes, digest, labels."""
+    handle = _handle(name)
+    return display.ImageView(sync.wait(_client().image(handle.owner, handle.name)))
+
+
+@commands.command()
+@click.argument("name")
+@click.argument("to", metavar="REGISTRY/REPO[:TAG]")
+@click.option("--username", default="", metavar="USER", help="Instead of the app's credentials.")
+@click.option(
+    "--password-from",
+    default="",
+    metavar="NAME",
+    help="The variable of the environment, or the stored secret, that holds the password.",
+)
+def push(name: str, to: str, username: str, password_from: str) -> Iterator[str]:
+    """Send an app's image to a registry; its digest there comes last."""
+    handle = _handle(name)
+    if bool(username) != bool(password_from):
+        raise click.UsageError("give --username and --password-from together, or neither")
+    login = None
+    if username:
+        password = from_environment(f"${password_from}", os.environ)
+        login = {"username": literal(username), "password": password}
+    return sync.iterate(_client().push(handle.owner, handle.name, to, login))
+
+
+@commands.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--yes", is_flag=True, help="In a terminal: do not ask.")
+def prune(dry_run: bool, yes: bool) -> display.Table | str:
+    """Remove images and containers that we made and that no app needs any more."""
+    in_terminal = sys.stdin is not None and sys.stdin.isatty()
+    if in_terminal and not (dry_run or yes):
+        found = sync.wait(_client().prune_images(dry_run=True))
+        if not found["images"] and not found["containers"]:
+            return display.prune_table(found)
+        click.echo(str(display.prune_table(found)))
+        click.confirm("remove them?", abort=True)
+    return display.prune_table(sync.wait(_client().prune_images(dry_run)))
 
 
 @commands.command()

@@ -174,6 +174,33 @@ class Client:
         """Revoke a key."""
         await self._json("DELETE", f"/api/keys/{identity}")
 
+    async def image(self, owner: str, name: str) -> dict[str, Any]:
+        """Return what there is to know of an app's image, see `gateway.operations.images`."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/image")
+
+    async def push(
+        self, owner: str, name: str, to: str, login: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[str]:
+        """Send the image of an app to a registry: yield steps, then its name with the digest.
+
+        Raises
+        ------
+        RegistryError
+            With the registry's reason, and where credentials go.
+        """
+        path, request = f"/api/apps/{owner}/{name}/push", {"to": to, "login": login}
+        async with self._stream("POST", path, json=request) as response:
+            if response.is_error:
+                await response.aread()
+                _raise(response)
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    yield _pushed(json.loads(line[6:]))
+
+    async def prune_images(self, dry_run: bool = False) -> dict[str, Any]:
+        """Remove images and containers that no app needs; return which, and their bytes."""
+        return await self._json("POST", "/api/images/prune", params={"dry_run": dry_run})
+
     async def prune_storage(self, older_than: float) -> dict[str, int]:
         """Remove stored files older than so many seconds; return `files` and `bytes`."""
         return await self._json("POST", "/api/storage/prune", params={"older_than": older_than})
@@ -392,6 +419,12 @@ def _gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailab
             "was not sent again; repeat it if that does no harm, the gateway starts by itself"
         )
     return exceptions.GatewayUnavailableError(message)
+
+
+def _pushed(told: Mapping[str, str]) -> str:
+    if "error" in told:
+        raise _ERRORS.get(told["error"], exceptions.GatewayError)(told["detail"])
+    return told.get("line") or f"{told['name']}@{told['digest']}"
 
 
 def _raise_for_queue(response: httpx.Response, path: str) -> None:

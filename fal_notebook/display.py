@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -187,6 +188,63 @@ def errors_table(errors: Sequence[dict[str, Any]]) -> Table:
     ]
     columns = ("type", "place", "count", "first seen", "last seen", "request")
     return Table(columns, rows, "no request of the app has failed")
+
+
+class ImageView:
+    """An app's image: what it is called, its layers with their commands, its Dockerfiles."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        self._about = about
+
+    def _facts(self) -> Table:
+        about = self._about
+        rows = [("app", f"{about['app']}, revision {about['revision']}")]
+        rows += [(name, about[name]) for name in ("image", "id", "digest") if about[name]]
+        rows += [("size", _megabytes(about["size"])), ("platform", about["platform"])]
+        rows += [(f"label {name}", value) for name, value in sorted(about["labels"].items())]
+        return Table(("image", ""), rows, "")
+
+    def _layers(self, width: int = 100) -> Table:
+        rows = [
+            (number, _megabytes(layer["size"]), _shortened(_command(layer["command"]), width))
+            for number, layer in enumerate(self._about["layers"], 1)
+        ]
+        return Table(("layer", "size", "command"), rows, "no layers")
+
+    def _dockerfiles(self) -> list[str]:
+        return [text.strip() for text in self._about["dockerfiles"]]
+
+    def __repr__(self) -> str:
+        texts = [f"Dockerfile:\n{text}" for text in self._dockerfiles()]
+        return "\n\n".join([repr(self._facts()), repr(self._layers()), *texts])
+
+    def _repr_html_(self) -> str:
+        texts = [f"<pre>{_text(text)}</pre>" for text in self._dockerfiles()]
+        return "".join([self._facts()._repr_html_(), self._layers(1000)._repr_html_(), *texts])
+
+
+def prune_table(found: Mapping[str, Any]) -> Table:
+    """Return what a pruning removed, or would remove, and how many bytes."""
+    rows = [("container", name) for name in found["containers"]]
+    rows += [("image", name) for name in found["images"]]
+    told = "would go" if found["dry_run"] else "removed"
+    rows += [(told, _megabytes(found["bytes"]))] if rows else []
+    return Table(("", told), rows, "nothing to remove: apps need all images and containers")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 50_000 else f"{size / 1e3:.1f} kB"
+
+
+def _command(text: str) -> str:
+    """Return the instruction that made a layer, without what the builder puts around it."""
+    text = re.sub(r"^/bin/sh -c #\(nop\)\s+", "", text)
+    text = re.sub(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c ", "RUN ", text)
+    return " ".join(text.removesuffix("# buildkit").split())
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 class ErrorView:

@@ -203,7 +203,7 @@ def explain(doing: str, reference: str, said: str, login: tuple[str, str] | None
         )
         return (
             f"{reference} cannot be {doing}: {host} {private} and there are no credentials for "
-            f"it; {_where(host)}"
+            f"it; {_where(host, doing)}"
         )
     if refused(said) and login is not None:
         username, source = login
@@ -218,9 +218,10 @@ def explain(doing: str, reference: str, said: str, login: tuple[str, str] | None
     return f"{reference} cannot be {doing}: {said}"
 
 
-def _where(host: str) -> str:
+def _where(host: str, doing: str) -> str:
     entry = f"{{{engine_key(host)!r}: {{'username': …, 'password': '$NAME'}}}}"
-    return f"give the image registries={entry}, or run `docker login {host}`"
+    here = "add --username USER --password-from NAME, or " if doing == "pushed" else ""
+    return f"{here}give the image registries={entry}, or run `docker login {host}`"
 
 
 def _hint(host: str, username: str) -> str:

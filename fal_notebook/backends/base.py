@@ -39,13 +39,17 @@ class BuildOrder:
 
 @dataclass(frozen=True)
 class Placement:
-    """Whose runner it is, and what it may take of the machine; its own GPUs by number or UUID."""
+    """Whose runner it is, and what it may take of the machine; its own GPUs by number or UUID.
+
+    `registries` gives the credentials for its image, should that have to be fetched again.
+    """
 
     owner: str
     app: str
     revision: str
     machine: MachineType
     gpus: tuple[str, ...] = ()
+    registries: Callable[[], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True)

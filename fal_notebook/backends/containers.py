@@ -161,7 +161,7 @@ class Containers:
         known = set(self._seen)
         found = {item["Id"]: item for item in self._engine.containers(self._labels)}
         for name, item in found.items():
-            if item["Labels"].get(RUNNER) not in self._expected:
+            if self._is_stray(item):
                 _LOG.info("container %s was left over and is removed", name[:12])
                 self._engine.remove(name)
             elif name in self._seen and item["State"] == "running":
@@ -171,6 +171,16 @@ class Containers:
             gone = name not in found or found[name]["State"] in ("exited", "dead")
             if gone and name in self._seen:
                 self._seen[name].running = False
+
+    def _is_stray(self, item: Mapping[str, Any]) -> bool:
+        return item["Labels"].get(RUNNER) not in self._expected
+
+    def remove_strays(self, dry: bool) -> list[dict[str, Any]]:
+        """Remove what nobody knows, or only return it, as the engine lists it."""
+        found = [i for i in self._engine.containers(self._labels, True) if self._is_stray(i)]
+        for item in found if not dry else ():
+            self._engine.remove(item["Id"])
+        return found
 
     def close(self) -> None:
         """Stop following; containers live on."""

@@ -5,27 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fal_notebook import image, settings
-from fal_notebook.backends import usage
+from fal_notebook.backends import untouched, usage
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
-from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE, Containers
-from fal_notebook.backends.engine import CALLS, Engine, Streams
-from fal_notebook.backends.environments import ensure_runner_libraries
+from fal_notebook.backends.engine import CALLS, Engine
+from fal_notebook.backends.images import Images
 from fal_notebook.backends.limits import DATA, UMASK, ending, limits
-from fal_notebook.exceptions import BuildError, EngineError
+from fal_notebook.backends.outside import OutsideOfContainer
+from fal_notebook.backends.stored_images import StoredImages
+from fal_notebook.exceptions import BuildError, EngineError, GatewayError
 from fal_notebook.runner.spec import RunnerSpec
 
-# The image that others are made from (setting docker_base).
-BASE = "python:{python}-slim"
 # In its container a runner listens here, or there if a server of the user's own does.
 PORT, OTHER_PORT = 8080, 8081
 
@@ -51,7 +52,8 @@ class DockerBackend:
         self._containers = Containers(self._engine, self._label, self._returned)
         self._threads = ThreadPoolExecutor(CALLS, "fal-docker")
         self._usage = usage.Usage(self._engine, self._threads)
-        self._building: dict[str, asyncio.Lock] = {}
+        self._images = Images(state, self._engine, self._call, {STATE: self._label})
+        self.stored = StoredImages(self._engine, self._call, self._label)
         self._bridge = ""
         self._on_return = on_return
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,7 +79,8 @@ class DockerBackend:
         for runner, process, log in runners:
             self._containers.expect(runner)
             if process:
-                self._containers.add(process["container"], runner, str(log))
+                memory = process.get("memory_mb", 0)
+                self._containers.add(process["container"], runner, str(log), memory)
         try:
             await self._call(self._containers.look)
         except BuildError as error:
@@ -90,56 +93,14 @@ class DockerBackend:
             self._bridge = await self._call(self._engine.bridge_address)
         return self._bridge
 
-    # --- images ------------------------------------------------------------------------------
     async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         """Build the image of an environment, unless it is there, and that of the payload."""
-        manifest, options, payload = order.manifest, order.options, order.payload
-        base = settings.setting("docker_base", BASE).format(python=manifest["python"])
-        base_id = await self._base(base, progress)
-        (self._state / "docker").touch()  # the next gateway looks for what is left
-        libraries = await ensure_runner_libraries(
-            self._state, manifest["interpreter"], manifest["python"], progress
-        )
-        bundle = await asyncio.to_thread(
-            write_compiled, self._state, manifest["interpreter"], manifest["python"]
-        )
-        shared = image.environment(
-            base,
-            base_id,
-            _requirements(options, manifest),
-            image.Tree(libraries, f"{libraries.parent.name}/{libraries.name}"),
-            image.Tree(bundle, bundle.name),
-        )
-        await self._ensure(shared, progress, anew=bool(options.get("force")))
-        own = image.app(shared.tag, image.Tree(payload, payload.name))
-        await self._ensure(own, progress)
-        # An image outlives this version of the package, so it says itself where things are.
-        return {"image": own.tag, "runner": image.RUNNER, "libraries": image.LIBRARIES}
+        async with self.stored.building():
+            return await self._images.build(order, progress)
 
-    async def _base(self, name: str, progress: Progress) -> str:
-        found = await self._call(self._engine.image_id, name)
-        if found is None:
-            await self._call(self._engine.pull, name, _in_loop(progress))
-            found = await self._call(self._engine.image_id, name)
-        return found or ""
-
-    async def _ensure(self, recipe: image.Recipe, progress: Progress, anew: bool = False) -> None:
-        """Build an image that is not there; a cancelled build is broken off."""
-        async with self._building.setdefault(recipe.tag, asyncio.Lock()):
-            there = await self._call(self._engine.image_id, recipe.tag)
-            if there and not anew:
-                return
-            streams = Streams()
-            build = asyncio.ensure_future(
-                self._call(self._engine.build, recipe, _in_loop(progress), streams, anew)
-            )
-            try:
-                await asyncio.shield(build)
-            except asyncio.CancelledError:
-                streams.close()
-                with contextlib.suppress(BuildError):
-                    await build
-                raise
+    async def remove_strays(self, dry: bool) -> list[dict[str, Any]]:
+        """Remove the containers of this state folder that nobody knows, or only return them."""
+        return await self._call(self._containers.remove_strays, dry)
 
     # --- runners -----------------------------------------------------------------------------
     async def start(
@@ -148,8 +109,9 @@ class DockerBackend:
         """Create and start a container; its runner reads what it has to know from its input."""
         self._containers.expect(spec.runner_id)
         try:
+            await self._images.restore(environment["image"], placement.registries)
             return await self._call(self._start, spec, environment, placement)
-        except BuildError:
+        except (BuildError, GatewayError):
             with contextlib.suppress(BuildError):
                 await self._call(self._engine.remove, _name(spec.runner_id))
             self._containers.forget(spec.runner_id)
@@ -159,22 +121,22 @@ class DockerBackend:
         self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
     ) -> Started:
         self._containers.watch()
+        contained = inside(spec)
+        bare = "untouched" in environment
+        made = untouched.creation(contained, environment) if bare else _creation(environment)
         data = spec.environment["FAL_DATA_DIR"]
+        within = limits(placement, data, os.stat(data).st_gid, _writable(environment))
+        if bare:
+            within["init"] = not self._brings_init(environment["image"], made["entrypoint"])
         container = self._engine.create(
             _name(spec.runner_id),
             environment["image"],
-            [
-                "python3",
-                environment["runner"],
-                "contained",
-                "--libraries",
-                environment["libraries"],
-            ],
+            within,
             labels=self._labels(spec.runner_id, placement),
-            limits=limits(placement, data, os.stat(data).st_gid),
+            **made,
         )
         self._containers.add(container, spec.runner_id, spec.log, placement.machine.memory_mb)
-        told = inside(spec).to_json().encode() + b"\n"
+        told = None if bare else contained.to_json().encode() + b"\n"
         about = self._engine.start(container, told)
         self._containers.read(container)
         address = about["NetworkSettings"]["IPAddress"]
@@ -184,7 +146,24 @@ class DockerBackend:
             "started": about["State"]["StartedAt"],
             "memory_mb": placement.machine.memory_mb,
         }
+        if bare:
+            signal = about["Config"].get("StopSignal") or "SIGTERM"
+            opened = {"host": address, "port": spec.exposed_port, "stop_signal": signal}
+            return Started("", {**process, **opened})
         return Started(f"tcp:{address}:{port_of(spec)}" if address else "", process)
+
+    def _brings_init(self, name: str, entrypoint: Any) -> bool:
+        own = self._engine.image_config(name).get("Entrypoint")
+        return untouched.brings_init(entrypoint or own)
+
+    def states(
+        self, process: dict[str, Any], runner_id: str
+    ) -> AsyncGenerator[dict[str, Any], None] | None:
+        """Tell how a container does whose image is untouched; others tell it themselves."""
+        if "port" not in process:
+            return None
+        outside = OutsideOfContainer(self._engine, self._containers, self._call, process)
+        return untouched.states(outside, process["host"], process["port"])
 
     def _labels(self, runner: str, placement: Placement) -> dict[str, str]:
         return {
@@ -196,9 +175,10 @@ class DockerBackend:
         }
 
     async def stop(self, process: dict[str, Any], runner_id: str) -> None:
-        """Send SIGTERM to the runner, by the container's init."""
+        """Send SIGTERM, or what the image says in its place, by the container's init."""
+        number = process.get("stop_signal", "SIGTERM")
         with contextlib.suppress(EngineError):  # it is killed when its grace is spent
-            await self._call(self._engine.signal, _name(runner_id), "SIGTERM")
+            await self._call(self._engine.signal, _name(runner_id), number)
 
     async def kill(self, process: dict[str, Any], runner_id: str) -> str:
         """Kill and remove the container; one that no engine ends now is removed later."""
@@ -244,20 +224,24 @@ def _name(runner_id: str) -> str:
     return f"fal-{runner_id}"
 
 
-def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[list[str]]:
-    """Return the layers that were asked for, or else what the code imports."""
-    given = options.get("requirements")
-    layers = manifest.get("distributions") if given is None else given
-    layers = layers or []
-    if layers and isinstance(layers[0], str):
-        layers = [layers]
-    for line in (line for layer in layers for line in layer):
-        if line.startswith(("/", "file:")) or "@ file:" in line:
-            raise BuildError(
-                f"{line} lies on this machine and cannot be put into an image yet; give a version "
-                "of an index, or deploy with target=local"
-            )
-    return [list(layer) for layer in layers if layer]
+def _creation(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return how a container with a runner in it is made, as docker-py's arguments."""
+    libraries = ["--libraries", environment["libraries"]]
+    # A program that the user puts in front prepares and then becomes what follows it (exec "$@").
+    given = json.loads(environment.get("entrypoint", "[]"))
+    first = shlex.split(given) if isinstance(given, str) else given
+    return {
+        "entrypoint": [*first, "python3", environment["runner"], "contained", *libraries],
+        "stdin_open": True,
+        "user": environment.get("user", ""),
+    }
+
+
+def _writable(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return what stays writable where the setting ``docker_read_only`` is on."""
+    if not settings.setting("docker_read_only", False):
+        return None
+    return ("/tmp", image.WORKDIR, image.USER_HOME) if "user" in environment else ("/tmp",)
 
 
 def port_of(spec: RunnerSpec) -> int:
@@ -282,13 +266,3 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
         umask=UMASK,
         environment={**spec.environment, **changed},
     )
-
-
-def _in_loop(progress: Progress) -> Progress:
-    """Return a callable for other threads that has `progress` called on the event loop."""
-    loop = asyncio.get_running_loop()
-
-    def tell(line: str) -> None:
-        loop.call_soon_threadsafe(progress, line)
-
-    return tell

@@ -261,6 +261,42 @@ class Engine:
             self.api.remove_container(made, v=True, force=True)
 
     @_translated
+    def images(self) -> list[dict[str, Any]]:
+        """Return all images but those that are only steps of others."""
+        return list(self.api.images())
+
+    @_translated
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """Return the layers of an image, the newest first."""
+        return list(self.api.history(name))
+
+    @_translated
+    def name_image(self, name: str, further: str) -> bool:
+        """Give an image a further name; say whether there is such an image."""
+        repository, _, tag = further.rpartition(":")
+        try:
+            self.api.tag(name, repository, tag, force=True)
+        except ImageNotFound:
+            return False
+        return True
+
+    @_translated
+    def unname_image(self, name: str) -> bool:
+        """Take a name from an image, which goes with its last one; say whether that was possible.
+
+        It is not when a container or another image needs it.
+        """
+        try:
+            self.api.remove_image(name)
+        except ImageNotFound:
+            return False
+        except APIError as error:
+            if error.status_code != 409:
+                raise
+            return False
+        return True
+
+    @_translated
     def remove_image(self, name: str) -> None:
         """Remove an image that no container uses; does nothing when there is none."""
         with contextlib.suppress(ImageNotFound):
@@ -348,10 +384,10 @@ class Engine:
                 raise
 
     @_translated
-    def containers(self, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return containers in every state that carry these labels."""
+    def containers(self, labels: Mapping[str, str], size: bool = False) -> list[dict[str, Any]]:
+        """Return containers in every state that carry these labels; their `size` takes a while."""
         wanted = [f"{name}={value}" for name, value in labels.items()]
-        return list(self.api.containers(all=True, filters={"label": wanted}))
+        return list(self.api.containers(all=True, size=size, filters={"label": wanted}))
 
     @_translated
     def usage(self, container: str) -> dict[str, Any]:

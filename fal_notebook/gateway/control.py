@@ -21,6 +21,7 @@ from fal_notebook.gateway.operations import (
     blobs,
     deploy,
     errors,
+    images,
     keys,
     logs,
     requests,
@@ -50,7 +51,8 @@ def create_control(gateway: Gateway) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for routes in (_gateway_routes, _app_routes, _key_routes, _storage_routes, _secret_routes):
+    routers = _gateway_routes, _app_routes, _image_routes, _key_routes, _storage_routes
+    for routes in (*routers, _secret_routes):
         api.include_router(routes(gateway))
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
@@ -221,6 +223,28 @@ def _app_routes(gateway: Gateway) -> APIRouter:
             lines = logs.follow(gateway, owner, name, query)
             return StreamingResponse(lines, media_type="text/event-stream")
         return await logs.read(gateway, owner, name, query)
+
+    return router
+
+
+def _image_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api")
+
+    @router.get("/apps/{owner}/{name}/image")
+    async def image(owner: str, name: str) -> dict[str, Any]:
+        """The image of an app: Dockerfiles, layers, sizes, digest."""
+        return await images.about(gateway, owner, name)
+
+    @router.post("/apps/{owner}/{name}/push")
+    async def push(owner: str, name: str, request: images.PushRequest) -> Response:
+        """Send the image of an app to a registry; what happens comes as SSE."""
+        told = await images.push(gateway, owner, name, request)
+        return StreamingResponse(told, media_type="text/event-stream")
+
+    @router.post("/images/prune")
+    async def prune(dry_run: bool = False) -> dict[str, Any]:
+        """Remove images and containers that no app needs, or say which."""
+        return await images.prune(gateway, dry_run)
 
     return router
 

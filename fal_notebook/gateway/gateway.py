@@ -32,6 +32,7 @@ from fal_notebook.gateway.lifecycle import Lifecycle
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.logs.scrubbing import Scrubber
 from fal_notebook.gateway.metrics import Metrics
+from fal_notebook.gateway.operations import credentials
 from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.storage.routes import StorageRoutes
@@ -104,7 +105,8 @@ class Gateway:
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
         self.tls = TlsPort(state, self.host_check)
         self.bridge = BridgePort(state, self.host_check)
-        given = self.declared, self.tls.open, self.scrubber.finish
+        registries = functools.partial(credentials.registries, self)
+        given = self.declared, registries, self.tls.open, self.scrubber.finish
         launcher = Launcher(state, self.store, self.targets, self.reached_at, *given)
         self.gpus = launcher.gpus
         parts = self.store, self.targets, launcher, self._poke, self.redaction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import secrets
@@ -39,6 +40,8 @@ class Launcher:
         Gives the variables and secrets that a revision declares, by name.
     open_tls : callable
         Opens the port with TLS, see `TlsPort.open`.
+    registries : callable
+        Gives the credentials of a revision's registries, by host.
     scrub : callable
         Masks secrets in the log of a runner that has ended.
     """
@@ -50,6 +53,7 @@ class Launcher:
         targets: Targets,
         reach: Callable[[str], Awaitable[str]],
         declared: Callable[[Revision], dict[str, str]],
+        registries: Callable[[Revision], dict[str, Any]],
         open_tls: Callable[[], dict[str, Any]],
         scrub: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -57,6 +61,7 @@ class Launcher:
         self._targets = targets
         self._reach = reach
         self._declared = declared
+        self._registries = registries
         self._open_tls = open_tls
         self._scrub = scrub
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
@@ -90,7 +95,8 @@ class Launcher:
             spec = self._spec(runner.row, revision, url)
             backend = self._targets[revision.target]
             gpus = self.gpus.of(runner.row.id)
-            placement = _placement(revision, gpus)
+            registries = functools.partial(self._registries, revision)
+            placement = _placement(revision, gpus, registries)
             started = await backend.start(spec, revision.environment, placement)
         except OSError as error:  # a full disk, a folder that cannot be made
             raise BuildError(f"the runner could not be started: {error}") from error
@@ -154,6 +160,8 @@ class Launcher:
         }
 
 
-def _placement(revision: Revision, gpus: tuple[str, ...]) -> Placement:
+def _placement(
+    revision: Revision, gpus: tuple[str, ...], registries: Callable[[], dict[str, Any]]
+) -> Placement:
     machine = MachineType(**revision.machine)
-    return Placement(revision.owner, revision.app, revision.id, machine, gpus)
+    return Placement(revision.owner, revision.app, revision.id, machine, gpus, registries)

@@ -73,9 +73,9 @@ def _words(line: str, variables: Mapping[str, Any]) -> list[str]:
 
 def _show(shown: Any) -> None:
     from fal_notebook import cli
-    from fal_notebook.display import Table
+    from fal_notebook.display import ImageView, Table
 
-    if isinstance(shown, Table):
+    if isinstance(shown, Table | ImageView):
         display(shown)
         return
     for text in cli.as_lines(shown):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Revision
 from fal_notebook.registries import Password, resolved
+
+if TYPE_CHECKING:
+    from fal_notebook.gateway.gateway import Gateway
 
 
 class RegistryLogin(BaseModel):
@@ -44,8 +46,21 @@ def encrypted(gateway: Gateway, given: Credentials) -> str:
     credentials = given.model_dump(exclude_defaults=True)
     if not credentials:
         return ""
-    gateway.redaction.learn(_values(_resolved(gateway, credentials)))
+    with_values(gateway, given)
     return gateway.vault.encrypt(json.dumps(credentials))
+
+
+def with_values(gateway: Gateway, given: Credentials) -> dict[str, Any]:
+    """Return what a client sent with the values of stored secrets, which logs do not show.
+
+    Raises
+    ------
+    NotFoundError
+        When a secret is named that is not stored.
+    """
+    found = dict(_resolved(gateway, given.model_dump(exclude_defaults=True)))
+    gateway.redaction.learn(_values(found))
+    return found
 
 
 def of(gateway: Gateway, revision: Revision) -> dict[str, Any]:
@@ -62,6 +77,11 @@ def of(gateway: Gateway, revision: Revision) -> dict[str, Any]:
     found = dict(_resolved(gateway, stored))
     gateway.redaction.learn(_values(found))
     return found
+
+
+def registries(gateway: Gateway, revision: Revision) -> dict[str, Any]:
+    """Return the credentials of a revision's registries, by host."""
+    return dict(of(gateway, revision).get("registries", {}))
 
 
 def _values(credentials: dict[str, Any]) -> dict[str, str]:
