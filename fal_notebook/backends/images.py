@@ -15,11 +15,12 @@ from fal_notebook import dockerfile, image, settings
 from fal_notebook.backends import buildkit, image_python, local_packages, logins
 from fal_notebook.backends.base import BuildOrder, Progress
 from fal_notebook.backends.bundle import write_compiled
-from fal_notebook.backends.containers import RUNNER
+from fal_notebook.backends.containers import RUNNER, STATE
 from fal_notebook.backends.engine import Engine, host
 from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
+from fal_notebook.backends.stored_images import mark_of
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of
 
@@ -65,10 +66,18 @@ class Images:
             return await self._untouched(order, progress)
         shared, user = await self._environment(order, progress)
         own = image.app(shared.tag, image.Tree(order.payload, order.payload.name))
-        await self._ensure(own.tag, self._built(own, progress, False, {}))
+        anew = bool(order.options.get("force"))  # the name says nothing of an environment made anew
+        await self._ensure(own.tag, self._built(own, progress, anew, {}), anew)
         # An image outlives this version of the package, so it says itself where things are.
         places = {"runner": image.RUNNER, "libraries": image.LIBRARIES}
-        return {"image": own.tag, **places, **user, **_prefix(order.options.get("image"))}
+        texts = {"dockerfiles": json.dumps([shared.dockerfile, own.dockerfile])}
+        prefix = _prefix(order.options.get("image"))
+        return {"image": own.tag, **places, **user, **prefix, **texts}
+
+    async def restore(self, name: str, registries: Callable[[], logins.Given]) -> None:
+        """Fetch an image again, by its digest, that was removed from the engine."""
+        if "@" in name and await self._call(self._engine.image_id, name) is None:
+            await self._pulls.fetch(name, registries(), lambda line: None)
 
     async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         given = order.options["image"]
@@ -158,8 +167,14 @@ class Images:
     async def _ensure(self, tag: str, make: Make, anew: bool = False) -> None:
         """Have an image made that is not there."""
         async with self._building.setdefault(tag, asyncio.Lock()):
-            if anew or await self._call(self._engine.image_id, tag) is None:
+            if anew or not await self._mark(tag):
                 await make()
+                await self._mark(tag)
+
+    async def _mark(self, tag: str) -> bool:
+        """Keep an image from those who share the engine; say whether it is there."""
+        mark = mark_of(self._labels[STATE], tag)
+        return bool(await self._call(self._engine.name_image, tag, mark))
 
     def _built(
         self, wanted: Recipe | UserImage, progress: Progress, anew: bool, known: Logins
