@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import docker
 import httpx
+from docker.errors import NotFound
 
 from fal_notebook import deploying, discovery
 from fal_notebook.discovery import GatewayInfo
@@ -135,7 +136,13 @@ def containers_of(engine: docker.APIClient, app: str) -> list[dict[str, Any]]:
     """Return what the engine says of the containers of an app."""
     labels = [f"fal-notebook.app={app}", "fal-notebook.owner=tester"]
     found = engine.containers(all=True, filters={"label": labels})
-    return [engine.inspect_container(item["Id"]) for item in found]
+    return list(_inspected(engine, [item["Id"] for item in found]))
+
+
+def _inspected(engine: docker.APIClient, names: list[str]) -> Iterator[dict[str, Any]]:
+    for name in names:
+        with contextlib.suppress(NotFound):  # it has just been removed
+            yield engine.inspect_container(name)
 
 
 def start_gateway_again(state: Path, eventually: Any) -> None:
