@@ -42,6 +42,7 @@ from fal_notebook.exceptions import (
     StoredSecretError,
 )
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.local_requirements import fingerprints
 from fal_notebook.machines import choose, this_host
 from fal_notebook.notebook import folder, identity
 from fal_notebook.options import (
@@ -53,7 +54,7 @@ from fal_notebook.options import (
     split_options,
     with_absolute_paths,
 )
-from fal_notebook.payload import Payload, capture
+from fal_notebook.payload import Payload, capture, runner_needs
 from fal_notebook.payload.distributions import needed_by
 from fal_notebook.payload.manifest import name_of
 from fal_notebook.payload.secret_scan import scan
@@ -79,7 +80,8 @@ class Progress:
 
     `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
     `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
-    from a worker thread. `packages` is what an image got because the code imports it.
+    from a worker thread. `packages` is what an image got because the code imports it;
+    `refused_by` is the registry that refused its credentials.
     """
 
     owner: str
@@ -95,12 +97,14 @@ class Progress:
     inherited: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     log: list[str] = field(default_factory=list)
+    refused_by: str = ""
     on_change: Callable[[], None] = lambda: None
 
     def accepted(self, reply: Mapping[str, Any]) -> None:
         """Take the gateway's answer."""
         self.url, self.number = reply["url"], reply["number"]
         self.inherited = reply["inherited"]
+        self.error, self.log, self.refused_by = "", [], ""
         self.notices += reply["notices"]
         self.state = "up to date" if reply["up_to_date"] else "deploying"
         self.on_change()
@@ -108,6 +112,7 @@ class Progress:
     def step(self, data: Mapping[str, Any]) -> None:
         """Take one event of the deploy."""
         if data["step"] == "failed":
+            self.refused_by = data.get("registry", "")
             self.failed(data["message"], data.get("log"), data.get("cancelled", False))
             return
         if data["message"].startswith(_FOR_A_SHELL):
@@ -253,7 +258,7 @@ def start(
     notices = _notices(function, options)
     progress = Progress(owner, app, payload, notices=notices, on_change=on_change)
     target = image_request.target(cell.target, options)
-    imported, told = imported_distributions(payload, options, target)
+    imported, told = imported_distributions(function, payload, options, target)
     progress.packages = imported.get("distributions", [])
     progress.notices += told
     request = {
@@ -270,7 +275,8 @@ def start(
     }
     client = shared_client()
     accepted = sync.submit(_accept(client, progress, request, find, image.context))
-    deployed = sync.submit(_follow(client, progress, accepted))
+    renew = functools.partial(_renewed, client, progress, request, find, image)
+    deployed = sync.submit(_follow(client, progress, accepted, renew))
     original = None if isinstance(function, SERVERS) else function
     original = function.app if isinstance(function, SdkServer) else original
     handle = kind(owner, app, original, deployed, options.setup_function)
@@ -304,11 +310,11 @@ def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opt
             "exposed_port is for servers, and an App answers by its endpoints; leave it out, or "
             "start the server from %%fal_server"
         )
-    return function, _checked(options, cell)
+    return function, _checked(runner_needs.with_modules(function, options), cell)
 
 
 def imported_distributions(
-    payload: Payload, options: Options, target: str
+    function: Any, payload: Payload, options: Options, target: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what the manifest says of distributions that an image needs, and what to tell.
 
@@ -316,7 +322,7 @@ def imported_distributions(
     """
     if target == settings.TARGETS[0] or options.requirements is not None or options.image:
         return {}, []
-    found = needed_by(payload.modules)
+    found = needed_by(payload.modules | runner_needs.modules_for(function))
     notices = [
         f"{name} is installed here from a folder and is not in the image; give requirements"
         for name in found.lacking
@@ -364,19 +370,20 @@ def _captured(
     image: Mapping[str, Any] = MappingProxyType({}),
     known_secrets: Mapping[str, str] = MappingProxyType({}),
 ) -> Payload:
+    identity: dict[str, Any] = {
+        "options": explicit(options),
+        "variables": _variables(options),
+        **image,
+    }
+    if local := fingerprints(options.requirements):
+        identity["folders"] = local
     if isinstance(function, SERVERS):
-        identity = {"options": explicit(options), "variables": _variables(options), **image}
         return function.capture(identity, cell.allow_secret, known_secrets)
     return capture(
         function,
         setup_function=options.setup_function,
         local_python_modules=options.local_python_modules or (),
-        identity={
-            "options": explicit(options),
-            "variables": _variables(options),
-            **image,
-            **({"source": source} if source else {}),
-        },
+        identity={**identity, **({"source": source} if source else {})},
         allow_secret=cell.allow_secret,
         known_secrets=known_secrets,
     )
@@ -431,7 +438,30 @@ async def _until_taken(
             await client.upload(context if lacks_context else content)
 
 
-async def _follow(client: Client, progress: Progress, accepted: Future[dict[str, Any]]) -> None:
+async def _renewed(
+    client: Client,
+    progress: Progress,
+    request: dict[str, Any],
+    find: Find,
+    image: image_request.ImageRequest,
+) -> dict[str, Any] | None:
+    """Deploy once more when a registry refused a password that the kernel can give anew."""
+    try:
+        found = await asyncio.to_thread(image.renewed, progress.refused_by)
+    except OptionError as error:
+        progress.failed(f"{progress.error}; asked anew, {error}")
+        return None
+    if not found:
+        return None
+    return await _accept(client, progress, {**request, "credentials": found}, find, image.context)
+
+
+async def _follow(
+    client: Client,
+    progress: Progress,
+    accepted: Future[dict[str, Any]],
+    renew: Callable[[], Awaitable[dict[str, Any] | None]],
+) -> None:
     """Follow a deploy to its end.
 
     Raises
@@ -448,6 +478,8 @@ async def _follow(client: Client, progress: Progress, accepted: Future[dict[str,
         return
     try:
         await _until_ended(client, progress, reply)
+        if progress.refused_by and (renewed := await renew()):
+            await _until_ended(client, progress, renewed)
         if progress.state in ("failed", "cancelled"):
             await _explain(client, progress)
     except GatewayUnavailableError:

@@ -12,7 +12,7 @@ from fal_notebook.build_context import pack
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
 from fal_notebook.options import Options
-from fal_notebook.registries import from_environment, to_send
+from fal_notebook.registries import calls, from_environment, to_send
 
 _LOCAL, _DOCKER = settings.TARGETS
 
@@ -23,6 +23,21 @@ class ImageRequest:
 
     context: bytes = b""
     credentials: dict[str, Any] = field(default_factory=dict, repr=False)
+    image: ContainerImage | None = field(default=None, repr=False)
+
+    def renewed(self, host: str) -> dict[str, Any]:
+        """Return the credentials with a new password of a registry that refused the one it got.
+
+        Nothing when no function of this kernel gives that; the gateway asks commands itself.
+
+        Raises
+        ------
+        OptionError
+            When the function fails.
+        """
+        if self.image is None or host not in calls(self.image.registries):
+            return {}
+        return _credentials(self.image)
 
     @property
     def manifest(self) -> dict[str, str]:
@@ -51,7 +66,7 @@ def of(options: Options, folder: str) -> ImageRequest:
     image = options.image
     if not isinstance(image, ContainerImage):
         return ImageRequest()
-    return ImageRequest(pack(image, folder), _credentials(image))
+    return ImageRequest(pack(image, folder), _credentials(image), image)
 
 
 def target(given: str | None, options: Options) -> str:

@@ -20,6 +20,7 @@ from fal_notebook.exceptions import (
     NotFoundError,
     OptionError,
     PayloadMissingError,
+    RegistryError,
 )
 from fal_notebook.gateway import paths, plan
 from fal_notebook.gateway.fleet import Fleet
@@ -335,7 +336,9 @@ def _finish(
     if task.cancelled() or error is not None:
         reason = deployment.reason if error is None else str(error)
         log = error.log if isinstance(error, BuildError) else []
-        _fail(gateway, fleet, deployment, reason, cancelled=error is None, log=log)
+        refused_by = error.host if isinstance(error, RegistryError) else ""
+        more = {"cancelled": error is None, "registry": refused_by}
+        _fail(gateway, fleet, deployment, reason, log, more)
         _serve_again(gateway, fleet)
     unused = fleet.revision is None and key not in gateway.deployments
     if unused and gateway.fleets.get(key) is fleet:
@@ -347,8 +350,8 @@ def _fail(
     fleet: Fleet,
     deployment: Deployment,
     reason: str,
-    cancelled: bool,
     log: list[str],
+    more: dict[str, Any],
 ) -> None:
     revision, runner = deployment.revision, deployment.runner
     if runner is not None:
@@ -361,7 +364,7 @@ def _fail(
     with gateway.store.transaction():
         if gateway.store.revision(revision.id) is not None:  # else the app was deleted
             gateway.store.put(revision)
-        _step(gateway, revision, "failed", reason, log=log, cancelled=cancelled)
+        _step(gateway, revision, "failed", reason, log=log, **more)
 
 
 def _serve_again(gateway: Gateway, fleet: Fleet) -> None:
