@@ -73,7 +73,7 @@ def build_wheel(*args, **kwargs):
 def source_package(folder: Path, backend: str) -> str:
     """Make a package whose build runs `backend`; its requirement needs no registry."""
     folder.mkdir()
-    code = backend.replace("PIDS", str(folder / "pid")).replace("LEAVES", str(LINUX))
+    code = backend.replace("PIDS", str(folder / ".pid")).replace("LEAVES", str(LINUX))
     (folder / "backend.py").write_text(code)
     (folder / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -87,7 +87,7 @@ async def slow_build(tmp_path: Path) -> AsyncIterator[tuple[asyncio.Task[Path], 
     """A build that would take a minute, and the process id of its build backend's child."""
     package = source_package(tmp_path / "slow", SLOW_BACKEND)
     task = asyncio.create_task(ensure(tmp_path, spec(("six",), (package,)), silent))
-    pid_file = tmp_path / "slow" / "pid"
+    pid_file = tmp_path / "slow" / ".pid"
     deadline = time.monotonic() + 20
     while not (pid_file.exists() and pid_file.read_text()):
         assert time.monotonic() < deadline
@@ -308,7 +308,7 @@ only_linux = pytest.mark.skipif(not LINUX, reason="only Linux has child subreape
 
 def begun(package: str, eventually: Callable[..., object]) -> psutil.Process:
     """Return what the slow build backend of a package started, when it has done so."""
-    file = Path(package) / "pid"
+    file = Path(package) / ".pid"
     eventually(lambda: file.exists() and file.read_text())
     return psutil.Process(int(file.read_text()))
 

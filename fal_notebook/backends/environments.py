@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import sysconfig
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -37,6 +38,12 @@ from packaging.version import Version
 
 from fal_notebook.backends.uv_process import Progress, elapsed, os_errors_translated, run_uv
 from fal_notebook.exceptions import BuildError
+from fal_notebook.local_requirements import fingerprints, folders
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the same library under its older name
 
 __all__ = ["RUNNER_LIBRARIES", "EnvironmentSpec", "Progress", "ensure", "ensure_runner_libraries"]
 
@@ -86,7 +93,9 @@ class EnvironmentSpec:
 
     def key(self) -> str:
         """Return the name under which environments with the same content are shared."""
-        return _hashed(self.python_version, _implementation(self.interpreter), self.layers())
+        parts: list[object] = [self.python_version, _implementation(self.interpreter)]
+        local = fingerprints(self.requirements)
+        return _hashed(*parts, self.layers(), *([local] if local else []))
 
     def layers(self) -> list[list[str]]:
         """Return the requirements as they are installed: each layer sorted, empty ones left out."""
@@ -126,6 +135,7 @@ async def ensure(
         for number, layer in enumerate(layers, 1):
             arguments = ["--python", str(folder / "bin" / "python")]
             arguments += ["--compile-bytecode"] if spec.compile_bytecode else []
+            arguments += _refreshed(layer)
             await _install(folder, number, layer, arguments, progress)
         _check_pydantic(folder)
 
@@ -299,6 +309,21 @@ async def _install(
     shown = ", ".join(layer[:3]) + (f" and {len(layer) - 3} more" if len(layer) > 3 else "")
     command = ["pip", "install", *arguments, "--requirements", lines.name]
     await run_uv(command, folder, f"installing {shown}", progress)
+
+
+def _refreshed(layer: Sequence[str]) -> list[str]:
+    """Have uv build folders anew: it would take what it built before their files changed."""
+    names = filter(None, map(_project_name, folders(layer)))
+    return [word for name in names for word in ("--refresh-package", name)]
+
+
+def _project_name(folder: Path) -> str | None:
+    try:
+        text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        name = tomllib.loads(text)["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) and name and not name.startswith("-") else None
 
 
 def _written(path: Path, lines: Sequence[str]) -> Path:

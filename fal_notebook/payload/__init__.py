@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from fal_notebook import cell
@@ -25,6 +25,7 @@ from fal_notebook.exceptions import (
     PayloadTooLargeError,
     UnpicklableError,
 )
+from fal_notebook.local_requirements import folders
 from fal_notebook.payload import local_modules
 from fal_notebook.payload.digest import digest_of
 from fal_notebook.payload.items import Item, collect
@@ -142,7 +143,7 @@ def capture(
         digest = digest_of(identified, reductions)
         warnings = (
             *_size_warning(len(pickled), items),
-            *_code_warnings(items, modules),
+            *_code_warnings(items, modules, _installed(identity)),
             *_file_warnings(items),
             *_unknown_names(items, allow_secret, identity.get("options", ())),
         )
@@ -237,7 +238,15 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
+def _installed(identity: Mapping[str, Any]) -> list[Path]:
+    """Return the folders whose projects are in the runner's environment."""
+    found = folders(identity.get("options", {}).get("requirements"))
+    return [folder.resolve() for folder in found]
+
+
+def _code_warnings(
+    items: list[Item], modules: Mapping[str, Any], installed: Sequence[Path]
+) -> list[str]:
     found: dict[str, None] = {}
     for item in items:
         if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
@@ -245,7 +254,8 @@ def _code_warnings(items: list[Item], modules: Mapping[str, Any]) -> list[str]:
             used = {r.name: r.value for r in named_references(item.value) if _is_told(r)}
             line = item.value.__code__.co_firstlineno
             found |= dict.fromkeys(cell.warnings(source, line, used))
-    for name in local_modules.missing({m for item in items for m in item.modules}, modules):
+    used_modules = {m for item in items for m in item.modules}
+    for name in local_modules.missing(used_modules, modules, installed):
         user = next(i for i in items if name in {m.split(".")[0] for m in i.modules})
         owner = user if user.owner is None or user.kind == "function" else user.owner
         found[

@@ -70,15 +70,20 @@ def shipped_by_value(modules: Mapping[str, types.ModuleType]) -> Iterator[None]:
             cloudpickle.register_pickle_by_value(module)
 
 
-def missing(names: Iterable[str], shipped: Iterable[str]) -> list[str]:
-    """Return the top-level modules among `names` that a runner would not find."""
+def missing(
+    names: Iterable[str], shipped: Iterable[str], installed: Sequence[Path] = ()
+) -> list[str]:
+    """Return the top-level modules among `names` that a runner would not find.
+
+    What lies in a folder of `installed` is in its environment.
+    """
     known = {name.split(".")[0] for name in shipped} | set(sys.stdlib_module_names)
     tops = {name.split(".")[0] for name in names} - known - {"__main__", "__mp_main__"}
     local = {top: folder for top in sorted(tops) if (folder := _local_file(top)) is not None}
     if not local:
         return []
-    editable = list(_editable_folders())
-    return [t for t, file in local.items() if not any(e in file.parents for e in editable)]
+    found = [*installed, *_editable_folders()]
+    return [t for t, file in local.items() if not any(f in file.parents for f in found)]
 
 
 def _submodules(name: str) -> dict[str, types.ModuleType]:
