@@ -1,0 +1,61 @@
+"""What the runner itself needs besides its own libraries to serve some code: FastAPI, for few."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fal_notebook.app import is_app
+from fal_notebook.endpoints import endpoints_of
+from fal_notebook.options import Options
+
+FASTAPI = "fastapi"
+_NAMED = re.compile(r"fastapi\b", re.IGNORECASE)
+
+
+def modules_for(served: Any) -> frozenset[str]:
+    """Return what the runner will import to serve a function or an `App` class."""
+    found = any(_needs_it(*route) for route in _routes(served))
+    return frozenset({FASTAPI}) if found else frozenset()
+
+
+def with_modules(served: Any, options: Options) -> Options:
+    """Have an environment of its own hold that too; whichever version it has already is taken."""
+    if not options.requirements and options.image is None:  # what the kernel has is there
+        return options
+    given: list[Any] = options.requirements or []
+    layers = [given] if given and isinstance(given[0], str) else given
+    named = any(_NAMED.match(line) for layer in layers for line in layer)
+    if named or not modules_for(served):
+        return options
+    return options.model_copy(update={"requirements": [*layers, [FASTAPI]]})
+
+
+def _routes(served: Any) -> Iterator[tuple[str, Callable[..., Any], bool]]:
+    """Yield path and function of each endpoint, and whether it takes a plain WebSocket."""
+    if is_app(served):
+        for name, route in endpoints_of(served).items():
+            socket = route.is_websocket and route.realtime is None
+            yield route.path, getattr(served, name), socket
+    elif inspect.isfunction(served):
+        yield "/", served, False
+
+
+def _needs_it(path: str, function: Callable[..., Any], is_websocket: bool) -> bool:
+    if "{" in path:
+        return True
+    if is_websocket:  # itself and the socket
+        return len(inspect.signature(function).parameters) > 2
+    if "starlette" not in sys.modules:  # FastAPI's types are those of Starlette
+        return False
+    from fal_notebook.runner.fastapi_route import needs_fastapi  # imports much
+
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception:  # annotations are code: who serves it says what is wrong with them
+        return False
+    return needs_fastapi(path, function, hints)

@@ -1,0 +1,102 @@
+"""What an environment holds for the runner: FastAPI, where an endpoint needs it, and only there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, Header, Response
+from starlette.websockets import WebSocket
+
+import fal_notebook as fal
+from fal_notebook.options import Options
+from fal_notebook.payload.runner_needs import modules_for, with_modules
+
+
+def plain(x: int) -> int:
+    return x
+
+
+def with_header(x: int, token: str = Header("")) -> int:
+    return x
+
+
+def with_response(x: int, response: Response) -> int:
+    return x
+
+
+class Plain(fal.App):
+    @fal.endpoint("/")
+    def first(self, x: int) -> int:
+        return x
+
+    @fal.endpoint("/socket", is_websocket=True)
+    async def talk(self, socket: WebSocket) -> None: ...
+
+
+class WithPath(fal.App):
+    @fal.endpoint("/x/{name}")
+    def first(self, name: str) -> str:
+        return name
+
+
+class WithSocketPath(Plain):
+    @fal.endpoint("/more/{name}", is_websocket=True)
+    async def more(self, socket: WebSocket, name: str) -> None: ...
+
+
+class WithDependency(Plain):
+    @fal.endpoint("/second")
+    def second(self, x: int, y: int = Depends(plain)) -> int:
+        return x
+
+
+@pytest.mark.parametrize("served", [plain, Plain, "a command"])
+def test_most_need_nothing(served: Any) -> None:
+    assert modules_for(served) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "served", [with_header, with_response, WithPath, WithSocketPath, WithDependency]
+)
+def test_what_only_fastapi_knows_needs_fastapi(served: Callable[..., Any]) -> None:
+    assert modules_for(served) == {"fastapi"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"requirements": []}, []),
+        ({"requirements": ["numpy"]}, [["numpy"], ["fastapi"]]),
+        ({"requirements": [["numpy"], ["fastapi==0.115.0"]]}, [["numpy"], ["fastapi==0.115.0"]]),
+        ({"image": "own/image:latest"}, [["fastapi"]]),
+    ],
+)
+def test_an_environment_of_its_own_gets_it_last(given: Any, expected: Any) -> None:
+    assert with_modules(WithPath, Options(**given)).requirements == expected
+    assert with_modules(Plain, Options(**given)).requirements == given.get("requirements")
+
+
+APP = """%%fal_app auth=public serve=true wait=true {}
+import fal_notebook as fal
+
+class Greeter(fal.App):
+    @fal.endpoint("/to/{{name}}")
+    def to(self, name: str) -> str:
+        return "hello " + name
+"""
+
+
+@pytest.mark.parametrize(
+    "options", ["target=docker", "target=docker requirements=six", "target=local requirements=six"]
+)
+def test_a_path_with_a_parameter_is_served_everywhere(
+    containers: Path, shell: Any, options: str
+) -> None:
+    shell.run(APP.format(options))
+    reply = httpx.post(f"{shell['Greeter'].url}/to/you")
+    assert (reply.status_code, reply.json()) == (200, "hello you")
