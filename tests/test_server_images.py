@@ -143,6 +143,24 @@ def test_cmd_and_entrypoint_take_the_place_of_the_images(cells: Any, image: str)
     assert "Directory listing" in cells["other"].request("GET", "/").text
 
 
+def test_a_command_in_the_cell_runs_in_the_image_beside_a_runner(
+    cells: Any, image: str, engine: docker.APIClient
+) -> None:
+    command = "exec python3 -u /srv/raw_server.py $PORT 0.0.0.0"
+    cells.run(f"%%fal_server both exposed_port=8000 image={image} wait=true\n{command}\n")
+    assert cells["both"].request("GET", "/").status_code == 200
+    (container,) = containers_of(engine, "both")
+    assert "contained" in container["Config"]["Entrypoint"]
+
+
+def test_a_dry_run_shows_the_image_and_deploys_nothing(
+    cells: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells.run("%%fal_server dry exposed_port=8000 dry_run=true\nFROM no-such/image\n")
+    assert "image" in capsys.readouterr().out
+    assert "dry" not in cells.ip.user_ns
+
+
 def test_an_unchanged_cell_is_up_to_date_and_another_cmd_is_a_new_revision(
     cells: Any, image: str
 ) -> None:
@@ -275,7 +293,8 @@ def test_what_is_in_flight_is_answered_before_the_container_is_told_to_end(
         with served("slow", changed, keep_alive=300):
             assert answer.result(20).text == "slow"
             eventually(lambda: len(containers_of(engine, "slow")) == 1)
-            assert "revision 2 took over" in cause_of_end(containers, "slow")
+            cause = eventually(lambda: cause_of_end(containers, "slow"))
+            assert "revision 2 took over" in cause
 
 
 def test_one_that_does_not_end_is_killed_when_its_grace_is_spent(
@@ -285,7 +304,8 @@ def test_one_that_does_not_end_is_killed_when_its_grace_is_spent(
     with served("stubborn", stubborn, termination_grace_period_seconds=1):
         pass
     eventually(lambda: containers_of(engine, "stubborn") == [])
-    assert "termination_grace_period_seconds is spent" in cause_of_end(containers, "stubborn")
+    cause = eventually(lambda: cause_of_end(containers, "stubborn"))
+    assert "termination_grace_period_seconds is spent" in cause
 
 
 def test_a_gateway_killed_and_started_again_adopts_the_container(
@@ -334,7 +354,8 @@ def test_a_container_that_ended_without_a_gateway_is_replaced(
         engine.kill(before["Id"])
         eventually(lambda: handle.request("GET", "/").status_code == 200)
         eventually(lambda: before["Id"] not in [c["Id"] for c in containers_of(engine, "lost")])
-        assert "the server ended with SIGKILL" in cause_of_end(containers, "lost")
+        cause = eventually(lambda: cause_of_end(containers, "lost"))
+        assert "the server ended with SIGKILL" in cause
 
 
 # --- what may be wrong ---------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from fal_notebook.runner.spec import RunnerSpec
 FAST, SLOW = 0.02, 0.25
 # After so long a server that listens elsewhere is told so; it may open other ports before.
 PATIENCE = 0.8
-# How often is looked where it listens instead: that starts a program inside (seconds).
+# How often is looked where it listens instead, at first (seconds); later less and less often, for
+# that starts a program inside.
 LOOK = 2.0
 # How soon the end of a container is noticed (seconds).
 NOTICE = 0.1
@@ -90,7 +91,7 @@ async def _until_open(outside: Outside, host: str, port: int) -> AsyncGenerator[
         if await accepts(host, port) and await outside.runs():
             return
         now = time.monotonic()
-        if now - began > PATIENCE and now - looked > LOOK:
+        if now - began > PATIENCE and now - looked > max(LOOK, (now - began) / 10):
             note, looked = where(listening(await outside.table()), port), now
             if note != told:
                 told = note
