@@ -562,7 +562,8 @@ def _not_effective(options: Options) -> list[str]:
 def _notices(function: Any, options: Options) -> list[str]:
     stars = _star_parameters(function, options)
     missed = near_misses(function) if is_app(function) else []
-    return [*_not_effective(options), *missed, *stars, *hidden(_paths(function))]
+    images = [] if isinstance(function, SERVERS) else image_request.notices(options)
+    return [*_not_effective(options), *images, *missed, *stars, *hidden(_paths(function))]
 
 
 def _paths(function: Any) -> dict[str, str]:

@@ -69,6 +69,14 @@ def of(options: Options, folder: str) -> ImageRequest:
     return ImageRequest(pack(image, folder), _credentials(image), image)
 
 
+def notices(options: Options) -> list[str]:
+    """Return what of an image has no meaning where it runs a function."""
+    image = options.image
+    if not isinstance(image, ContainerImage) or image.cmd is None:
+        return []
+    return ["cmd is what an image runs as a server; this one runs the function, so it is not used"]
+
+
 def target(given: str | None, options: Options) -> str:
     """Return where an app runs: one with an image in a container, unless the cell says otherwise.
 

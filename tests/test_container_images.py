@@ -12,7 +12,7 @@ from typing import Any
 import docker
 import psutil
 import pytest
-from serving import containers_of, deployed, steps
+from serving import containers_of, deployed, start_gateway_again, steps
 
 from fal_notebook import deploying, sync
 from fal_notebook.backends import buildkit, image_python
@@ -413,6 +413,44 @@ def test_a_secret_is_one_of_the_environment_or_a_stored_one(
     sync.wait(shared_client().set_secret("STORED", ", stored"))
     with deployed(READING, image=own) as handle:
         assert handle("/x") == "of the environment, stored"
+
+
+def test_a_stored_secret_does_not_go_into_an_image_with_a_file(
+    containers: Path, tmp_path: Path
+) -> None:
+    sync.wait(shared_client().set_secret("IN_FILE", "correct-horse-battery"))
+    root = folder(tmp_path, a="nothing", deep__settings_dot_ini="key = correct-horse-battery")
+    with pytest.raises(OptionError, match=r"deep/settings.ini of the build context .* IN_FILE"):
+        deploying.deploy(
+            lambda x: x, name="read", image=image("FROM BASE\nCOPY . .", root), wait=True
+        )
+    held = [file for file in (containers / "blobs").glob("*") if b"-horse-" in file.read_bytes()]
+    assert not held
+
+
+def test_secrets_of_a_build_stay_out_of_logs_after_a_restart_and_of_what_a_killed_one_left(
+    containers: Path, eventually: Eventually
+) -> None:
+    text = "FROM BASE\nRUN --mount=type=secret,id=K cp /run/secrets/K /k && chmod 644 /k\n"
+    source = "def told(x: int):\n    print('it is', open('/k').read()); return x"
+    with deployed(source, image=image(text, secrets={"K": "tuna-salad-99"})) as handle:
+        left = containers / "builds" / "tmp1" / "secret-0"
+        left.parent.mkdir(parents=True)
+        left.write_text("tuna-salad-99")
+        start_gateway_again(containers, eventually)
+        assert handle(1) == 1
+        assert eventually(lambda: [x for x in handle.logs() if "it is" in x["message"]])
+        lines = " ".join(line["message"] for line in handle.logs())
+        assert "it is [secret K]" in lines
+        assert not left.exists()
+
+
+def test_a_command_for_servers_is_noted_where_a_function_runs(containers: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="cmd is what an image runs as a server"),
+        deployed(SOURCE, image=image("FROM BASE", cmd="python3 x.py")) as handle,
+    ):
+        assert handle(1) == 2
 
 
 @pytest.mark.parametrize("flag", ["", "--mount=type=cache,target=/x "])

@@ -83,6 +83,7 @@ class Steps:
 async def build(
     own: UserImage,
     host: str,
+    work: Path,
     secrets: Mapping[str, str],
     docker_config: Path | None,
     progress: Callable[[str], None],
@@ -94,6 +95,8 @@ async def build(
     ----------
     host : str
         Where the engine is.
+    work : Path
+        Where the private folder of the build is made.
     secrets : mapping of str to str
         Values of the build's secrets by name.
     docker_config : Path, optional
@@ -105,7 +108,7 @@ async def build(
         With the failing step and its last lines, or when there is no command for it.
     """
     command, environment = await _command(), _environment(host, docker_config)
-    with tempfile.TemporaryDirectory(prefix="fal-build-") as private:  # 0700
+    with tempfile.TemporaryDirectory(dir=work) as private:  # 0700
         folder = Path(private)
         await asyncio.to_thread(_write, own, secrets, folder)
         arguments = [command, "build", *_arguments(own, secrets, folder, anew)]

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class Images:
         self._labels = labels
         self._pulls = Pulls(engine, call)
         self._building: dict[str, asyncio.Lock] = {}
+        # A build that was killed with its gateway may have left secrets there.
+        self._work = state / "builds"
+        shutil.rmtree(self._work, ignore_errors=True)
 
     async def build(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         """Build what is not there yet of an environment, and the image of the payload.
@@ -194,7 +198,8 @@ class Images:
 
         async def make() -> None:
             with logins.folder(known) if known else contextlib.nullcontext() as config:
-                await buildkit.build(own, host(), secrets, config, progress, anew)
+                self._work.mkdir(mode=0o700, exist_ok=True)
+                await buildkit.build(own, host(), self._work, secrets, config, progress, anew)
 
         return make
 

@@ -18,7 +18,7 @@ from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
-from fal_notebook.gateway.operations import apps, blobs, errors
+from fal_notebook.gateway.operations import apps, blobs, credentials, errors
 from fal_notebook.gateway.operations import secrets as stored_secrets
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
@@ -76,6 +76,7 @@ async def _serve(state: Path, held: int) -> None:
     app = GatewayApp(gateway)
     gateway.tls.app, gateway.bridge.app = app, RunnersOnly(app, gateway.auth)
     await gateway.take_up_runners()
+    credentials.learn(gateway)
     gateway.restore()
     await gateway.take_up_queue()
     housekeeping = asyncio.ensure_future(_keep_house(gateway))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from fal_notebook.exceptions import GatewayError
 from fal_notebook.gateway.store import Revision
 from fal_notebook.registries import Password, resolved
 
@@ -77,6 +79,13 @@ def of(gateway: Gateway, revision: Revision) -> dict[str, Any]:
     found = dict(_resolved(gateway, stored))
     gateway.redaction.learn(_values(found))
     return found
+
+
+def learn(gateway: Gateway) -> None:
+    """Keep what revisions have been given out of logs, from the beginning of a gateway on."""
+    for revision in gateway.store.select(Revision, "credentials != ''"):
+        with contextlib.suppress(GatewayError):  # a secret was deleted, or the key file changed
+            of(gateway, revision)
 
 
 def registries(gateway: Gateway, revision: Revision) -> dict[str, Any]:

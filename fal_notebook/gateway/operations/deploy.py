@@ -185,13 +185,15 @@ def _revision(
 
 
 def _check_files(gateway: Gateway, request: DeployRequest) -> None:
-    """Refuse when a file is not there, or the payload holds a secret; the payload comes first."""
+    """Refuse when a file is not there, or holds a secret; the payload comes first."""
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
     context = _context(gateway, request.manifest)
     if context is not None and not context.is_file():
         raise ContextMissingError("the build context was not uploaded; deploy the cell again")
+    if context is not None:
+        secrets.refuse_in_context(gateway, context.name)
 
 
 def _context(gateway: Gateway, manifest: dict[str, Any]) -> Path | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Collection
 from typing import Any
 
@@ -93,6 +95,38 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
         gateway.secrets(request.declared)
     finally:
         blobs.discard(gateway, request.payload)
+
+
+def refuse_in_context(gateway: Gateway, context: str) -> None:
+    """Look for the value of every stored secret in a build context, whose files go into an image.
+
+    One that is refused goes at once.
+
+    Raises
+    ------
+    OptionError
+        With the secret's name and the file.
+    """
+    path, known = paths.blob(gateway.state, context), gateway.store.select(Secret)
+    content = path.read_bytes() if known else b""
+    for secret in known:
+        value = gateway.vault.decrypt(secret.value).encode()
+        at = content.find(value) if len(value) >= _SHORTEST_LOOKED_FOR else -1
+        if at >= 0:
+            file = _file_at(content, at)
+            blobs.discard(gateway, context)
+            raise OptionError(
+                f"{file} of the build context holds the value of the stored secret {secret.name}; "
+                "leave it out with dockerignore, or give the build secrets={…} of the image"
+            )
+
+
+def _file_at(archive: bytes, offset: int) -> str:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        for entry in files:
+            if entry.offset <= offset < entry.offset_data + entry.size:
+                return entry.name
+    return "a file"
 
 
 def refuse_in_payload(gateway: Gateway, payload: str, allowed: Collection[str]) -> None:
