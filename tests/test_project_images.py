@@ -15,6 +15,7 @@ import pytest
 from test_cli import run
 from test_project import COMMAND, DOCKERFILE, REFERENCE
 
+from fal_notebook import Handle
 from fal_notebook.exceptions import GatewayError
 from fal_notebook.server_handle import ServerHandle
 
@@ -117,3 +118,16 @@ def test_a_cell_of_toml_builds_beside_the_notebook(
     assert shell["my_server"].request("GET", "/").json()[1] == ARGUMENTS
     assert shell["told"]() == "yes"  # an app of code may have an image too
     assert "my-server: active" in capsys.readouterr().out
+
+
+def test_an_entry_point_is_the_images_own_code(folder: Path) -> None:
+    (folder / "pi_module.py").write_text("def told(n: int) -> str:\n    return f'image {n}'\n")
+    lines = "COPY pi_module.py /own/\nENV PYTHONPATH=/own\nRUN sed -i s/image/own/ /own/*.py\n"
+    (folder / "Dockerfile").write_text(f"FROM {BASE}\n{lines}")
+    (folder / "pyproject.toml").write_text(
+        '[tool.fal.apps.my-server]\npython_entry_point = "pi_module:told"\n'
+        'image.dockerfile = "Dockerfile"\n'
+    )
+    shown = run("deploy", "my-server")
+    assert "unless the image brings it" in shown
+    assert Handle("tester", "my-server")(3) == "own 3"

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from fal_notebook import cell
@@ -143,7 +143,7 @@ def capture(
         digest = digest_of(identified, reductions)
         warnings = (
             *_size_warning(len(pickled), items),
-            *_code_warnings(items, modules, _installed(identity)),
+            *_code_warnings(items, modules, identity.get("options", {})),
             *_file_warnings(items),
             *_unknown_names(items, allow_secret, identity.get("options", ())),
         )
@@ -238,14 +238,8 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _installed(identity: Mapping[str, Any]) -> list[Path]:
-    """Return the folders whose projects are in the runner's environment."""
-    found = folders(identity.get("options", {}).get("requirements"))
-    return [folder.resolve() for folder in found]
-
-
 def _code_warnings(
-    items: list[Item], modules: Mapping[str, Any], installed: Sequence[Path]
+    items: list[Item], modules: Mapping[str, Any], options: Mapping[str, Any]
 ) -> list[str]:
     found: dict[str, None] = {}
     for item in items:
@@ -255,12 +249,14 @@ def _code_warnings(
             line = item.value.__code__.co_firstlineno
             found |= dict.fromkeys(cell.warnings(source, line, used))
     used_modules = {m for item in items for m in item.modules}
+    installed = [folder.resolve() for folder in folders(options.get("requirements"))]
+    unless = ", unless the image brings it" if options.get("image") else ""
     for name in local_modules.missing(used_modules, modules, installed):
         user = next(i for i in items if name in {m.split(".")[0] for m in i.modules})
         owner = user if user.owner is None or user.kind == "function" else user.owner
         found[
             f"`{owner.name}` uses the module `{name}`, which lies beside the notebook where no "
-            f"runner finds it; add local_python_modules={name}"
+            f"runner finds it{unless}; add local_python_modules={name}"
         ] = None
     return list(found)
 
