@@ -60,6 +60,7 @@ def test_what_no_revision_needs_goes_and_what_the_others_are_made_from_stays() -
     found = removal([BASE, ENV, OLD, NEW], MINE, {"fal-notebook/app:2"}, set())
     assert found.names == tuple(sorted(marked("fal-notebook/app:1", MINE)))
     assert (found.images, found.size) == ((OLD,), 1)
+    assert found.told == ["fal-notebook/app:1"]
 
 
 def test_without_apps_all_of_ours_goes_and_nothing_else() -> None:

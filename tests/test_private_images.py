@@ -131,6 +131,27 @@ def test_a_secret_gives_the_password_of_a_built_image(
     handle.delete()
 
 
+def test_buildkit_and_a_fresh_token_of_a_command_serve_a_private_base(
+    containers: Path, registry: Registry, engine: docker.APIClient, tmp_path: Path
+) -> None:
+    registry.offer(engine, "team/kit:1", f"FROM {BASE}\nRUN echo built > /base\n")
+    token = tmp_path / "token"
+    image = ContainerImage(
+        f"FROM {registry.host}/team/kit:1\nRUN --mount=type=tmpfs,target=/x cp /base /x\n",
+        registries={registry.host: {"username": USER, "password": ["cat", str(token)]}},
+    )
+
+    def built() -> str:
+        return Path("/base").read_text().strip()
+
+    with pytest.raises(DeployError, match=r"the command cat .* failed .*No such file"):
+        deploy(built, image=image, wait=True)
+    token.write_text(registry.password)
+    handle = deploy(built, image=image, wait=True)
+    assert handle() == "built"
+    handle.delete()
+
+
 def test_an_unknown_tag_fails_the_deploy_with_one_sentence(
     containers: Path, registry: Registry, name: str
 ) -> None:

@@ -72,6 +72,12 @@ class Removal:
     images: tuple[Stored, ...]
     size: int
 
+    @property
+    def told(self) -> list[str]:
+        """What people are told: the images' own names, or ids of those without; no marks."""
+        named = [name for name in self.names if not name.startswith(_MARKS)]
+        return named + [image.id[7:19] for image in self.images if not image.names]
+
 
 def removal(
     images: Collection[Stored], label: str, needed: Collection[str], used: Collection[str]

@@ -121,7 +121,7 @@ async def prune(gateway: Gateway, dry_run: bool) -> dict[str, Any]:
     found = await backend.stored.clear(_needed(gateway), dry_run)
     written = sum(item.get("SizeRw") or 0 for item in strays)
     return {
-        "images": list(found.names),
+        "images": found.told,
         "containers": [item["Names"][0].lstrip("/") for item in strays],
         "bytes": found.size + written,
         "dry_run": dry_run,
