@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import OptionError
-from fal_notebook.project_keys import ProjectApp, Table, read_app
+from fal_notebook.project_keys import ProjectApp, read_app
+from fal_notebook.project_table import Table
 from fal_notebook.toml_text import TomlText, parse
 
 FILE = "pyproject.toml"

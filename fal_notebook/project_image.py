@@ -9,7 +9,7 @@ from typing import Any
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
 from fal_notebook.options import parse_options
-from fal_notebook.project_keys import Table
+from fal_notebook.project_table import Table
 
 _SOURCES = ("dockerfile", "image")
 _ANY = ("registries", "entrypoint", "cmd")

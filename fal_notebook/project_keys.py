@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +15,19 @@ from fal_notebook.option_errors import refusals
 from fal_notebook.option_model import Options
 from fal_notebook.option_types import absolute_requirement
 from fal_notebook.options import parse_options
-from fal_notebook.toml_text import TomlText
+from fal_notebook.project_image import image_of
+from fal_notebook.project_table import Table
 
 # The keys that are options; the rest of the options is said in code.
-OPTIONS = frozenset(
-    {
-        "name",
-        "auth",
-        "team",
-        "deployment_strategy",
-        "app_scale_settings",
-        "requirements",
-        "python_version",
-        "machine_type",
-        "num_gpus",
-        "regions",
-        "keep_alive",
-        "min_concurrency",
-        "max_concurrency",
-        "max_multiplexing",
-        "concurrency_buffer",
-        "concurrency_buffer_perc",
-        "scaling_delay",
-        "request_timeout",
-        "request_start_timeout",
-        "startup_timeout",
-        "exposed_port",
-        "metrics_port",
-        "private_logs",
-        "secrets",
-        "data_mounts",
-        "app_files",
-        "app_files_ignore",
-        "app_files_context_dir",
-        "skip_retry_conditions",
-        "retry_config",
-        "termination_grace_period_seconds",
-        "health_check",
-    }
-)
+_OPTIONS = """
+    name auth team deployment_strategy app_scale_settings requirements python_version
+    machine_type num_gpus regions keep_alive min_concurrency max_concurrency max_multiplexing
+    concurrency_buffer concurrency_buffer_perc scaling_delay request_timeout
+    request_start_timeout startup_timeout exposed_port metrics_port private_logs secrets
+    data_mounts app_files app_files_ignore app_files_context_dir skip_retry_conditions
+    retry_config termination_grace_period_seconds health_check
+"""
+OPTIONS = frozenset(_OPTIONS.split())
 # The keys that are none, and the type of each.
 _OTHERS: dict[str, tuple[type, str]] = {
     "ref": (str, "text such as 'app.py::MyApp'"),
@@ -66,34 +39,6 @@ _OTHERS: dict[str, tuple[type, str]] = {
     "_scheduler_options": (dict, "a table"),
 }
 _IGNORED = ("_scheduler", "_scheduler_options")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a text, and where it stands."""
-
-    text: TomlText
-    path: tuple[str, ...]
-    values: Any
-
-    def __str__(self) -> str:
-        return f"[{'.'.join(self.path)}]"
-
-    def sub(self, key: str) -> Table:
-        """Return a table in this one."""
-        return Table(self.text, (*self.path, key), self.values[key])
-
-    def error(self, sentence: str, *keys: str) -> OptionError:
-        """Return the refusal of a key, or of the table, with file and line."""
-        return OptionError(f"{self.text.where((*self.path, *keys))}: {sentence}")
-
-    def refuse_unknown(self, known: Collection[str]) -> None:
-        """Refuse what is no table, and keys that are not known, with the nearest one."""
-        if not isinstance(self.values, dict):
-            raise self.error(f"{'.'.join(self.path)} is to be a table")
-        for key in self.values:
-            if key not in known:
-                raise self.error(f"{self} has the unknown key '{key}'; {_instead(key, known)}", key)
 
 
 @dataclass(frozen=True)
@@ -160,8 +105,6 @@ def _check_types(table: Table) -> None:
 
 
 def _options(name: str, table: Table, folder: Path) -> dict[str, Any]:
-    from fal_notebook.project_image import image_of
-
     values = {"name": name, **{key: table.values[key] for key in table.values if key in OPTIONS}}
     if "requirements" in values:
         values["requirements"] = _requirements(table, folder)
@@ -263,12 +206,3 @@ def _notices(table: Table) -> list[str]:
             if key in table.values
         ),
     ]
-
-
-def _instead(key: str, known: Collection[str]) -> str:
-    if key in Options.model_fields:
-        return "that option is given in the code: the decorator, the class or the cell"
-    near = get_close_matches(key, known, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"it may have {', '.join(sorted(known)[:10])} and others"
