@@ -64,7 +64,7 @@ def image(engine: docker.APIClient) -> Iterator[str]:
         entry.size = len(DOCKERFILE)
         archive.addfile(entry, io.BytesIO(DOCKERFILE.encode()))
     context.seek(0)
-    built = engine.build(fileobj=context, custom_context=True, tag=IMAGE, rm=True, decode=True)
+    built = engine.build(fileobj=context, custom_context=True, tag=IMAGE, forcerm=True, decode=True)
     errors = [line["error"] for line in built if "error" in line]
     assert not errors
     yield IMAGE
