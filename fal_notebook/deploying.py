@@ -320,14 +320,16 @@ def imported_distributions(
 
     Only for containers without `requirements` or `image`: processes have those of the kernel.
     """
-    if target == settings.TARGETS[0] or options.requirements is not None or options.image:
-        return {}, []
+    local = target == settings.TARGETS[0]
+    sdk = [sdk_app.UPLOADS] if isinstance(function, SdkServer) and not local else []
+    if local or options.requirements is not None or options.image:
+        return {}, sdk
     found = needed_by(payload.modules | runner_needs.modules_for(function))
     notices = [
         f"{name} is installed here from a folder and is not in the image; give requirements"
         for name in found.lacking
     ]
-    return {"distributions": list(found.requirements)}, notices
+    return {"distributions": list(found.requirements)}, [*sdk, *notices]
 
 
 def _handle_of(function: Any, options: Options) -> type[Handle]:

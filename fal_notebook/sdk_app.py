@@ -21,6 +21,10 @@ from fal_notebook.exceptions import AppDefinitionError, CaptureError, OptionErro
 from fal_notebook.options import Options
 from fal_notebook.runner.sdk_server import SdkServer
 
+UPLOADS = (
+    "uploads by the toolkit of fal's SDK do not reach this machine from a container; use "
+    "fal_notebook.toolkit for them, or target=local"
+)
 _IMPORTED = re.compile(r"^\s*(import|from)\s+fal\b", re.MULTILINE)
 # Where the SDK's own command serves; here each runner has a port of its own.
 PORT = 8080

@@ -15,7 +15,7 @@ from typing import Any
 
 from fal_notebook import settings
 from fal_notebook.backends.base import Placement
-from fal_notebook.backends.targets import Targets
+from fal_notebook.backends.targets import LOCAL, Targets
 from fal_notebook.exceptions import BuildError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import Runner
@@ -146,12 +146,18 @@ class Launcher:
             "FAL_DATA_DIR": str(data),
             "HF_HOME": str(data / ".cache" / "huggingface"),
             "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
-            **(self._for_sdk() if revision.manifest.get("kind") == "sdk" else {}),
+            **(self._for_sdk(revision.target) if revision.manifest.get("kind") == "sdk" else {}),
             **self._declared(revision),
         }
 
-    def _for_sdk(self) -> dict[str, str]:
-        """Return what turns fal's own SDK to this gateway; it insists on https."""
+    def _for_sdk(self, target: str) -> dict[str, str]:
+        """Return what turns fal's own SDK to this gateway; it insists on https.
+
+        That port is this machine's own: in a container the SDK is kept from fal's servers, which
+        would get the runner's key.
+        """
+        if target != LOCAL:
+            return {"FAL_REST_HOST": "localhost:9", "FAL_CDN_V3_HOST": "https://localhost:9"}
         tls = self._open_tls()
         return {
             "FAL_REST_HOST": f"localhost:{tls['port']}/rest",

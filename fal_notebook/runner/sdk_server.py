@@ -1,4 +1,4 @@
-"""A class of fal's own SDK behind a runner: the SDK serves it, on this machine only."""
+"""A class of fal's own SDK behind a runner: the SDK serves it, to its gateway only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+# The variable that says on which address the SDK's server has to listen.
+LISTEN = "FAL_NOTEBOOK_LISTEN"
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,12 @@ def _listen_here_only() -> None:
     """Have uvicorn listen on 127.0.0.1; the SDK says 0.0.0.0, which is right in a container."""
     import uvicorn
 
+    host = os.environ.get(LISTEN, "127.0.0.1")
+
     given = uvicorn.Config.__init__
 
     @functools.wraps(given)
     def local(self: Any, *args: Any, **kwargs: Any) -> None:
-        given(self, *args, **{**kwargs, "host": "127.0.0.1"})
+        given(self, *args, **{**kwargs, "host": host})
 
     uvicorn.Config.__init__ = local  # type: ignore[method-assign]

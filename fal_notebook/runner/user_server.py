@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from fal_notebook.runner.sdk_server import LISTEN
 from fal_notebook.runner.spec import RunnerSpec
 
 # Where a server on this machine may be reached; names as in addresses of the gateway's pools.
@@ -67,6 +68,7 @@ class UserServer:
             arguments = [sys.executable, "-c", self._child()]
         # Without it what a Python server prints would be seen when it ends.
         variables = {"PYTHONUNBUFFERED": "1", **os.environ, "PORT": str(self._port)}
+        variables[LISTEN] = "127.0.0.1" if self._hosts is HOSTS else "0.0.0.0"
         self._process = await asyncio.create_subprocess_exec(*arguments, env=variables)
 
     def _child(self) -> str:
