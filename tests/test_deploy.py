@@ -168,11 +168,16 @@ def test_wrong_options_are_refused_before_anything_is_sent(options, words: str) 
         fal_notebook.deploy(double, **options)
 
 
-@pytest.mark.parametrize("value", [3, "abc", None, Exception, len, print])
+@pytest.mark.parametrize("value", [3, "abc", Exception, len, print])
 def test_what_is_no_function_of_the_program_is_refused_in_one_sentence(value: Any) -> None:
     with pytest.raises(OptionError, match=r"^deploy takes a function .*, not .*; .*") as caught:
         fal_notebook.deploy(value, name="double")
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_function_it_is_said_what_an_image_needs() -> None:
+    with pytest.raises(OptionError, match="deploy is that of an image, and image is missing"):
+        fal_notebook.deploy(None, name="double")
 
 
 def test_a_lambda_needs_a_name() -> None:

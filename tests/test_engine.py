@@ -119,7 +119,9 @@ async def test_a_cancelled_build_ends_at_once_and_leaves_nothing(
     def asleep() -> list[Any]:
         return [c for c in engine.api.containers(all=True) if "sleep 1000" in c["Command"]]
 
-    build = asyncio.ensure_future(backend._ensure(sleeper, steps.append))
+    images = backend._images
+    make = images._built(sleeper, steps.append, False, {})
+    build = asyncio.ensure_future(images._ensure(sleeper.tag, make))
     await until(asleep)
     build.cancel()
     with pytest.raises(asyncio.CancelledError):
