@@ -17,7 +17,7 @@ def ran(text: str) -> str:
 
 
 def test_a_text_is_a_script_of_the_shell() -> None:
-    assert ran("FROM a\nRUN <<EOF\nx=1\necho \"$x\"\nEOF\n") == "1\n"
+    assert ran('FROM a\nRUN <<EOF\nx=1\necho "$x"\nEOF\n') == "1\n"
     assert ran("FROM a\nRUN cat <<EOF && cat <<'B'\n$((1+1))\nEOF\n$x\nB\n") == "2\n$x\n"
     assert ran("FROM a\nRUN <<EOF\n#!/usr/bin/env python3\nprint('py')\nEOF\n") == "py\n"
     assert ran("FROM a\nRUN cat <<-EOF\n\t\ttabs\n\tEOF\n") == "tabs\n"

@@ -81,13 +81,10 @@ class Small(fal.App):
 """
 LATE = """
 from __future__ import annotations
-from fal.container import ContainerImage
 from fastapi import Request
 class Given(BaseModel):
     n: int
 class Late(fal.App, name="quite-late", _scheduler="nomad"):
-    kind = "container"
-    image = ContainerImage.from_dockerfile_str("FROM python:3.11")
     @fal.endpoint("/")
     def f(self, given: Given, request: Request) -> int:
         return given.n + len(fal.__name__)
