@@ -121,10 +121,10 @@ def overhead(session: Session, effort: Effort) -> list[Result]:
         targets = {"direct": direct, "gateway": session.target(name)}
         if effort.nginx:
             targets["nginx"] = stack.enter_context(nginx(direct))
-        found = _latencies(targets, effort)
+        found = latencies(targets, effort)
     session[name].delete()
-    through = _minus(found["gateway"], found["direct"])
-    peer = _minus(found["nginx"], found["direct"]) if effort.nginx else []
+    through = minus(found["gateway"], found["direct"])
+    peer = minus(found["nginx"], found["direct"]) if effort.nginx else []
     added = Result("gateway overhead, 1 connection", "ms", through, "nginx", peer, budget=1)
     return [
         replace(added, difference=True),
@@ -217,7 +217,7 @@ def _process_ms(program: str) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def _latencies(targets: dict[str, Target], effort: Effort) -> dict[str, list[float]]:
+def latencies(targets: dict[str, Target], effort: Effort) -> dict[str, list[float]]:
     """Return the median latency in ms of each target, round by round, in turn."""
     clients = {name: Client(target) for name, target in targets.items()}
     found: dict[str, list[float]] = {name: [] for name in targets}
@@ -231,7 +231,7 @@ def _latencies(targets: dict[str, Target], effort: Effort) -> dict[str, list[flo
     return found
 
 
-def _minus(some: list[float], others: list[float]) -> list[float]:
+def minus(some: list[float], others: list[float]) -> list[float]:
     return [a - b for a, b in zip(some, others, strict=True)]
 
 
