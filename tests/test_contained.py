@@ -10,6 +10,8 @@ import httpx
 import pytest
 from serving import cause_of_end, deployed
 
+from fal_notebook.deploying import deploy
+
 SHARING = """
 def share(name: str):
     import os, pathlib
@@ -92,7 +94,6 @@ def test_a_child_that_takes_too_much_memory_is_named_in_the_log(
 
 
 SERVER = """
-%%fal_server hungry exposed_port=8080 target=docker wait=true auth=public machine_type=XS
 import http.server
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -107,11 +108,14 @@ def hungry(port: int):
 
 
 def test_a_server_that_takes_too_much_memory_has_ended_for_that(
-    containers: Path, shell: Any, eventually: Any
+    containers: Path, eventually: Any
 ) -> None:
-    shell.run(SERVER.strip())
-    url = shell["hungry"].url
-    assert httpx.get(url).status_code == 200
-    assert httpx.get(f"{url}/much").status_code == 503
+    names = {"__name__": "__main__"}
+    exec(SERVER, names)
+    given: dict[str, Any] = {"machine_type": "XS", "auth": "public", "serve": True}
+    hungry = deploy(names["hungry"], exposed_port=8080, wait=True, **given)
+    assert httpx.get(hungry.url).status_code == 200
+    assert httpx.get(f"{hungry.url}/much").status_code == 503
     cause = eventually(lambda: cause_of_end(containers, "hungry"))
     assert "out of memory: it may have 512 MB" in cause
+    hungry.delete()

@@ -194,7 +194,7 @@ def test_without_requirements_the_image_has_what_the_code_imports(
     import msgpack
 
     cells.run(
-        "%%fal_function wait=true\n"
+        "%%fal_function wait=true force=true\n"
         "def packed(x: int):\n    import msgpack, sys\n"
         "    return [msgpack.version, msgpack.__file__]\n"
     )
