@@ -14,11 +14,13 @@ from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import (
     HINTS,
+    PREFERENCE,
     Header,
     hints,
     request_head,
     response_headers,
 )
+from fal_notebook.gateway.storage.expiry import default_preference
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK, SECRET
@@ -357,12 +359,18 @@ class Exchange:
         added = (
             (b"x-fal-request-id", request.id.encode()),
             *(() if runner.direct else ((SECRET, runner.row.secret.encode()),)),
+            *self._preference(),
             (b"x-fal-caller-user-id", user.encode()),
             (b"x-fal-endpoint", request.path),
             *more,
         )
         headers, kept = request.scope["headers"], request.principal is None
         return request_head(method, target, headers, added, kept, as_it_came, says_of_body)
+
+    def _preference(self) -> tuple[Header, ...]:
+        """Tell an app, but no server of the user's own, how long files live by default."""
+        told = PREFERENCE in self._request.headers
+        return () if told or self._app.own_server else ((PREFERENCE, default_preference()),)
 
     def _framing(self) -> tuple[Header, ...]:
         if self._as_it_came:

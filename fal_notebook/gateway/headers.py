@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fal_notebook.gateway.storage.expiry import default_preference
 from fal_notebook.runner.frames import CONTENT_TYPE
-from fal_notebook.runner.spec import SECRET
 
 Header = tuple[bytes, bytes]
 
@@ -94,15 +92,8 @@ def request_head(
             continue
         if says_of_body or not name.startswith(b"content-"):
             lines.append(name + b": " + value)
-    lines += [name + b": " + value for name, value in _with_preference(headers, list(added))]
+    lines += [name + b": " + value for name, value in added]
     return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _with_preference(headers: list[Header], added: list[Header]) -> list[Header]:
-    """Tell an app, but no server of the user's own, how long files live when its caller did not."""
-    ours = any(name == SECRET for name, _ in added)
-    told = any(name == PREFERENCE for name, _ in headers)
-    return [*added, (PREFERENCE, default_preference())] if ours and not told else added
 
 
 def response_headers(headers: list[Header], status: int, request_id: bytes) -> list[Header]:
