@@ -510,6 +510,7 @@ def test_a_captured_relative_path_that_is_read_is_warned_of(call: str) -> None:
     [
         "def f():\n    return DATA.open()\n",
         "def f():\n    return DATA.read_text()\n",
+        "def f():\n    return (DATA.parent / 'b.npy').read_text()\n",
         "def f():\n    return open(DATA)\n",
         "def f():\n    return np.load(DATA)\n",
         "def f():\n    return (HOME / 'b.npy').read_bytes()\n",

@@ -376,6 +376,34 @@ def test_a_secret_shows_in_no_refusal_of_a_dependency(shell, gateway, stored) ->
     assert (answer.status_code, answer.json()) == (418, {"detail": "no [secret VAULT_WORDS]"})
 
 
+CHECKS = """
+%%fal_function secrets=VAULT_WORDS serve=true wait=true
+import os
+from typing import Annotated
+from fastapi import Header
+from pydantic import AfterValidator, BaseModel
+def checked(n: int) -> int:
+    raise ValueError("not " + os.environ["VAULT_WORDS"])
+Checked = Annotated[int, AfterValidator(checked)]
+class Asked(BaseModel):
+    n: Checked
+def checks(asked: Asked{more}) -> int:
+    return asked.n
+"""
+
+
+@pytest.mark.parametrize("more", ["", ", x_mine: Annotated[str, Header()] = ''"])
+def test_a_secret_shows_in_no_answer_of_a_validator(shell, gateway, stored, more: str) -> None:
+    shell.run(CHECKS.strip().format(more=more))
+    with control(gateway) as api:
+        answer = api.post("/run/tester/checks", json={"n": 1})
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"], problem["input"]) == (["body", "n"], 1)
+    assert problem["msg"] == "Value error, not [secret VAULT_WORDS]"
+    assert VALUE not in answer.text
+
+
 FAILS = """
 %%fal_function secrets=VAULT_WORDS wait=true setup_function=up min_concurrency=1
 def fails() -> int:

@@ -47,7 +47,7 @@ _SHIPPED = (
     "server_handle.py",
     "runner/*.py",
     "toolkit/*.py",
-    "toolkit/utils/*.py",
+    "toolkit/*/*.py",
 )
 _MAIN = "from fal_notebook.runner.__main__ import main\nimport sys\nmain(sys.argv[1:])\n"
 

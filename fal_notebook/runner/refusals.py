@@ -65,10 +65,10 @@ def _meant(error: Exception, redact: Redact = str) -> Response | None:
     return error_response(status, detail, headers, redact)
 
 
-def invalid(error: ValidationError, body: bytes) -> Response:
+def invalid(error: ValidationError, body: bytes, redact: Redact) -> Response:
     """Return 422 in FastAPI's shape: a list of errors whose `loc` begins with ``body``."""
     found = error.errors(include_url=False, include_context=True)
-    return error_response(422, [_problem(item, body) for item in found])
+    return error_response(422, [_problem(item, body) for item in found], redact=redact)
 
 
 def _problem(item: Any, body: bytes) -> dict[str, Any]:

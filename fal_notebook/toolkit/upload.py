@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fal_notebook.toolkit.errors import FileUploadException
+from fal_notebook.toolkit.exceptions import FileUploadException
 
 if TYPE_CHECKING:
     import httpx
