@@ -375,6 +375,7 @@ def test_a_link_in_the_storage_is_not_followed(
         {"x-fal-object-lifecycle": "[1]"},
         lifecycle(expiration_duration_seconds=0),
         lifecycle(expiration_duration_seconds="x"),
+        {"x-fal-object-lifecycle": '{"expiration_duration_seconds": 1e400}'},
         lifecycle(initial_acl={"default": "forbid"}),
     ],
 )
@@ -509,8 +510,9 @@ def test_the_lifetime_is_the_callers_else_the_setting() -> None:
     assert names.lifetime(None, 0) is None
     assert names.lifetime(b'{"expiration_duration_seconds": 60}', 5) == 60
     assert names.lifetime(b'{"expiration_duration_seconds": 1e12}', 5) is None
-    with pytest.raises(RefusedRequestError):
-        names.lifetime(b'{"expiration_duration_seconds": NaN}', 5)
+    for number in (b"NaN", b"Infinity", b"1e400"):
+        with pytest.raises(RefusedRequestError):
+            names.lifetime(b'{"expiration_duration_seconds": %b}' % number, 5)
 
 
 def test_a_full_disk_is_507_and_nothing_stays(small: GatewayInfo, tmp_path: Path) -> None:
