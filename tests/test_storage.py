@@ -424,6 +424,12 @@ def test_limit_and_quota(small: GatewayInfo, tmp_path: Path, eventually: Any) ->
     with Wire(small) as wire:  # it is refused before any of it is sent
         wire.send(f"{head}Content-Length: {64 * MIB + 1}\nExpect: 100-continue\n\n")
         assert wire.head()[0] == 413
+    with Wire(small) as wire:  # or once it is above the limit; of the rest nothing is taken
+        wire.send(f"{head}Transfer-Encoding: chunked\n\n")
+        wire.send(b"%x\r\n" % (65 * MIB)).send(bytes(64 * MIB + 1))
+        status, headers, _ = wire.response()
+        assert (status, headers["connection"]) == (413, "close")
+        assert wire.rest() == b""
     with control(small) as api:
         pieces = iter([bytes(MIB)] * 65)
         assert api.post("/storage/files", content=pieces).status_code == 413
