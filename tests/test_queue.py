@@ -494,6 +494,7 @@ def test_what_does_not_begin_in_time_is_504(act: Client, gate: Gate, tmp_path: P
         assert answer.headers["x-fal-request-timeout-type"] == "user"
         assert answer.headers["x-fal-error-type"] == "request_timeout"
         assert act.state(request)["error_type"] == "request_timeout"
+        assert act.state(request)["error"].endswith("within its x-fal-request-timeout")
     assert runs(path) == []
 
 
