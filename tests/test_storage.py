@@ -525,7 +525,7 @@ def test_a_full_disk_is_507_and_nothing_stays(small: GatewayInfo, tmp_path: Path
     folder = tmp_path / "storage" / "incoming"
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.xfail("a small file system cannot be mounted here")
+        pytest.skip("a small file system cannot be mounted here")
     try:
         with control(small) as api:
             answer = api.post("/storage/files", content=bytes(5 * MIB))
