@@ -351,13 +351,14 @@ async def _send(http: httpx.AsyncClient, method: str, path: str, **request: Any)
 
 
 def _in_runner() -> bool:
-    return {"FAL_RUNNER_ID", "FAL_NOTEBOOK_URL", "FAL_KEY"} <= os.environ.keys()
+    return {"FAL_RUNNER_ID", "FAL_NOTEBOOK_URL", "FAL_NOTEBOOK_KEY"} <= os.environ.keys()
 
 
 def _connect() -> httpx.AsyncClient:
     """Inside a runner its own gateway and key count; elsewhere the user's gateway is found."""
     if _in_runner():
-        url, authorization = os.environ["FAL_NOTEBOOK_URL"], f"Key {os.environ['FAL_KEY']}"
+        url, key = os.environ["FAL_NOTEBOOK_URL"], os.environ["FAL_NOTEBOOK_KEY"]
+        authorization = f"Key {key}"
     else:
         info = discovery.ensure(settings.state_folder())
         url, authorization = info.url, f"Bearer {info.token}"

@@ -290,6 +290,19 @@ def test_what_it_writes_is_for_its_user_only(state: Path) -> None:
     assert len(os.fsencode(sockets / "0123456789ab.sock")) < 100
 
 
+def test_what_others_could_read_is_for_its_user_only_again(state: Path) -> None:
+    tls = state / "tls"
+    tls.mkdir()
+    kept = [state / "secrets.key", state / "queue.db", tls / "authority.pem"]
+    for path in (*kept, mine := state / "notes.txt"):
+        path.touch()
+        path.chmod(0o644)
+    discovery.ensure(state)
+    for path in kept:
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    assert mine.stat().st_mode & 0o777 == 0o644
+
+
 def test_the_token_is_nowhere_but_in_its_file(state: Path) -> None:
     gateway = discovery.ensure(state)
     deploy(gateway, min_concurrency=1)

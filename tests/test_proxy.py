@@ -593,10 +593,15 @@ def held(path: str = {str(end)!r}) -> None:
             pool.submit(httpx.post, url, json={}, headers={"x-fal-request-timeout": "1.1"}),
             pool.submit(owner.post, url, json={}),
         ]
-        for answer in (future.result() for future in asked):
+        queued = owner.post(f"/queue/{handle.owner}/{handle.name}", json={}).json()
+        eventually(lambda: owner.get(queued["status_url"]).status_code == 200)
+        answers = [*(future.result() for future in asked), owner.get(queued["response_url"])]
+        causes = ("its x-fal-request-timeout", *["the app's request_start_timeout"] * 2)
+        for answer, cause in zip(answers, causes, strict=True):
             told = answer.status_code, answer.headers["x-fal-error-type"]
             assert told == (504, "request_timeout")
             assert answer.headers["x-fal-request-timeout-type"] == "user"
+            assert answer.json()["detail"] == f"the request did not begin within {cause}"
         end.touch()
         assert first.result().status_code == 200
         wrong = httpx.post(url, json={}, headers={"x-fal-request-timeout": "soon"})

@@ -188,6 +188,9 @@ def test_status_tells_the_lines_that_the_request_wrote(act: Client, flag: str) -
         assert item["source"] == "USER"
         assert datetime.fromisoformat(item["timestamp"]).utcoffset() == timedelta(0)
     assert act.status(request, logs="0").json()["logs"] is None
+    for path in ("status", "status/stream"):
+        answer = act.get(f"/requests/{request}/{path}", params={"logs": "maybe"})
+        assert (answer.status_code, "logs='maybe'" in answer.text) == (422, True)
 
 
 def events(reply: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -339,6 +342,7 @@ def test_a_body_above_the_limit_is_413_and_leaves_no_file(
         ({}, {"fal_max_queue_length": "9" * 5000}),
         ({}, {"fal_webhook": "ftp://example.com"}),
         ({}, {"fal_webhook": "http://127.0.0.1:1/"}),
+        ({}, {"fal_webhook": ""}),
     ],
 )
 def test_what_is_malformed_is_422(act: Client, headers: Any, params: Any) -> None:
@@ -494,6 +498,7 @@ def test_what_does_not_begin_in_time_is_504(act: Client, gate: Gate, tmp_path: P
         assert answer.headers["x-fal-request-timeout-type"] == "user"
         assert answer.headers["x-fal-error-type"] == "request_timeout"
         assert act.state(request)["error_type"] == "request_timeout"
+        assert act.state(request)["error"].endswith("within its x-fal-request-timeout")
     assert runs(path) == []
 
 

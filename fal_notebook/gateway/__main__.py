@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.gateway import paths
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
@@ -52,6 +53,7 @@ def main() -> None:
     held = state_lock.take(state, TAKE_TIMEOUT)
     if held is None:
         sys.exit(f"a gateway already runs on {state}; stop it with: fal-notebook gateway stop")
+    paths.make_private(state)
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:

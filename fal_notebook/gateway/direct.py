@@ -18,7 +18,7 @@ from fal_notebook.gateway.exchange import (
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import HINT, Header
 from fal_notebook.gateway.replies import error_reply, refuse
-from fal_notebook.gateway.start_deadline import BY_USER, KIND, MISSED
+from fal_notebook.gateway.start_deadline import BY_USER, KIND
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 
 # So many runners that do not accept are tried; nothing was sent to them, so that is safe.
@@ -134,7 +134,8 @@ class DirectRequest:
             if gone.done():
                 raise ClientGoneError
             if left < longest:
-                raise StartDeadlineError(504, KIND, MISSED)
+                missed = start_deadline.missed(self._request.headers)
+                raise StartDeadlineError(504, KIND, missed)
             raise SchedulingError(504, "startup_timeout", f"no runner was free in {longest:g} s")
         except BaseException:
             app.leave(waiter)

@@ -28,6 +28,7 @@ _ONCE = frozenset(
     (
         *(b"host", b"origin", b"authorization"),
         *(b"content-type", b"content-length", b"transfer-encoding"),
+        *(b"sec-websocket-key", b"sec-websocket-version"),
     )
 )
 # Headers by which the platform speaks to apps; a server on WSGI takes '_' for '-'.
