@@ -28,8 +28,8 @@ from fal_notebook.exceptions import (
     UnpicklableError,
 )
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.log_lines import untold
 from fal_notebook.patience import again
-from fal_notebook.submitted import _after
 from fal_notebook.submitting import QueueOptions
 
 SLOW = """
@@ -269,7 +269,7 @@ def test_async_iteration_and_aio_do_not_block(gateway) -> None:
     ],
 )
 def test_new_lines_are_those_that_were_not_told(before, now, new) -> None:
-    assert _after(before, now) == new
+    assert untold(before, now) == new
 
 
 # --- options ---------------------------------------------------------------------------------
