@@ -8,6 +8,7 @@ import linecache
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import httpx
 
 from fal_notebook import deploying, discovery
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import NotFoundError
+from fal_notebook.exceptions import GatewayError, NotFoundError
 from fal_notebook.handle import Handle
 
 
@@ -35,6 +36,24 @@ def deployed(source: str, **options: Any) -> Iterator[Handle]:
     finally:
         with contextlib.suppress(NotFoundError):
             handle.delete()
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C while the body waits."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+
+
+@contextlib.contextmanager
+def deleted_after(*names: str) -> Iterator[None]:
+    """Delete these apps of the tester's when the body has ended."""
+    yield
+    for name in names:
+        with contextlib.suppress(GatewayError):
+            Handle("tester", name).delete()
 
 
 def kill_gateway(state: Path) -> None:

@@ -10,11 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from serving import deployed, kill_gateway
+from serving import deployed, interrupted_after, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.exceptions import (
@@ -39,15 +39,6 @@ async def slow(seconds, value=None):
     return value
 """
 DOUBLE = "def double(x):\n    return 2 * x"
-
-
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Press Ctrl-C while the body waits."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    yield
-    timer.join()
 
 
 # --- submit, status, result ------------------------------------------------------------------

@@ -13,7 +13,7 @@ import resource
 import sqlite3
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -447,13 +447,6 @@ async def test_no_message_is_made_for_a_target_that_is_not_connected() -> None:
 
 
 # Signing
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store.db")
-    yield store
-    store.close()
 
 
 def verify(headers: dict[str, str], body: bytes, jwks: dict[str, Any]) -> bool:
