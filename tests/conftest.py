@@ -15,7 +15,7 @@ import fal_client.client
 import javascript
 import pytest
 from runner_bench import Bench
-from serving import control
+from serving import ACT, control, deployed, run_url
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
@@ -117,6 +117,14 @@ def key(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         made = api.post("/api/keys").json()
         yield made["key"]
         api.delete(f"/api/keys/{made['id']}")
+
+
+@pytest.fixture(scope="module")
+def act(gateway: GatewayInfo) -> Iterator[str]:
+    """A public app that does what a request asks for, on one runner; its URL."""
+    options = {"max_concurrency": 1, "max_multiplexing": 8, "keep_alive": 60, "min_concurrency": 1}
+    with deployed(ACT, serve=True, auth="public", **options) as handle:
+        yield run_url(gateway, handle)
 
 
 @pytest.fixture

@@ -21,6 +21,28 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import GatewayError, NotFoundError
 from fal_notebook.handle import Handle
 
+# An app that does what a request asks for.
+ACT = """
+import os, time
+from typing import Any
+from fastapi import HTTPException, Response
+
+def act(do: str = "echo", n: float = 0, text: str = "") -> Any:
+    if do == "exit":
+        os._exit(3)
+    if do == "sleep":
+        time.sleep(n)
+    if do == "pid":
+        return os.getpid()
+    if do == "size":
+        return len(text)
+    if do == "big":
+        return Response(b"x" * int(n), media_type="application/octet-stream")
+    if do == "status":
+        raise HTTPException(int(n), "as asked")
+    return n
+"""
+
 
 @contextlib.contextmanager
 def deployed(source: str, **options: Any) -> Iterator[Handle]:
@@ -72,6 +94,12 @@ def control(gateway: GatewayInfo) -> httpx.Client:
 def with_key(key: str) -> dict[str, str]:
     """Return the header that a caller with a key sends."""
     return {"authorization": f"Key {key}"}
+
+
+def in_flight(gateway: GatewayInfo, name: str = "act") -> int:
+    """Return how many requests an app has."""
+    with control(gateway) as client:
+        return int(client.get(f"/api/apps/tester/{name}").json()["in_flight"])
 
 
 def run_url(gateway: GatewayInfo, handle: Handle) -> str:
