@@ -11,12 +11,15 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import fal_client.client
 import javascript
 import pytest
 from runner_bench import Bench
+from serving import ACT, control, deployed, run_url
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway.store import Store
 from fal_notebook.handle import Handle, shared_client
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -89,6 +92,39 @@ def docker_host() -> Iterator[str]:
 def gateway(private_state: Path) -> GatewayInfo:
     """The one gateway that most tests share."""
     return discovery.ensure(private_state)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    store = Store(tmp_path / "store.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def key(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A key, with the addresses of fal's client turned to the gateway."""
+    addresses = {
+        "QUEUE_URL_FORMAT": "/queue/",
+        "RUN_URL_FORMAT": "/run/",
+        "REST_URL": "/rest",
+        "CDN_URL": "/cdn",
+    }
+    for name, path in addresses.items():
+        monkeypatch.setattr(fal_client.client, name, gateway.url + path)
+    with control(gateway) as api:
+        made = api.post("/api/keys").json()
+        yield made["key"]
+        api.delete(f"/api/keys/{made['id']}")
+
+
+@pytest.fixture(scope="module")
+def act(gateway: GatewayInfo) -> Iterator[str]:
+    """A public app that does what a request asks for, on one runner; its URL."""
+    options = {"max_concurrency": 1, "max_multiplexing": 8, "keep_alive": 60, "min_concurrency": 1}
+    with deployed(ACT, serve=True, auth="public", **options) as handle:
+        yield run_url(gateway, handle)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import linecache
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,30 @@ import httpx
 
 from fal_notebook import deploying, discovery
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import NotFoundError
+from fal_notebook.exceptions import GatewayError, NotFoundError
 from fal_notebook.handle import Handle
+
+# An app that does what a request asks for.
+ACT = """
+import os, time
+from typing import Any
+from fastapi import HTTPException, Response
+
+def act(do: str = "echo", n: float = 0, text: str = "") -> Any:
+    if do == "exit":
+        os._exit(3)
+    if do == "sleep":
+        time.sleep(n)
+    if do == "pid":
+        return os.getpid()
+    if do == "size":
+        return len(text)
+    if do == "big":
+        return Response(b"x" * int(n), media_type="application/octet-stream")
+    if do == "status":
+        raise HTTPException(int(n), "as asked")
+    return n
+"""
 
 
 @contextlib.contextmanager
@@ -37,6 +60,24 @@ def deployed(source: str, **options: Any) -> Iterator[Handle]:
             handle.delete()
 
 
+@contextlib.contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C while the body waits."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+
+
+@contextlib.contextmanager
+def deleted_after(*names: str) -> Iterator[None]:
+    """Delete these apps of the tester's when the body has ended."""
+    yield
+    for name in names:
+        with contextlib.suppress(GatewayError):
+            Handle("tester", name).delete()
+
+
 def kill_gateway(state: Path) -> None:
     """Kill the gateway of a state folder with -9."""
     info = discovery.published(state)
@@ -53,6 +94,12 @@ def control(gateway: GatewayInfo) -> httpx.Client:
 def with_key(key: str) -> dict[str, str]:
     """Return the header that a caller with a key sends."""
     return {"authorization": f"Key {key}"}
+
+
+def in_flight(gateway: GatewayInfo, name: str = "act") -> int:
+    """Return how many requests an app has."""
+    with control(gateway) as client:
+        return int(client.get(f"/api/apps/tester/{name}").json()["in_flight"])
 
 
 def run_url(gateway: GatewayInfo, handle: Handle) -> str:

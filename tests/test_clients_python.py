@@ -38,17 +38,6 @@ def talk(word: str, seconds: float = 0) -> dict:
 
 
 @pytest.fixture
-def key(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A key, with the client's addresses turned to the gateway."""
-    monkeypatch.setattr(fal_client.client, "QUEUE_URL_FORMAT", f"{gateway.url}/queue/")
-    monkeypatch.setattr(fal_client.client, "RUN_URL_FORMAT", f"{gateway.url}/run/")
-    with control(gateway) as api:
-        made = api.post("/api/keys").json()
-        yield made["key"]
-        api.delete(f"/api/keys/{made['id']}")
-
-
-@pytest.fixture
 def client(key: str) -> Iterator[SyncClient]:
     client = SyncClient(key=key)
     yield client

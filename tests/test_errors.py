@@ -224,12 +224,11 @@ async def test_a_failure_is_told_before_its_answer_may_be_sent() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store.db")
+def store(store: Store) -> Store:
+    """The store with an app."""
     with store.transaction():
         store.put(App("me", "app", None, "", {}))
-    yield store
-    store.close()
+    return store
 
 
 def plain(store: Store) -> Redaction:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,13 +16,6 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway import events as module
 from fal_notebook.gateway.events import Events
 from fal_notebook.gateway.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store.db")
-    yield store
-    store.close()
 
 
 async def _next(stream: AsyncIterator[bytes]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fal_client.client
 import httpx
 import PIL.Image
 import psutil
@@ -36,17 +35,6 @@ from fal_notebook.gateway.storage.table import StoredFile
 from fal_notebook.gateway.storage.tickets import Tickets
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def key(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A key, with the addresses of fal's client turned to the gateway."""
-    monkeypatch.setattr(fal_client.client, "REST_URL", f"{gateway.url}/rest")
-    monkeypatch.setattr(fal_client.client, "CDN_URL", f"{gateway.url}/cdn")
-    with control(gateway) as api:
-        made = api.post("/api/keys").json()
-        yield made["key"]
-        api.delete(f"/api/keys/{made['id']}")
 
 
 @pytest.fixture

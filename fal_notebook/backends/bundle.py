@@ -31,6 +31,7 @@ _SHIPPED = (
     "exceptions.py",
     "following.py",
     "handle.py",
+    "log_lines.py",
     "machines.py",
     "option*.py",
     "patience.py",

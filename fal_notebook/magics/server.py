@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fal_notebook import deploying
+from fal_notebook.deploy_checks import NEEDS_DOCKER
 from fal_notebook.exceptions import OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.magics.function import FunctionMagic, split_line
@@ -79,7 +79,7 @@ def _language(lang: Any) -> str:
     if lang not in _LANGUAGES:
         raise OptionError(f"lang={lang} is not allowed: {' or '.join(_LANGUAGES)}")
     if lang == "dockerfile":
-        raise OptionError(deploying.NEEDS_DOCKER.format("a Dockerfile"))
+        raise OptionError(NEEDS_DOCKER.format("a Dockerfile"))
     return str(lang)
 
 

@@ -20,6 +20,7 @@ from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
 from fal_notebook.gateway.replies import Reading, error_reply, json_reply, refuse
 from fal_notebook.gateway.webhooks import targets
+from fal_notebook.log_lines import untold
 
 # A status stream looks this often for what nobody announces: position and log lines.
 STREAM_PERIOD = 0.25
@@ -208,8 +209,10 @@ class QueueRoutes:
                 told = await self._tell(scope, admitted, request, wanted)
                 if told != last:
                     # fal's clients add the lines of all events up.
-                    news = {**told, "logs": status.new_lines(last.get("logs"), told.get("logs"))}
-                    await _event(send, b"data: " + json.dumps(news).encode())
+                    logs = told.get("logs")
+                    new = logs and untold(last.get("logs") or [], logs)
+                    news = json.dumps({**told, "logs": new})
+                    await _event(send, b"data: " + news.encode())
                     last, silent = told, 0.0
                 if request.state == COMPLETED:
                     break
