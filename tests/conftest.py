@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +13,9 @@ from typing import Any, TypeVar
 import fal_client.client
 import javascript
 import pytest
+from gateway_processes import processes_of, stop
 from runner_bench import Bench
-from serving import ACT, control, deployed, run_url
+from serving import ACT, control, deployed, eventually, run_url
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
@@ -128,6 +128,17 @@ def act(gateway: GatewayInfo) -> Iterator[str]:
 
 
 @pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder of its own; whatever runs on it is ended at the end."""
+    folder = tmp_path / "private-state"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(folder))
+    yield folder
+    if processes_of(folder):
+        stop(discovery.ensure(folder), folder)
+
+
+@pytest.fixture
 def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder whose gateway may be killed: the others' one is left alone."""
     state = tmp_path / "own-state"
@@ -188,18 +199,10 @@ def _delete(handle: Handle) -> None:
         return
 
 
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any]], Any]:
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[[Callable[[], Any]], Any]:
     """Poll a condition, at most 20 s, and return its first true value."""
-
-    def poll(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
-        deadline = time.monotonic() + timeout
-        while not (value := condition()):
-            assert time.monotonic() < deadline, "it did not come true in time"
-            time.sleep(0.02)
-        return value
-
-    return poll
+    return eventually
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,6 +77,15 @@ def deleted_after(*names: str) -> Iterator[None]:
     for name in names:
         with contextlib.suppress(GatewayError):
             Handle("tester", name).delete()
+
+
+def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+    """Poll a condition, by default at most 20 s, and return its first true value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+    return value
 
 
 def kill_gateway(state: Path) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,10 @@ def client(key: str) -> Iterator[SyncClient]:
     client._client.close()  # it has no close of its own
 
 
-def test_positions_and_cancel(client) -> None:
+def test_positions_and_cancel(client, eventually) -> None:
     with deployed(TALK, serve=True, max_concurrency=1):
         first = client.submit("tester/talk", {"word": "first", "seconds": 1.5})
-        while not isinstance(first.status(), fal_client.InProgress):
-            time.sleep(0.02)
+        eventually(lambda: isinstance(first.status(), fal_client.InProgress))
         second = client.submit("tester/talk", {"word": "second"})
         third = client.submit("tester/talk", {"word": "third"})
         assert third.status() == fal_client.Queued(position=1)

@@ -119,10 +119,11 @@ def test_an_app_is_still_there_when_its_gateway_was_killed(state) -> None:
     assert seven.url == url
 
 
-def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(state, tmp_path) -> None:
+def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(
+    state, tmp_path, eventually
+) -> None:
     def slow(path: str) -> None:
         import pathlib
-        import time
 
         pathlib.Path(path).touch()
         time.sleep(60)
@@ -131,8 +132,7 @@ def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(state, tmp_path
     call = fal_notebook.deploy(slow, wait=True, termination_grace_period_seconds=0)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(call, str(began))
-        while not began.exists() and not answer.done():
-            time.sleep(0.01)
+        eventually(lambda: began.exists() or answer.done())
         kill(discovery.ensure(state))
         with pytest.raises(GatewayUnavailableError) as caught:
             answer.result()
@@ -152,7 +152,6 @@ def test_calls_at_once_find_the_next_gateway(state) -> None:
 
 def test_a_deploy_that_loses_its_gateway_says_so(state) -> None:
     def slow() -> None:
-        import time
 
         time.sleep(60)
 

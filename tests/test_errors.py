@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from gateway_processes import deploy, end, stop
+from inside import until
 from serving import Wire, control, deployed, post, run_url
-from test_gateway_process import deploy, end, stop
 
 from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
@@ -211,8 +212,7 @@ async def test_a_failure_is_told_before_its_answer_may_be_sent() -> None:
 
     await link.told()  # nobody is there to hear
     serving = asyncio.ensure_future(link.serve(receive, send))
-    while not link.gateways:
-        await asyncio.sleep(0)
+    await until(lambda: link.gateways)
     link.failures.add(ValueError("v"), "text", str)
     await link.told()
     assert b"ValueError" in b"".join(sent)
@@ -571,18 +571,11 @@ def test_the_command_shows_groups_and_a_sample(
 # --- a gateway of its own -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
-    yield tmp_path
-    stop(discovery.ensure(tmp_path), tmp_path)
-
-
 def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
-    own_state: Path, eventually: Any
+    state: Path, eventually: Any
 ) -> None:
     source = "import threading, time\ndef who(x: float = 0):\n    time.sleep(x)\n    1 / 0\n"
-    first = discovery.ensure(own_state)
+    first = discovery.ensure(state)
     deploy(first, source, min_concurrency=1)
 
     def groups(info: GatewayInfo) -> list[tuple[str, int]]:
@@ -596,14 +589,14 @@ def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
         wire.send(post("/run/tester/who", {"x": 1}))
         with control(first) as client:
             eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
-        end(first, own_state, signal.SIGKILL)
+        end(first, state, signal.SIGKILL)
         with contextlib.suppress(ConnectionError):
             wire.rest()
     time.sleep(1.5)  # the error happens while nobody listens
-    second = discovery.ensure(own_state)
+    second = discovery.ensure(state)
     eventually(lambda: groups(second) == [("ZeroDivisionError", 2)])
     for _ in range(5):
         assert httpx.post(f"{second.url}/run/tester/who", json={}).status_code == 500
-    stop(second, own_state)  # at once: a runner that ends tells what it has not told yet
-    third = discovery.ensure(own_state)
+    stop(second, state)  # at once: a runner that ends tells what it has not told yet
+    third = discovery.ensure(state)
     assert groups(third) == [("ZeroDivisionError", 7)]

@@ -431,11 +431,11 @@ def test_iteration_goes_on_after_a_killed_gateway(own_gateway) -> None:
         assert states[-1] == "COMPLETED"
 
 
-def test_a_wait_outlasts_a_gateway_that_is_replaced(own_gateway) -> None:
+def test_a_wait_outlasts_a_gateway_that_is_replaced(own_gateway, eventually) -> None:
     with deployed(SLOW) as handle:
         submitted = handle.submit(1.5, "done")
         future = sync.submit(submitted.outcome())
-        time.sleep(0.3)
+        eventually(lambda: submitted.status().state == "IN_PROGRESS")
         began = time.monotonic()
         sync.wait(shared_client().stop_gateway(keep_runners=True))
         assert future.result(30) == "done"

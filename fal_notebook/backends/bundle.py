@@ -24,6 +24,7 @@ _SHIPPED = (
     "app_values.py",
     "calls.py",
     "client.py",
+    "client_errors.py",
     "container.py",
     "decorators.py",
     "discovery.py",
