@@ -243,6 +243,8 @@ def app_identity(
     function: Any, options: Options, cell: CellOptions, name: str = ""
 ) -> tuple[str, str]:
     """Return owner and name of the app."""
+    if cell.owner and options.team not in (None, cell.owner):
+        raise OptionError(f"owner={cell.owner} and team={options.team} name two owners; give one")
     owner = cell.owner or options.team or settings.owner()
     own_name = app_name_of(function) if is_app(function) else name or name_of(function)
     if isinstance(function, SdkServer):

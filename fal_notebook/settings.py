@@ -62,7 +62,7 @@ def setting(name: str, default: T) -> T:
     if value is None:
         value, variable = _configured().get(name, default), f"{name} in {config_file()}"
     elif isinstance(default, int):
-        value = int(value) if value.isdecimal() else value
+        value = int(value) if value.removeprefix("-").isdecimal() else value
     if type(value) is not type(default):
         kind = _KINDS[type(default)]
         raise SettingError(f"{variable} is {value!r}, which is not {kind}")

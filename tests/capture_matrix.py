@@ -359,8 +359,12 @@ def _call(case: Case, folder: Path) -> Any:
     from fal_notebook.runner.envelope import unpack
 
     manifest, pickled = unpack((folder / case.name).read_bytes())
+    from fal_notebook.runner.schema import read_signature
+
     loaded = pickle.loads(pickled)
     sys.modules.update(loaded["modules"])
+    function = loaded["function"]
+    read_signature(function, inspect.get_annotations(function, eval_str=True), False)
     result = eval(f"f({case.arguments})", {"f": loaded["function"]})
     if manifest["kind"] in ("async", "asyncgen"):
         result = asyncio.run(_finish(result))

@@ -30,7 +30,7 @@ from fal_notebook.runner.envelope import unpack
 MATRIX = Path(__file__).with_name("capture_matrix.py")
 MINORS = ("3.10", "3.11", "3.12", "3.13")
 HERE = "{}.{}".format(*sys.version_info)
-PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython")
+PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython", "starlette")
 
 
 def notebook(source: str, **names: Any) -> dict[str, Any]:

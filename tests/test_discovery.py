@@ -205,6 +205,14 @@ def test_one_that_does_not_answer_is_named(state, monkeypatch) -> None:
     os.close(held)
 
 
+@pytest.mark.parametrize("port", [-1, 70000])
+def test_what_is_no_port_is_said_in_one_sentence(state, monkeypatch, port: int) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_PORT", str(port))
+    refused = f"port={port} is not a port; they go from 1 to 65535"
+    with pytest.raises(GatewayUnavailableError, match=refused):
+        discovery.ensure(state)
+
+
 def test_a_taken_port_is_said_in_one_sentence(state, monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

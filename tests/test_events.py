@@ -89,6 +89,10 @@ def test_a_deploy_and_its_load_are_told_over_http(gateway: GatewayInfo) -> None:
                     samples.append(event["data"]["at"])
                 if len(samples) == 3:
                     break
+        again = {"last-event-id": str(seen[0]["seq"])}
+        with client.stream("GET", "/api/events", params=query, headers=again) as answer:
+            first = next(x for x in answer.iter_lines() if x.startswith("data: "))
+            assert json.loads(first[6:]) == seen[1]
         assert {event["app"] for event in seen} == {"told"}
         assert [event["seq"] for event in seen] == sorted({event["seq"] for event in seen})
         states = [e["data"]["state"] for e in seen if e["kind"] == "runner"]

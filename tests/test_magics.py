@@ -69,6 +69,21 @@ def test_reset_scale_takes_scaling_from_the_cell_even_when_up_to_date(shell) -> 
     assert shell["one"].status()["options"]["keep_alive"] == 5
 
 
+def test_reset_scale_of_an_unchanged_cell_takes_back_what_was_inherited(shell) -> None:
+    shell.run(cell("keep_alive=5 wait=true", ONE))
+    shell.run(cell("wait=true", ONE))
+    assert shell["one"].status()["options"]["keep_alive"] == 5
+    for _ in range(2):
+        shell.run(cell("wait=true reset_scale=true", ONE))
+        status = shell["one"].status()
+        assert (status["number"], status["options"]["keep_alive"]) == (3, 10)
+
+
+def test_owner_and_team_name_one_owner(shell) -> None:
+    said = refusal(shell, cell("owner=abc team=zed", ONE))
+    assert "owner=abc and team=zed name two owners; give one" in said
+
+
 def test_a_changed_cell_inherits_scaling_and_says_so(shell, capsys) -> None:
     shell.run(cell("wait=true", ONE))
     shell.run("%fal scale one keep_alive=33")

@@ -18,6 +18,7 @@ from fal_notebook.exceptions import BuildError
 _SHIPPED = (
     "__init__.py",
     "addresses.py",
+    "annotations.py",
     "app.py",
     "app_definition.py",
     "app_exceptions.py",

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
+from fal_notebook.annotations import is_class_of
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call, streamed
 from fal_notebook.runner.failures import defined_at, placed
@@ -183,9 +184,7 @@ def _is_fastapis(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool
         marks += more
     if any(of_fastapi(mark) for mark in marks):
         return True
-    if not inspect.isclass(annotation):
-        return False
-    return issubclass(annotation, GIVEN) and not issubclass(annotation, Request)
+    return is_class_of(annotation, *GIVEN) and not is_class_of(annotation, Request)
 
 
 def _resolved(

@@ -88,7 +88,7 @@ def _not_json(body: bytes) -> tuple[tuple[int], str] | None:
         return (error.pos,), error.msg
     except UnicodeDecodeError as error:
         return (error.start,), error.reason
-    except RecursionError:
+    except (RecursionError, ValueError):  # too deep, or a number of more digits than Python takes
         pass
     return None
 

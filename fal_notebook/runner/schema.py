@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, ValidationError, to_json
 from starlette.requests import Request
 
+from fal_notebook.annotations import is_class_of
 from fal_notebook.runner.failures import defined_at
 from fal_notebook.runner.results import Output, output_of
 
@@ -191,7 +192,7 @@ def read_signature(
 
 
 def _is_request(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, Request)
+    return is_class_of(annotation, Request)
 
 
 def _without_first(
@@ -251,14 +252,13 @@ def _is_model(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return len(kinds) == 1 and _is_model(kinds[0])
-    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+    return is_class_of(annotation, BaseModel)
 
 
 def _holds_model(annotation: Any) -> bool:
     """Whether a pydantic model is somewhere in it, as in a union or a list."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return True
-    return any(_holds_model(part) for part in get_args(annotation))
+    inner = get_args(annotation)
+    return is_class_of(annotation, BaseModel) or any(_holds_model(part) for part in inner)
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:

@@ -86,7 +86,7 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     since = gateway.store.last_seq()
     imported = request.manifest.get("distributions")
     same = plan.up_to_date(request.digest, request.target, active, imported)
-    same = same and not request.options.get("force")
+    same = same and not request.options.get("force") and not _resets(request, active)
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
     if running is not None and running.is_for(request.digest, request.target):
@@ -94,6 +94,13 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     revision, taken_over, notices = _revision(gateway, owner, name, request, app, active)
     _begin(gateway, revision, request, app, running)
     return _reply(gateway, revision, since, inherited=taken_over, notices=notices)
+
+
+def _resets(request: DeployRequest, active: Revision | None) -> bool:
+    """Say whether a reset of scaling makes another revision of the same code."""
+    if active is None or not request.reset_scale:
+        return False
+    return plan.has_inherited(active, _merged(_defaults(request), request.options))
 
 
 def cancel(gateway: Gateway, owner: str, name: str) -> None:
@@ -152,8 +159,7 @@ def _revision(
     given = explicit(parse_options(request.options))
     reset = request.reset_scale or given.get("app_scale_settings", False)
     taken_over = {} if reset else plan.inherited(given, app, active)
-    defaults = APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
-    options = _merged({**defaults, **taken_over}, given)
+    options = _merged({**_defaults(request), **taken_over}, given)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
@@ -175,6 +181,10 @@ def _revision(
         variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
     )
     return revision, taken_over, [choice.notice] if choice.notice else []
+
+
+def _defaults(request: DeployRequest) -> dict[str, Any]:
+    return APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
 
 
 def _merged(taken_over: dict[str, Any], given: dict[str, Any]) -> Options:
