@@ -313,10 +313,11 @@ class Client:
         """Send a request; a gateway that has gone is looked for, or started, once more.
 
         That is safe for every request: a refused connection has carried nothing, and a gateway
-        that does not know our token, because another took over its port, has done nothing.
+        that does not know our token, because another took over its port, has done nothing. What
+        only reads is asked again whatever broke it off.
         """
         http = await self._connected()
-        with suppress(httpx.ConnectError):
+        with suppress(httpx.TransportError if method == "GET" else httpx.ConnectError):
             response = await _send(http, method, path, **request)
             if response.status_code != 401:
                 return response

@@ -55,6 +55,12 @@ CASES = (
         "x=8 y=5",
     ),
     Case(
+        "list_and_dict_parameters",
+        ("def on_list(xs: list[float], by: dict[str, int]) -> list[float]: return xs + [len(by)]",),
+        "[1.5], {'a': 1}",
+        [1.5, 1],
+    ),
+    Case(
         "nested_pydantic_models",
         (
             "class Line(BaseModel):\n    start: Point\n    rest: list['Point'] = []\n"

@@ -35,6 +35,7 @@ from fal_notebook.runner.results import output_of
 SOURCE = """
 import json, os, time
 from fastapi import HTTPException
+from starlette.responses import Response
 
 class Odd(Exception): pass
 
@@ -45,6 +46,7 @@ def fails(how: str, n: int = 0) -> int:
     if how == "value": raise ValueError(f"bad {n}")
     if how == "odd": raise Odd(n)
     if how == "library": deep("{")
+    if how == "answer": return Response("busy", n)
     if how == "refuse": raise HTTPException(n, "not now")
     if how == "exit": raise SystemExit(3)
     if how == "die": os.kill(os.getpid(), 9)
@@ -299,10 +301,10 @@ def test_each_way_to_fail_is_counted_once(
         httpx.post(url, json={"how": how, "n": n}, timeout=30).status_code
         for how, n in [
             *[("value", 1), ("odd", 2), ("library", 0), ("refuse", 503), ("exit", 0)],
-            *[("result", 0), ("refuse", 404), ("fine", 1)],
+            *[("result", 0), ("refuse", 404), ("fine", 1), ("answer", 500), ("answer", 429)],
         ]
     ]
-    assert statuses == [500, 500, 500, 503, 500, 500, 404, 200]
+    assert statuses == [500, 500, 500, 503, 500, 500, 404, 200, 500, 429]
     assert httpx.post(url, json={"n": 1}).status_code == 422
     for how in ("value", "odd"):
         with pytest.raises(Exception, match="7"):
@@ -316,6 +318,7 @@ def test_each_way_to_fail_is_counted_once(
         "fastapi.exceptions.HTTPException": 1,
         "SystemExit": 1,
         "TypeError": 2,
+        "HTTP 500": 1,
     }
     with contextlib.suppress(AssertionError):
         eventually(lambda: grown(fails, before) == wanted)
@@ -455,7 +458,7 @@ def test_a_sample_has_input_traceback_and_place(
     found = eventually(lambda: sample(fails, request=request))
     assert found["type"] == "json.decoder.JSONDecodeError"
     assert found["place"].startswith("<cell ")
-    assert found["place"].endswith(">:8 in deep")
+    assert found["place"].endswith(">:9 in deep")
     assert "return json.loads(text)" in found["traceback"]
     assert found["input"].replace(" ", "") == '{"how":"library","n":42}'
     assert (found["revision"], found["message"][:9]) == (1, "Expecting")

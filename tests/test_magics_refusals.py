@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from cells import ONE, apps, cell, plain, refusal
@@ -196,9 +197,22 @@ def test_a_deploy_whose_setup_fails_shows_reason_and_log_and_leaves_what_runs(
     assert Handle("tester", "one")() == 1
 
 
-def test_runners_of_an_app_that_fails_to_start_say_so(shell, capsys, eventually) -> None:
-    shell.run("import os, threading\ndef load(): threading.Timer(0.1, os._exit, (3,)).start()")
-    shell.run(cell("setup_function=load wait=true", ONE))
+def _ends_when_ready(shell, end: Path, options: str = "") -> None:
+    """Deploy an app whose runner comes up and then ends by itself."""
+    shell.run(f"""
+import os, threading, time
+def load():
+    def wait():
+        while not os.path.exists({str(end)!r}): time.sleep(0.01)
+        os._exit(3)
+    threading.Thread(target=wait).start()
+""")
+    shell.run(cell(f"setup_function=load wait=true {options}", ONE))
+    end.touch()
+
+
+def test_runners_of_an_app_that_fails_to_start_say_so(shell, capsys, eventually, tmp_path) -> None:
+    _ends_when_ready(shell, tmp_path / "end")
 
     def shown() -> str:
         capsys.readouterr()
@@ -217,9 +231,10 @@ def test_an_import_error_in_the_runner_is_shown_in_the_cell(shell, tmp_path, mon
     assert "No module named 'only_here'" in said
 
 
-def test_a_failed_redeploy_does_not_say_that_a_crashing_revision_answers(shell, eventually) -> None:
-    shell.run("import os, threading\ndef load(): threading.Timer(0.1, os._exit, (3,)).start()")
-    shell.run(cell("setup_function=load wait=true min_concurrency=1", ONE))
+def test_a_failed_redeploy_does_not_say_that_a_crashing_revision_answers(
+    shell, eventually, tmp_path
+) -> None:
+    _ends_when_ready(shell, tmp_path / "end", "min_concurrency=1")
     eventually(lambda: shell["one"].status()["crash_backoff"])
     shell.run("def load():\n    raise ValueError('no weights.')")
     said = refusal(shell, cell("setup_function=load wait=true", ONE.replace("1", "2")))

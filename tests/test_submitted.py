@@ -407,8 +407,9 @@ def test_amap_takes_async_iterables(gateway) -> None:
 
 
 # --- restarts --------------------------------------------------------------------------------
-def test_a_wait_outlasts_a_killed_gateway(own_gateway) -> None:
-    with deployed(SLOW) as handle:
+@pytest.mark.parametrize("options", [{}, {"auth": "public", "serve": True}])
+def test_a_wait_outlasts_a_killed_gateway(own_gateway, options) -> None:
+    with deployed(SLOW, **options) as handle:
         submitted = handle.submit(1.5, "done")
         threading.Timer(0.5, kill_gateway, (own_gateway,)).start()
         assert submitted.result() == "done"

@@ -37,6 +37,7 @@ _SHIPPED = (
     "machines.py",
     "option*.py",
     "patience.py",
+    "private_file.py",
     "queued.py",
     "realtime_endpoint.py",
     "ref.py",

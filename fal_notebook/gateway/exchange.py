@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from fal_notebook.gateway import errors
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import (
@@ -23,7 +24,7 @@ from fal_notebook.gateway.headers import (
 from fal_notebook.gateway.storage.expiry import default_preference
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
-from fal_notebook.runner.spec import LINK, SECRET
+from fal_notebook.runner.spec import LINK, SECRET, TOLD
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
@@ -215,11 +216,18 @@ class Exchange:
         """Heed what the answer says of its runner: its hints, and whether it is of use."""
         status = connection.status
         told = []
+        known = status < 500
         for name, value in connection.headers:
             if name == STOP:
                 told.append(value.lower() in _TRUE)
+            elif name == TOLD:
+                known = True
             elif name == HINTS:
                 runner.hints = hints(value)
+        if not known:
+            given = self._request.headers.get(b"content-type", b"")
+            where = self._request.path.decode("latin-1")
+            errors.answered(self._app, status, where, self._request.id, self._body, given)
         if any(told):
             self._kill(runner, "the app asked for it: x-fal-stop-runner")
         elif status == 503 and not told:

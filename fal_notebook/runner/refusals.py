@@ -19,8 +19,10 @@ from fal_notebook.app_exceptions import (
 )
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.secret_forms import Redact
+from fal_notebook.runner.spec import TOLD
 
 STOP = "x-fal-stop-runner"
+_TOLD = {TOLD.decode(): "1"}
 Given = Callable[[], str]
 
 
@@ -30,14 +32,15 @@ def refused(reports: Reports, error: Exception, given: Given) -> Response:
     gpu = gpu_error(error)
     if gpu is not None:
         reports.failed(error, given, log=response is None)
-        return error_response(gpu.status_code, reports.redact(gpu.message), {STOP: "1"})
+        return error_response(gpu.status_code, reports.redact(gpu.message), {STOP: "1", **_TOLD})
     if response is None:
         reports.failed(error, given)
         return error_response(
-            500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"}
+            500, "Internal Server Error", {"x-fal-error-type": "runner_server_error", **_TOLD}
         )
     if response.status_code >= 500:
         reports.failed(error, given, log=False)
+        response.headers.update(_TOLD)
     return response
 
 

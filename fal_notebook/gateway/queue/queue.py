@@ -197,7 +197,10 @@ class Queue:
         with contextlib.suppress(StoreError):
             async with contextlib.aclosing(self.records.body(request)) as pieces:
                 beginning = await anext(pieces, b"")
-        errors.of_platform(fleet, answer.error_type, answer.error, request.id, beginning, given)
+        began = start_deadline.BY_USER not in answer.headers
+        errors.of_platform(
+            *(fleet, answer.error_type, answer.error, request.id, beginning, given, began)
+        )
 
     # --- cancelling --------------------------------------------------------------------------
     async def cancel(self, fleet: Fleet, request: QueuedRequest) -> bool:
