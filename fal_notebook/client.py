@@ -15,12 +15,14 @@ from urllib.parse import quote
 import httpx
 
 from fal_notebook import discovery, exceptions, following, settings, sync
-
-_ERRORS = {
-    name: kind
-    for name, kind in vars(exceptions).items()
-    if isinstance(kind, type) and issubclass(kind, exceptions.FalNotebookError)
-}
+from fal_notebook.client_errors import (
+    gone,
+    named,
+    raise_for_queue,
+    raise_if_not_found,
+    raise_if_stopping,
+    raise_named,
+)
 
 
 class Client:
@@ -192,7 +194,7 @@ class Client:
         async with self._stream("POST", path, json=request) as response:
             if response.is_error:
                 await response.aread()
-                _raise(response)
+                raise_named(response)
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
                     yield _pushed(json.loads(line[6:]))
@@ -239,8 +241,8 @@ class Client:
         async with self._stream("POST", target, content=content, headers=headers) as response:
             if response.is_error:
                 await response.aread()
-                _raise_if_not_found(response, f"{owner}/{name}")
-                _raise(response)
+                raise_if_not_found(response, f"{owner}/{name}")
+                raise_named(response)
             yield response
 
     async def ask(
@@ -296,7 +298,7 @@ class Client:
         """Ask the queue; that a cancel comes too late is no error."""
         async with self._stream(method, path, **request) as response:
             await response.aread()
-            _raise_for_queue(response, path)
+            raise_for_queue(response, path)
             return response
 
     # --- transport ---------------------------------------------------------------------------
@@ -304,7 +306,7 @@ class Client:
         async with self._stream(method, path, **request) as response:
             await response.aread()
             if response.is_error:
-                _raise(response)
+                raise_named(response)
             return response.json()
 
     async def _events(self, path: str, query: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -318,8 +320,8 @@ class Client:
         async with self._stream("GET", path, params=query, headers=headers) as response:
             if response.is_error:
                 await response.aread()
-                _raise_if_stopping(response)
-                _raise(response)
+                raise_if_stopping(response)
+                raise_named(response)
             async for line in response.aiter_lines():
                 yield line
 
@@ -330,7 +332,7 @@ class Client:
             response = await self._send(method, path, **request)
             yield response
         except httpx.HTTPError as error:
-            raise _gone(error, answered=response is not None) from error
+            raise gone(error, answered=response is not None) from error
         finally:
             if response is not None:
                 await response.aclose()
@@ -339,10 +341,11 @@ class Client:
         """Send a request; a gateway that has gone is looked for, or started, once more.
 
         That is safe for every request: a refused connection has carried nothing, and a gateway
-        that does not know our token, because another took over its port, has done nothing.
+        that does not know our token, because another took over its port, has done nothing. What
+        only reads is asked again whatever broke it off.
         """
         http = await self._connected()
-        with suppress(httpx.ConnectError):
+        with suppress(httpx.TransportError if method == "GET" else httpx.ConnectError):
             response = await _send(http, method, path, **request)
             if response.status_code != 401:
                 return response
@@ -378,13 +381,14 @@ async def _send(http: httpx.AsyncClient, method: str, path: str, **request: Any)
 
 
 def _in_runner() -> bool:
-    return {"FAL_RUNNER_ID", "FAL_NOTEBOOK_URL", "FAL_KEY"} <= os.environ.keys()
+    return {"FAL_RUNNER_ID", "FAL_NOTEBOOK_URL", "FAL_NOTEBOOK_KEY"} <= os.environ.keys()
 
 
 def _connect() -> httpx.AsyncClient:
     """Inside a runner its own gateway and key count; elsewhere the user's gateway is found."""
     if _in_runner():
-        url, authorization = os.environ["FAL_NOTEBOOK_URL"], f"Key {os.environ['FAL_KEY']}"
+        url, key = os.environ["FAL_NOTEBOOK_URL"], os.environ["FAL_NOTEBOOK_KEY"]
+        authorization = f"Key {key}"
     else:
         info = discovery.ensure(settings.state_folder())
         url, authorization = info.url, f"Bearer {info.token}"
@@ -404,85 +408,7 @@ def _of_others(record: logging.LogRecord) -> bool:
     return record.threadName != sync.THREAD
 
 
-def _gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailableError:
-    """Return what is said of a gateway that could not be reached, or that ended meanwhile."""
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-        reason = str(error) or type(error).__name__
-        return exceptions.GatewayUnavailableError(f"the gateway cannot be reached: {reason}")
-    if answered:
-        message = (
-            "the gateway went away in the middle of its answer; ask again, it starts by itself"
-        )
-    else:
-        message = (
-            "the gateway went away before it answered: the request may have been carried out and "
-            "was not sent again; repeat it if that does no harm, the gateway starts by itself"
-        )
-    return exceptions.GatewayUnavailableError(message)
-
-
 def _pushed(told: Mapping[str, str]) -> str:
     if "error" in told:
-        raise _ERRORS.get(told["error"], exceptions.GatewayError)(told["detail"])
+        raise named(told["error"], told["detail"])
     return told.get("line") or f"{told['name']}@{told['digest']}"
-
-
-def _raise_for_queue(response: httpx.Response, path: str) -> None:
-    if not response.is_error or (path.endswith("/cancel") and response.status_code == 400):
-        return
-    _raise_if_stopping(response)
-    if response.status_code == 409:  # the submit that this one repeats is not through yet
-        raise exceptions.GatewayUnavailableError(_detail(_content(response)))
-    if response.status_code == 499:
-        request_id = response.headers.get("x-fal-request-id")
-        raise exceptions.RequestCancelledError(f"the request {request_id} was cancelled")
-    if response.headers.get("x-fal-request-timeout-type") == "user":
-        request_id = response.headers.get("x-fal-request-id")
-        raise exceptions.StartTimeoutError(
-            f"the request {request_id} did not begin in time: within its start_timeout, or the "
-            "request_start_timeout of its app"
-        )
-    if "x-fal-request-id" in response.headers:  # what came of the request
-        detail = _detail(_content(response))
-        raise exceptions.GatewayError(f"{response.status_code}: {detail}")
-    _raise(response)
-
-
-def _raise_if_stopping(response: httpx.Response) -> None:
-    """Tell the refusal of a gateway that is about to end from the 503 of an app."""
-    if response.status_code == 503 and "x-fal-request-id" not in response.headers:
-        raise exceptions.GatewayUnavailableError("the gateway is stopping")
-
-
-def _raise_if_not_found(response: httpx.Response, app: str) -> None:
-    """Tell an app that is not there, of which the gateway says so, from a path that it lacks."""
-    if response.status_code == 404:
-        content = _content(response)
-        if isinstance(content, dict) and "error_type" in content:
-            raise exceptions.NotFoundError(f"there is no app {app}; run its cell again")
-        raise exceptions.NotFoundError(f"{app}: {_detail(content)}")
-
-
-def _raise(response: httpx.Response) -> None:
-    """Raise the error that the gateway named, else one that holds status and detail."""
-    content = _content(response)
-    detail = _detail(content)
-    kind = _ERRORS.get(content.get("error", "")) if isinstance(content, dict) else None
-    if kind is not None:
-        raise kind(str(detail), **content.get("data", {}))
-    if response.status_code == 401:
-        raise exceptions.UnauthorizedError(str(detail))
-    if response.status_code == 404:
-        raise exceptions.NotFoundError(str(detail))
-    raise exceptions.GatewayError(f"{response.status_code}: {detail}")
-
-
-def _content(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return {"detail": response.text}
-
-
-def _detail(content: Any) -> Any:
-    return content.get("detail", content) if isinstance(content, dict) else content

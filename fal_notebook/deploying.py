@@ -1,22 +1,20 @@
-"""Deploy a function: capture it, hand it to the gateway, follow what becomes of it."""
+"""Deploy a function: capture it and hand it to the gateway.
+
+`deploy_checks` says before what is wrong, `deploy_progress` follows what becomes of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import hashlib
-import inspect
-import json
 import os
-import re
 import reprlib
-import sys
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -25,18 +23,16 @@ from fal_notebook.app import is_app
 from fal_notebook.app_definition import (
     app_name_of,
     http_endpoints,
-    near_misses,
     options_of,
     requirements_folder,
 )
-from fal_notebook.app_handle import AppHandle, hidden
+from fal_notebook.app_handle import AppHandle
 from fal_notebook.client import Client
+from fal_notebook.deploy_checks import SERVERS, notices, ready, variables
+from fal_notebook.deploy_progress import Progress, follow
 from fal_notebook.exceptions import (
     ContextMissingError,
-    DeployError,
-    FalNotebookError,
     GatewayError,
-    GatewayUnavailableError,
     OptionError,
     PayloadMissingError,
     StoredSecretError,
@@ -50,87 +46,20 @@ from fal_notebook.options import (
     Options,
     app_name,
     explicit,
-    option_help,
     split_options,
     with_absolute_paths,
 )
 from fal_notebook.payload import Payload, capture, runner_needs
 from fal_notebook.payload.distributions import needed_by
 from fal_notebook.payload.manifest import name_of
-from fal_notebook.payload.secret_scan import scan
 from fal_notebook.runner.sdk_server import SdkServer
 from fal_notebook.sdk_handle import SdkHandle
 from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_handle import ServerHandle
 from fal_notebook.server_image import ServerImage
 
-# Of a failed runner, as many of its last lines are shown.
-LOG_LINES = 50
-# What is no function, and is captured in its own way.
-SERVERS = (ServerCommand, ServerImage)
 # Captures once more, to look for the values of these secrets.
 Find = Callable[[Mapping[str, str]], Payload]
-# What uv tells people who make an environment by hand.
-_FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
-
-
-@dataclass
-class Progress:
-    """What a deploy shows: the app, its steps so far, and how it ended.
-
-    `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
-    `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
-    from a worker thread. `packages` is what an image got because the code imports it;
-    `refused_by` is the registry that refused its credentials.
-    """
-
-    owner: str
-    name: str
-    payload: Payload
-    state: str = "deploying"
-    still_runs: bool = False
-    url: str = ""
-    number: int = 0
-    steps: list[str] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    packages: list[str] = field(default_factory=list)
-    inherited: dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-    log: list[str] = field(default_factory=list)
-    refused_by: str = ""
-    on_change: Callable[[], None] = lambda: None
-
-    def accepted(self, reply: Mapping[str, Any]) -> None:
-        """Take the gateway's answer."""
-        self.url, self.number = reply["url"], reply["number"]
-        self.inherited = reply["inherited"]
-        self.error, self.log, self.refused_by = "", [], ""
-        self.notices += reply["notices"]
-        self.state = "up to date" if reply["up_to_date"] else "deploying"
-        self.on_change()
-
-    def step(self, data: Mapping[str, Any]) -> None:
-        """Take one event of the deploy."""
-        if data["step"] == "failed":
-            self.refused_by = data.get("registry", "")
-            self.failed(data["message"], data.get("log"), data.get("cancelled", False))
-            return
-        if data["message"].startswith(_FOR_A_SHELL):
-            return
-        if data["step"] == "note":
-            self.notices.append(data["message"])
-            self.on_change()
-            return
-        if data["step"] == "active":
-            self.state = "active"
-        self.steps.append(f"{data['step']}: {data['message']}")
-        self.on_change()
-
-    def failed(self, reason: str, log: list[str] | None = None, cancelled: bool = False) -> None:
-        """Take the reason why the deploy ended without success."""
-        self.state, self.error = "cancelled" if cancelled else "failed", reason
-        self.log = list(log) if log and any(log) else []
-        self.on_change()
 
 
 @dataclass(frozen=True)
@@ -247,7 +176,7 @@ def start(
     notebook : str
         Whose app it is, as of `identity`; by default this notebook's or program's.
     """
-    function, options = _ready(function, options, cell)
+    function, options = ready(function, options, cell)
     kind = _handle_of(function, options)
     if is_app(function):
         http_endpoints(function)
@@ -255,8 +184,8 @@ def start(
     image = image_request.of(options, folder())
     find = functools.partial(_captured, function, options, cell, source, image.key)
     payload = find({})
-    notices = _notices(function, options)
-    progress = Progress(owner, app, payload, notices=notices, on_change=on_change)
+    noted = notices(function, options)
+    progress = Progress(owner, app, payload, notices=noted, on_change=on_change)
     target = image_request.target(cell.target, options)
     imported, told = imported_distributions(function, payload, options, target)
     progress.packages = imported.get("distributions", [])
@@ -266,7 +195,7 @@ def start(
         "digest": payload.digest,
         "manifest": {**payload.manifest, **imported, **image.manifest},
         "options": explicit(options),
-        "variables": _variables(options),
+        "variables": variables(options),
         "credentials": image.credentials,
         "notebook": notebook or identity(),
         "target": target,
@@ -276,7 +205,7 @@ def start(
     client = shared_client()
     accepted = sync.submit(_accept(client, progress, request, find, image.context))
     renew = functools.partial(_renewed, client, progress, request, find, image)
-    deployed = sync.submit(_follow(client, progress, accepted, renew))
+    deployed = sync.submit(follow(client, progress, accepted, renew))
     original = None if isinstance(function, SERVERS) else function
     original = function.app if isinstance(function, SdkServer) else original
     handle = kind(owner, app, original, deployed, options.setup_function)
@@ -287,7 +216,7 @@ def dry_run(
     function: Any, options: Options, cell: CellOptions, name: str
 ) -> tuple[Payload, dict[str, Any], list[str]]:
     """Capture a function without deploying it; return also inherited options, and notices."""
-    function, options = _ready(function, options, cell)
+    function, options = ready(function, options, cell)
     image = image_request.of(options, folder())
     find = functools.partial(_captured, function, options, cell, "", image.key)
     payload = find({})
@@ -295,22 +224,7 @@ def dry_run(
         sync.wait(_check_secrets(payload, find, options.secrets or ()))
     inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
     machine = choose(options.machine_type, options.num_gpus, this_host()).notice
-    return payload, inherited, [*([machine] if machine else []), *_notices(function, options)]
-
-
-def _ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Options]:
-    """Return what is captured and its options, checked."""
-    if isinstance(function, Handle):
-        function = function.original
-    if sdk_app.is_sdk_app(function):
-        return sdk_app.server_of(function), _checked(sdk_app.with_sdk(options), cell)
-    sdk_app.refuse_sdk_function(function)
-    if is_app(function) and options.exposed_port is not None:
-        raise OptionError(
-            "exposed_port is for servers, and an App answers by its endpoints; leave it out, or "
-            "start the server from %%fal_server"
-        )
-    return function, _checked(runner_needs.with_modules(function, options), cell)
+    return payload, inherited, [*([machine] if machine else []), *notices(function, options)]
 
 
 def imported_distributions(
@@ -344,6 +258,8 @@ def app_identity(
     function: Any, options: Options, cell: CellOptions, name: str = ""
 ) -> tuple[str, str]:
     """Return owner and name of the app."""
+    if cell.owner and options.team not in (None, cell.owner):
+        raise OptionError(f"owner={cell.owner} and team={options.team} name two owners; give one")
     owner = cell.owner or options.team or settings.owner()
     own_name = app_name_of(function) if is_app(function) else name or name_of(function)
     if isinstance(function, SdkServer):
@@ -374,7 +290,7 @@ def _captured(
 ) -> Payload:
     identity: dict[str, Any] = {
         "options": explicit(options),
-        "variables": _variables(options),
+        "variables": variables(options),
         **image,
     }
     if local := fingerprints(options.requirements):
@@ -456,144 +372,3 @@ async def _renewed(
     if not found:
         return None
     return await _accept(client, progress, {**request, "credentials": found}, find, image.context)
-
-
-async def _follow(
-    client: Client,
-    progress: Progress,
-    accepted: Future[dict[str, Any]],
-    renew: Callable[[], Awaitable[dict[str, Any] | None]],
-) -> None:
-    """Follow a deploy to its end.
-
-    Raises
-    ------
-    DeployError
-        With the reason and the last lines that the runner wrote.
-    """
-    try:
-        reply = await asyncio.wrap_future(accepted)
-    except FalNotebookError as error:
-        progress.failed(str(error))
-        raise
-    if reply["up_to_date"]:
-        return
-    try:
-        await _until_ended(client, progress, reply)
-        if progress.refused_by and (renewed := await renew()):
-            await _until_ended(client, progress, renewed)
-        if progress.state in ("failed", "cancelled"):
-            await _explain(client, progress)
-    except GatewayUnavailableError:
-        pass
-    except GatewayError as error:
-        progress.failed(str(error))
-    if progress.state == "deploying":
-        progress.failed("the gateway stopped during the deploy; run the cell again")
-    if progress.state in ("failed", "cancelled"):
-        reason = f"{progress.name}: {progress.error}"
-        lines = [reason, *progress.log[-LOG_LINES:]]
-        raise DeployError("\n".join(lines), still_runs=progress.still_runs)
-
-
-async def _explain(client: Client, progress: Progress) -> None:
-    """Add to a failure what helps, and which revision still answers: no handle calls old code."""
-    lacking = re.search(r"No module named '(\w+)", progress.error)
-    hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
-    with suppress(GatewayError):  # nothing runs
-        running = await client.status(progress.owner, progress.name)
-        progress.still_runs = running["number"] != progress.number
-        if progress.still_runs:
-            hints.append(_what_stays(progress, running))
-    if progress.state == "failed":
-        reason = progress.error.removesuffix(".") if hints else progress.error
-        progress.failed("; ".join([reason, *hints]), progress.log)
-
-
-def _what_stays(progress: Progress, running: Mapping[str, Any]) -> str:
-    stays = f"revision {running['number']} still"
-    if running["crash_backoff"]:
-        return f"{stays} has the URL, but its runners fail to start (CRASH_BACKOFF)"
-    call = f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
-    return f"{stays} answers at {running['url']}, {call}"
-
-
-async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
-    async for event in client.events(reply["owner"], reply["app"], reply["since"]):
-        if event["kind"] == "deploy" and event["data"]["revision"] == reply["revision"]:
-            progress.step(event["data"])
-        if progress.state != "deploying":
-            return
-
-
-def _checked(options: Options, cell: CellOptions) -> Options:
-    """Refuse options that cannot be sent from here; return them with absolute paths."""
-    _check_python(options)
-    for name, value in explicit(options).items():
-        found = scan(json.dumps(value, ensure_ascii=False).encode())
-        if found and name not in cell.allow_secret:
-            raise OptionError(
-                f"{name} holds what looks like {found[0].label}, and options are stored as they "
-                f"are; leave it out, or give allow_secret={name} if it is no secret"
-            )
-    return with_absolute_paths(options, folder())
-
-
-def _check_python(options: Options) -> None:
-    here = "{}.{}".format(*sys.version_info)
-    if options.python_version not in (None, here):
-        raise OptionError(
-            f"python_version={options.python_version} is not this kernel's {here}; code captured "
-            "here runs on the same minor version only: leave it out or use a kernel of that version"
-        )
-
-
-def _variables(options: Options) -> dict[str, str]:
-    missing = [name for name in options.pass_env or () if name not in os.environ]
-    if missing:
-        raise OptionError(f"pass_env names {', '.join(missing)}, not set in this kernel")
-    return {name: os.environ[name] for name in options.pass_env or ()}
-
-
-def _not_effective(options: Options) -> list[str]:
-    later = {help.name for help in option_help() if not help.effective}
-    used = sorted(later & options.model_fields_set)
-    return [f"{name} is stored; it takes effect in a later release" for name in used]
-
-
-def _notices(function: Any, options: Options) -> list[str]:
-    stars = _star_parameters(function, options)
-    missed = near_misses(function) if is_app(function) else []
-    images = [] if isinstance(function, SERVERS) else image_request.notices(options)
-    return [*_not_effective(options), *images, *missed, *stars, *hidden(_paths(function))]
-
-
-def _paths(function: Any) -> dict[str, str]:
-    """Return the paths of a class's endpoints by method name."""
-    if isinstance(function, SdkServer):
-        return sdk_app.endpoints_of(function.app)
-    routes = http_endpoints(function) if is_app(function) else {}
-    return {name: route.path for name, route in routes.items()}
-
-
-def _star_parameters(function: Any, options: Options) -> list[str]:
-    """Note ``*args``: fields of a JSON body have names; ``**kwargs`` takes every further one."""
-    if isinstance(function, SERVERS) or options.exposed_port is not None:
-        return []
-    served = [function]
-    if is_app(function):
-        served = [getattr(function, name) for name in http_endpoints(function)]
-    return [
-        f"`{name_of(each)}` takes `*{star}`, which stays empty over HTTP, where arguments have "
-        "names; a parameter that is a list would be filled"
-        for each in served
-        if (star := _star(each, options.setup_function is not None))
-    ]
-
-
-def _star(function: Any, has_setup: bool) -> str | None:
-    """Return the name of a parameter with one star, unless it takes what setup returned."""
-    with suppress(ValueError):  # written in C, and silent about its parameters
-        parameters = list(inspect.signature(function).parameters.values())[has_setup:]
-        return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-    return None

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fal_notebook import state_lock
+from fal_notebook import private_file, state_lock
 from fal_notebook.exceptions import GatewayUnavailableError
 
 PROTOCOL = 1
@@ -59,11 +59,7 @@ def info_file(state: Path) -> Path:
 
 def write(state: Path, info: GatewayInfo) -> None:
     """Publish the gateway, readable by its user only, in one atomic step."""
-    temporary = info_file(state).with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w") as file:
-        json.dump(asdict(info), file)
-    temporary.replace(info_file(state))
+    private_file.write(info_file(state), json.dumps(asdict(info)).encode())
 
 
 def withdraw(state: Path, info: GatewayInfo) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fal_notebook.deploying import LOG_LINES, Progress
+from fal_notebook.deploy_progress import LOG_LINES, Progress
 from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}

@@ -51,6 +51,12 @@ def endpoint(
 
 def mark(route: RouteSignature) -> Callable[[F], F]:
     """Return the decorator that gives a method its route; it refuses what cannot be one."""
+    first: Any = route.path
+    if inspect.isfunction(first):
+        decorator = "realtime" if route.realtime else "endpoint"
+        raise AppDefinitionError(
+            f"{where_of(first)} has no path; write @fal.{decorator}('/{first.__name__}')"
+        )
 
     def decorate(method: F) -> F:
         _refuse_wrong(method, route.path)

@@ -68,9 +68,7 @@ class Options(BaseModel):
     auth: Literal["private", "public", "shared"] = option(
         "private", "who may call the app", "private, public or shared"
     )
-    team: Owner | None = option(
-        None, "owner under which the app is deployed", _OWNER, effective=False
-    )
+    team: Owner | None = option(None, "owner under which the app is deployed", _OWNER)
     message: str | None = option(None, "note kept with the revision", _TEXT)
 
     # machine

@@ -15,6 +15,11 @@ NAME_RULE = (
 )
 # The one name of a runner's own variables that a secret may have: the declared secret wins.
 OWN_KEY = "FAL_KEY"
+# Secrets under these names would change how a runner, or what it starts, comes up.
+_AT_START = re.compile(
+    r"PATH|HOME|TMPDIR|BASH_ENV|LD_(PRELOAD|LIBRARY_PATH|AUDIT)|DYLD_\w+|PYTHON[A-Z0-9]+"
+    r"|HF_HOME|SSL_CERT_FILE|PORT"
+)
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LOCAL_OR_URL = re.compile(
@@ -43,6 +48,13 @@ def reserved(name: str) -> str:
     return why if name.startswith("FAL_") else ""
 
 
+def _no_secret(name: str) -> str:
+    """Return why a variable's name cannot be a secret's, "" where it can."""
+    if _AT_START.fullmatch(name):
+        return "it says how a runner starts or where its files are, so use another name"
+    return "" if name == OWN_KEY else reserved(name)
+
+
 def check_secret_name(name: str) -> None:
     """Refuse what cannot be a secret's name; what follows a ``=`` may be its value, never shown.
 
@@ -50,7 +62,7 @@ def check_secret_name(name: str) -> None:
     ------
     OptionError
     """
-    why = "" if name == OWN_KEY else reserved(name)
+    why = _no_secret(name)
     if not _SECRET_NAME.fullmatch(name):
         why = "letters, digits and '_' only, 128 at most, and it begins with a letter or '_'"
     if why:
@@ -64,7 +76,9 @@ def _not_reserved(name: str) -> str:
 
 
 def _secret(name: str) -> str:
-    return name if name == OWN_KEY else _not_reserved(name)
+    if why := _no_secret(name):
+        raise ValueError(f"{name}: {why}")
+    return name
 
 
 def app_name(name: str) -> str:

@@ -48,6 +48,9 @@ def path_of(node: ast.expr, known: Mapping[str, Any]) -> _Path | None:
         return value if isinstance(value, (str, PurePath)) else None
     if isinstance(node, ast.BinOp):
         return _joined(node.op, path_of(node.left, known), path_of(node.right, known))
+    if isinstance(node, ast.Attribute) and node.attr == "parent":
+        owner = path_of(node.value, known)
+        return owner.parent if isinstance(owner, PurePath) else None
     return _called(node, known) if isinstance(node, ast.Call) else None
 
 

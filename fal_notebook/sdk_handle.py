@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from fal_notebook import calls, sdk_app
+from fal_notebook.annotations import is_class_of
 from fal_notebook.app_handle import AppHandle
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.handle import Endpoint, shared_client, whole_path
@@ -124,7 +125,7 @@ class JsonSubmitter(Submitter):
 
 
 def _is_model(hint: Any) -> bool:
-    return inspect.isclass(hint) and issubclass(hint, BaseModel)
+    return is_class_of(hint, BaseModel)
 
 
 def _content(headers: Mapping[str, str], content: bytes) -> Any:

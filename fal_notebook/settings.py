@@ -64,7 +64,7 @@ def setting(name: str, default: T) -> T:
     elif isinstance(default, bool):
         value = {"true": True, "false": False}.get(value.lower(), value)
     elif isinstance(default, int):
-        value = int(value) if value.isdecimal() else value
+        value = int(value) if value.removeprefix("-").isdecimal() else value
     if type(value) is not type(default):
         kind = _KINDS[type(default)]
         raise SettingError(f"{variable} is {value!r}, which is not {kind}")

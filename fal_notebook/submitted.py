@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from numbers import Real
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
 from fal_notebook.exceptions import GatewayUnavailableError, NotFoundError, OptionError
+from fal_notebook.log_lines import untold
 from fal_notebook.patience import Patience, again
 
 T = TypeVar("T")
@@ -222,7 +223,7 @@ class _Told:
         The `first` answer of a connection has all lines that are told, the others the new ones.
         """
         told = answer.get("logs") or []
-        lines = _after(self._lines, told) if first else told
+        lines = untold(self._lines, told) if first else told
         self._lines.extend(lines)
         new = [_line(item, self._request) for item in lines]
         last, self._last = self._last, _status(answer)
@@ -239,21 +240,6 @@ def _status(told: dict[str, Any], logs: list[dict[str, Any]] | None = None) -> R
         error_type=told.get("error_type") or "",
         logs=tuple(logs or ()),
     )
-
-
-def _after(before: Iterable[Any], now: list[Any]) -> list[Any]:
-    """Return what is new.
-
-    Of very many lines the gateway tells the last ones only; those of two attempts may come in
-    another order after its restart.
-    """
-    told, new = Counter(map(repr, before)), []
-    for line in now:
-        if told[repr(line)]:
-            told[repr(line)] -= 1
-        else:
-            new.append(line)
-    return new
 
 
 def _line(item: dict[str, Any], request_id: str) -> dict[str, Any]:

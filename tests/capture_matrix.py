@@ -55,6 +55,12 @@ CASES = (
         "x=8 y=5",
     ),
     Case(
+        "list_and_dict_parameters",
+        ("def on_list(xs: list[float], by: dict[str, int]) -> list[float]: return xs + [len(by)]",),
+        "[1.5], {'a': 1}",
+        [1.5, 1],
+    ),
+    Case(
         "nested_pydantic_models",
         (
             "class Line(BaseModel):\n    start: Point\n    rest: list['Point'] = []\n"
@@ -359,8 +365,12 @@ def _call(case: Case, folder: Path) -> Any:
     from fal_notebook.runner.envelope import unpack
 
     manifest, pickled = unpack((folder / case.name).read_bytes())
+    from fal_notebook.runner.schema import read_signature
+
     loaded = pickle.loads(pickled)
     sys.modules.update(loaded["modules"])
+    function = loaded["function"]
+    read_signature(function, inspect.get_annotations(function, eval_str=True), False)
     result = eval(f"f({case.arguments})", {"f": loaded["function"]})
     if manifest["kind"] in ("async", "asyncgen"):
         result = asyncio.run(_finish(result))

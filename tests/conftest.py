@@ -6,19 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
+import fal_client.client
 import javascript
 import pytest
+from gateway_processes import processes_of, stop
 from private_registry import Registry
 from runner_bench import Bench
+from serving import ACT, control, deployed, eventually, run_url
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.gateway.store import Store
 from fal_notebook.handle import Handle, shared_client
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -128,6 +131,50 @@ def gateway(private_state: Path) -> GatewayInfo:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store."""
+    store = Store(tmp_path / "store.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def key(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A key, with the addresses of fal's client turned to the gateway."""
+    addresses = {
+        "QUEUE_URL_FORMAT": "/queue/",
+        "RUN_URL_FORMAT": "/run/",
+        "REST_URL": "/rest",
+        "CDN_URL": "/cdn",
+    }
+    for name, path in addresses.items():
+        monkeypatch.setattr(fal_client.client, name, gateway.url + path)
+    with control(gateway) as api:
+        made = api.post("/api/keys").json()
+        yield made["key"]
+        api.delete(f"/api/keys/{made['id']}")
+
+
+@pytest.fixture(scope="module")
+def act(gateway: GatewayInfo) -> Iterator[str]:
+    """A public app that does what a request asks for, on one runner; its URL."""
+    options = {"max_concurrency": 1, "max_multiplexing": 8, "keep_alive": 60, "min_concurrency": 1}
+    with deployed(ACT, serve=True, auth="public", **options) as handle:
+        yield run_url(gateway, handle)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder of its own; whatever runs on it is ended at the end."""
+    folder = tmp_path / "private-state"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(folder))
+    yield folder
+    if processes_of(folder):
+        stop(discovery.ensure(folder), folder)
+
+
+@pytest.fixture
 def own_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A state folder whose gateway may be killed: the others' one is left alone."""
     state = tmp_path / "own-state"
@@ -188,18 +235,10 @@ def _delete(handle: Handle) -> None:
         return
 
 
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], Any]], Any]:
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[[Callable[[], Any]], Any]:
     """Poll a condition, at most 20 s, and return its first true value."""
-
-    def poll(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
-        deadline = time.monotonic() + timeout
-        while not (value := condition()):
-            assert time.monotonic() < deadline, "it did not come true in time"
-            time.sleep(0.02)
-        return value
-
-    return poll
+    return eventually
 
 
 @pytest.fixture
@@ -209,6 +248,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.xfail("a small file system cannot be mounted here")
+        pytest.skip("a small file system cannot be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +22,30 @@ from docker.errors import NotFound
 
 from fal_notebook import deploying, discovery
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import NotFoundError
+from fal_notebook.exceptions import GatewayError, NotFoundError
 from fal_notebook.handle import Handle
+
+# An app that does what a request asks for.
+ACT = """
+import os, time
+from typing import Any
+from fastapi import HTTPException, Response
+
+def act(do: str = "echo", n: float = 0, text: str = "") -> Any:
+    if do == "exit":
+        os._exit(3)
+    if do == "sleep":
+        time.sleep(n)
+    if do == "pid":
+        return os.getpid()
+    if do == "size":
+        return len(text)
+    if do == "big":
+        return Response(b"x" * int(n), media_type="application/octet-stream")
+    if do == "status":
+        raise HTTPException(int(n), "as asked")
+    return n
+"""
 
 
 @contextlib.contextmanager
@@ -40,6 +64,33 @@ def deployed(source: str, **options: Any) -> Iterator[Handle]:
             handle.delete()
 
 
+@contextlib.contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Press Ctrl-C while the body waits."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    yield
+    timer.join()
+
+
+@contextlib.contextmanager
+def deleted_after(*names: str) -> Iterator[None]:
+    """Delete these apps of the tester's when the body has ended."""
+    yield
+    for name in names:
+        with contextlib.suppress(GatewayError):
+            Handle("tester", name).delete()
+
+
+def eventually(condition: Callable[[], Any], timeout: float = 20.0) -> Any:
+    """Poll a condition, by default at most 20 s, and return its first true value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+    return value
+
+
 def kill_gateway(state: Path) -> None:
     """Kill the gateway of a state folder with -9."""
     info = discovery.published(state)
@@ -56,6 +107,12 @@ def control(gateway: GatewayInfo) -> httpx.Client:
 def with_key(key: str) -> dict[str, str]:
     """Return the header that a caller with a key sends."""
     return {"authorization": f"Key {key}"}
+
+
+def in_flight(gateway: GatewayInfo, name: str = "act") -> int:
+    """Return how many requests an app has."""
+    with control(gateway) as client:
+        return int(client.get(f"/api/apps/tester/{name}").json()["in_flight"])
 
 
 def run_url(gateway: GatewayInfo, handle: Handle) -> str:

@@ -94,6 +94,12 @@ REFUSED = {
     METHOD.format("'/a/{x}?y'"): "has the path '/a/{x}?y', which no request can have",
     "class A(fal.App, setup_function=print): pass": "an app has the method setup(self)",
     METHOD.format("'/requests'"): "belongs to the queue",
+    "class A(fal.App):\n    @fal.endpoint\n    def f(self): pass": (
+        "endpoint `A.f` (line 26) has no path; write @fal.endpoint('/f')"
+    ),
+    "class A(fal.App):\n    @fal.realtime\n    def f(self, n: int): pass": (
+        "endpoint `A.f` (line 26) has no path; write @fal.realtime('/f')"
+    ),
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
 }
 

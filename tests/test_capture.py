@@ -30,7 +30,7 @@ from fal_notebook.runner.envelope import unpack
 MATRIX = Path(__file__).with_name("capture_matrix.py")
 MINORS = ("3.10", "3.11", "3.12", "3.13")
 HERE = "{}.{}".format(*sys.version_info)
-PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython")
+PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython", "starlette")
 
 
 def notebook(source: str, **names: Any) -> dict[str, Any]:
@@ -510,6 +510,7 @@ def test_a_captured_relative_path_that_is_read_is_warned_of(call: str) -> None:
     [
         "def f():\n    return DATA.open()\n",
         "def f():\n    return DATA.read_text()\n",
+        "def f():\n    return (DATA.parent / 'b.npy').read_text()\n",
         "def f():\n    return open(DATA)\n",
         "def f():\n    return np.load(DATA)\n",
         "def f():\n    return (HOME / 'b.npy').read_bytes()\n",

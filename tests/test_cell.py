@@ -110,6 +110,7 @@ def test_every_defined_function_can_be_the_entry(names: list[str]) -> None:
         "open('data' / Path('x'))",
         "Path('data', 'x').open('rb')",
         "Path('data').joinpath('x').read_text()",
+        "(Path('data/x.csv').parent / 'y.csv').read_text()",
     ],
 )
 def test_a_relative_read_is_warned_about(statement: str) -> None:
@@ -140,6 +141,8 @@ def test_a_relative_read_is_warned_about(statement: str) -> None:
         "open(os.path.join('/data', 'x.csv'))",
         "(Path('/data') / 'x.csv').open()",
         "Path('x.csv').open('w')",
+        "(Path('/data/x.csv').parent / 'y.csv').read_text()",
+        "(made.parent / 'y.csv').read_text()",
         "Path('x.csv').open(mode='a')",
         "gzip.open('x.gz', 'wb')",
         "'x.csv'.open()",

@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import CliRunner
+from serving import deleted_after
 
 from fal_notebook import __version__, cli
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import CellError, GatewayError, OptionError
+from fal_notebook.exceptions import CellError, OptionError
 from fal_notebook.handle import Handle
 
 PROGRAM = """
@@ -42,10 +42,8 @@ def other(): return "other"
 def program(tmp_path: Path, gateway: GatewayInfo) -> Iterator[Path]:
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
-    yield path
-    for name in ("shifted", "my-app"):
-        with suppress(GatewayError):
-            Handle("tester", name).delete()
+    with deleted_after("shifted", "my-app"):
+        yield path
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,28 +37,16 @@ def talk(word: str, seconds: float = 0) -> dict:
 
 
 @pytest.fixture
-def key(gateway: GatewayInfo, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A key, with the client's addresses turned to the gateway."""
-    monkeypatch.setattr(fal_client.client, "QUEUE_URL_FORMAT", f"{gateway.url}/queue/")
-    monkeypatch.setattr(fal_client.client, "RUN_URL_FORMAT", f"{gateway.url}/run/")
-    with control(gateway) as api:
-        made = api.post("/api/keys").json()
-        yield made["key"]
-        api.delete(f"/api/keys/{made['id']}")
-
-
-@pytest.fixture
 def client(key: str) -> Iterator[SyncClient]:
     client = SyncClient(key=key)
     yield client
     client._client.close()  # it has no close of its own
 
 
-def test_positions_and_cancel(client) -> None:
+def test_positions_and_cancel(client, eventually) -> None:
     with deployed(TALK, serve=True, max_concurrency=1):
         first = client.submit("tester/talk", {"word": "first", "seconds": 1.5})
-        while not isinstance(first.status(), fal_client.InProgress):
-            time.sleep(0.02)
+        eventually(lambda: isinstance(first.status(), fal_client.InProgress))
         second = client.submit("tester/talk", {"word": "second"})
         third = client.submit("tester/talk", {"word": "third"})
         assert third.status() == fal_client.Queued(position=1)

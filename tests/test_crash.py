@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import httpx
 import psutil
 import pytest
-from serving import control, with_key
-from test_gateway_process import deploy, processes_of, stop
+from gateway_processes import deploy, processes_of, stop
+from serving import control, eventually, with_key
 
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
@@ -43,16 +43,11 @@ def who(n: int = 0, x: float = 0, text: str = "", fail: bool = False) -> Any:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A state folder of its own; whatever runs on it is ended at the end."""
-    folder = tmp_path / "private-state"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(folder))
-    yield folder
+def folder(state: Path) -> Iterator[Path]:
+    """The state folder of the test; its clients are closed before what runs on it is ended."""
+    yield state
     while Queue.opened:
         Queue.opened.pop().close()
-    if processes_of(folder):
-        stop(discovery.ensure(folder), folder)
 
 
 class Queue:
@@ -75,10 +70,7 @@ class Queue:
         return str(self.http.get(f"{self.url}/requests/{request}/status").json()["status"])
 
     def finish(self, request: str, timeout: float = 30) -> httpx.Response:
-        deadline = time.monotonic() + timeout
-        while self.state(request) != "COMPLETED":
-            assert time.monotonic() < deadline, self.state(request)
-            time.sleep(0.02)
+        eventually(lambda: self.state(request) == "COMPLETED", timeout)
         return self.http.get(f"{self.url}/requests/{request}")
 
 
@@ -175,11 +167,8 @@ def test_fifty_kills_lose_nothing(folder: Path) -> None:
 def _each_has_one_answer(folder: Path) -> None:
     """Check also what was accepted without the client's knowledge, and that no file is left."""
     with contextlib.closing(sqlite3.connect(folder / "queue.db")) as database:
-        deadline = time.monotonic() + 20
         left = "SELECT count(*) FROM requests WHERE state != 'COMPLETED'"
-        while database.execute(left).fetchone() != (0,):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(lambda: database.execute(left).fetchone() == (0,))
         count = "SELECT (SELECT count(*) FROM requests), (SELECT count(*) FROM answers)"
         requests, answers = database.execute(count).fetchone()
         assert requests == answers

@@ -9,25 +9,23 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
+from serving import deleted_after
 
 import fal_notebook
 from fal_notebook.deploying import dry_run
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import ConflictError, DeployError, GatewayError, OptionError
+from fal_notebook.exceptions import ConflictError, DeployError, OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.options import split_options
 
 
 @pytest.fixture(autouse=True)
 def deleted(gateway: GatewayInfo) -> Iterator[None]:
-    yield
-    for name in ("double", "table", "first"):
-        with suppress(GatewayError):
-            Handle("tester", name).delete()
+    with deleted_after("double", "table", "first"):
+        yield
 
 
 def _double() -> Callable[[int], int]:

@@ -570,6 +570,9 @@ def test_what_the_server_gets_of_an_upgrade(gateway: GatewayInfo, raw: ServerHan
         (f"GET PATH HTTP/1.1\n{ASKED}{VERSION}\n\n", 400, "Sec-WebSocket-Key must hold 16 bytes"),
         (f"GET PATH HTTP/1.1\n{ASKED}{KEY}\n\n", 400, "Sec-WebSocket-Version: 13"),
         (f"POST PATH HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 400, "asked for with GET"),
+        (f"GET PATH HTTP/1.0\n{ASKED}{KEY}\n{VERSION}\n\n", 400, "asked for with HTTP/1.1"),
+        (f"GET PATH HTTP/1.1\n{ASKED}{KEY}\n{KEY}\n{VERSION}\n\n", 400, "-key occurs twice"),
+        (f"GET PATH HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n{VERSION}\n\n", 400, "-version occurs"),
         (f"GET PATHx HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\n\n", 404, "no such app"),
         (
             f"GET PATH HTTP/1.1\n{ASKED}{KEY}\n{VERSION}\nOrigin: http://evil.invalid\n\n",

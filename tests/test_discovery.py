@@ -101,8 +101,7 @@ def test_a_stale_file_is_replaced_and_the_url_stays(state) -> None:
     kill(first)
     second = discovery.ensure(state)
     assert second.pid != first.pid
-    assert second.token != first.token
-    assert second.url == first.url
+    assert (second.url, second.token) == (first.url, first.token)
 
 
 def test_a_gateway_that_ended_leaves_no_zombie(state, eventually) -> None:
@@ -119,10 +118,11 @@ def test_an_app_is_still_there_when_its_gateway_was_killed(state) -> None:
     assert seven.url == url
 
 
-def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(state, tmp_path) -> None:
+def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(
+    state, tmp_path, eventually
+) -> None:
     def slow(path: str) -> None:
         import pathlib
-        import time
 
         pathlib.Path(path).touch()
         time.sleep(60)
@@ -131,8 +131,7 @@ def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(state, tmp_path
     call = fal_notebook.deploy(slow, wait=True, termination_grace_period_seconds=0)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(call, str(began))
-        while not began.exists() and not answer.done():
-            time.sleep(0.01)
+        eventually(lambda: began.exists() or answer.done())
         kill(discovery.ensure(state))
         with pytest.raises(GatewayUnavailableError) as caught:
             answer.result()
@@ -152,7 +151,6 @@ def test_calls_at_once_find_the_next_gateway(state) -> None:
 
 def test_a_deploy_that_loses_its_gateway_says_so(state) -> None:
     def slow() -> None:
-        import time
 
         time.sleep(60)
 
@@ -204,6 +202,14 @@ def test_one_that_does_not_answer_is_named(state, monkeypatch) -> None:
     with refused:
         discovery.ensure(state)
     os.close(held)
+
+
+@pytest.mark.parametrize("port", [-1, 70000])
+def test_what_is_no_port_is_said_in_one_sentence(state, monkeypatch, port: int) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_PORT", str(port))
+    refused = f"port={port} is not a port; they go from 1 to 65535"
+    with pytest.raises(GatewayUnavailableError, match=refused):
+        discovery.ensure(state)
 
 
 def test_a_taken_port_is_said_in_one_sentence(state, monkeypatch) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fal_notebook.deploying import Progress
+from fal_notebook.deploy_progress import Progress
 from fal_notebook.display import DeployView, Table, captured_table, log_line, runners_table
 from fal_notebook.payload import Payload, capture
 

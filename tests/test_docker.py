@@ -291,7 +291,7 @@ def test_without_its_engine_the_gateway_serves_all_else_and_recovers(
 ) -> None:
     script = ["bash", str(Path(__file__).parent / "docker" / "engine.sh")]
     if docker_host == "unix:///var/run/docker.sock":
-        pytest.xfail("the engine of this machine is not stopped for a test")
+        pytest.skip("the engine of this machine is not stopped for a test")
     with (
         deployed("def lost(x: int): return x", keep_alive=300) as lost,
         deployed("def stays(x: int): return x", target="local", keep_alive=300) as stays,

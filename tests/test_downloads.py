@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from fal_notebook import toolkit
-from fal_notebook.toolkit import downloads, guarded
+from fal_notebook.toolkit import guarded
+from fal_notebook.toolkit.utils import download_utils
 
 
 class Site(BaseHTTPRequestHandler):
@@ -94,7 +95,7 @@ def test_nothing_stays_of_what_is_too_large_or_ended_early(site: Any, shared: Pa
         toolkit.download_file(f"{site.url}/short", "a")
     assert list((shared / "a").iterdir()) == []
     with pytest.raises(toolkit.DownloadError, match="larger than 3 bytes"):
-        downloads.read_url(f"{site.url}/x", 3)
+        download_utils.read_url(f"{site.url}/x", 3)
 
 
 def test_weights_are_downloaded_once_and_seen_whole(site: Any, shared: Path) -> None:

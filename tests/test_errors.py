@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from gateway_processes import deploy, end, stop
+from inside import until
 from serving import Wire, control, deployed, post, run_url
-from test_gateway_process import deploy, end, stop
 
 from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
@@ -34,6 +35,7 @@ from fal_notebook.runner.results import output_of
 SOURCE = """
 import json, os, time
 from fastapi import HTTPException
+from starlette.responses import Response
 
 class Odd(Exception): pass
 
@@ -44,6 +46,7 @@ def fails(how: str, n: int = 0) -> int:
     if how == "value": raise ValueError(f"bad {n}")
     if how == "odd": raise Odd(n)
     if how == "library": deep("{")
+    if how == "answer": return Response("busy", n)
     if how == "refuse": raise HTTPException(n, "not now")
     if how == "exit": raise SystemExit(3)
     if how == "die": os.kill(os.getpid(), 9)
@@ -211,8 +214,7 @@ async def test_a_failure_is_told_before_its_answer_may_be_sent() -> None:
 
     await link.told()  # nobody is there to hear
     serving = asyncio.ensure_future(link.serve(receive, send))
-    while not link.gateways:
-        await asyncio.sleep(0)
+    await until(lambda: link.gateways)
     link.failures.add(ValueError("v"), "text", str)
     await link.told()
     assert b"ValueError" in b"".join(sent)
@@ -224,12 +226,11 @@ async def test_a_failure_is_told_before_its_answer_may_be_sent() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store.db")
+def store(store: Store) -> Store:
+    """The store with an app."""
     with store.transaction():
         store.put(App("me", "app", None, "", {}))
-    yield store
-    store.close()
+    return store
 
 
 def plain(store: Store) -> Redaction:
@@ -300,10 +301,10 @@ def test_each_way_to_fail_is_counted_once(
         httpx.post(url, json={"how": how, "n": n}, timeout=30).status_code
         for how, n in [
             *[("value", 1), ("odd", 2), ("library", 0), ("refuse", 503), ("exit", 0)],
-            *[("result", 0), ("refuse", 404), ("fine", 1)],
+            *[("result", 0), ("refuse", 404), ("fine", 1), ("answer", 500), ("answer", 429)],
         ]
     ]
-    assert statuses == [500, 500, 500, 503, 500, 500, 404, 200]
+    assert statuses == [500, 500, 500, 503, 500, 500, 404, 200, 500, 429]
     assert httpx.post(url, json={"n": 1}).status_code == 422
     for how in ("value", "odd"):
         with pytest.raises(Exception, match="7"):
@@ -317,6 +318,7 @@ def test_each_way_to_fail_is_counted_once(
         "fastapi.exceptions.HTTPException": 1,
         "SystemExit": 1,
         "TypeError": 2,
+        "HTTP 500": 1,
     }
     with contextlib.suppress(AssertionError):
         eventually(lambda: grown(fails, before) == wanted)
@@ -456,7 +458,7 @@ def test_a_sample_has_input_traceback_and_place(
     found = eventually(lambda: sample(fails, request=request))
     assert found["type"] == "json.decoder.JSONDecodeError"
     assert found["place"].startswith("<cell ")
-    assert found["place"].endswith(">:8 in deep")
+    assert found["place"].endswith(">:9 in deep")
     assert "return json.loads(text)" in found["traceback"]
     assert found["input"].replace(" ", "") == '{"how":"library","n":42}'
     assert (found["revision"], found["message"][:9]) == (1, "Expecting")
@@ -572,18 +574,11 @@ def test_the_command_shows_groups_and_a_sample(
 # --- a gateway of its own -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
-    yield tmp_path
-    stop(discovery.ensure(tmp_path), tmp_path)
-
-
 def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
-    own_state: Path, eventually: Any
+    state: Path, eventually: Any
 ) -> None:
     source = "import threading, time\ndef who(x: float = 0):\n    time.sleep(x)\n    1 / 0\n"
-    first = discovery.ensure(own_state)
+    first = discovery.ensure(state)
     deploy(first, source, min_concurrency=1)
 
     def groups(info: GatewayInfo) -> list[tuple[str, int]]:
@@ -597,14 +592,14 @@ def test_errors_outlive_their_gateway_and_those_meanwhile_are_told(
         wire.send(post("/run/tester/who", {"x": 1}))
         with control(first) as client:
             eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
-        end(first, own_state, signal.SIGKILL)
+        end(first, state, signal.SIGKILL)
         with contextlib.suppress(ConnectionError):
             wire.rest()
     time.sleep(1.5)  # the error happens while nobody listens
-    second = discovery.ensure(own_state)
+    second = discovery.ensure(state)
     eventually(lambda: groups(second) == [("ZeroDivisionError", 2)])
     for _ in range(5):
         assert httpx.post(f"{second.url}/run/tester/who", json={}).status_code == 500
-    stop(second, own_state)  # at once: a runner that ends tells what it has not told yet
-    third = discovery.ensure(own_state)
+    stop(second, state)  # at once: a runner that ends tells what it has not told yet
+    third = discovery.ensure(state)
     assert groups(third) == [("ZeroDivisionError", 7)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -17,13 +16,6 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway import events as module
 from fal_notebook.gateway.events import Events
 from fal_notebook.gateway.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store.db")
-    yield store
-    store.close()
 
 
 async def _next(stream: AsyncIterator[bytes]) -> dict[str, Any]:
@@ -97,6 +89,10 @@ def test_a_deploy_and_its_load_are_told_over_http(gateway: GatewayInfo) -> None:
                     samples.append(event["data"]["at"])
                 if len(samples) == 3:
                     break
+        again = {"last-event-id": str(seen[0]["seq"])}
+        with client.stream("GET", "/api/events", params=query, headers=again) as answer:
+            first = next(x for x in answer.iter_lines() if x.startswith("data: "))
+            assert json.loads(first[6:]) == seen[1]
         assert {event["app"] for event in seen} == {"told"}
         assert [event["seq"] for event in seen] == sorted({event["seq"] for event in seen})
         states = [e["data"]["state"] for e in seen if e["kind"] == "runner"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import control, deployed, kill_gateway
+from serving import control, deployed, eventually, kill_gateway
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
@@ -126,20 +126,13 @@ def test_a_flood_past_python_is_bounded_and_followed(gateway: GatewayInfo) -> No
         assert flood == sorted(set(flood))
         assert flood[-1] == 200 * 1024
         path = log_of(handle)
-        eventually_small(path)
+        eventually(lambda: log_file.disk_space(path.stat()) <= log_file.MOST)
+        assert path.stat().st_size > 200_000_000
 
 
 def log_of(handle: Handle) -> Path:
     state = Path(os.environ["FAL_NOTEBOOK_STATE"])
     return paths.runner_log(state, handle.runners()[0]["id"])
-
-
-def eventually_small(path: Path) -> None:
-    deadline = time.monotonic() + 10
-    while log_file.disk_space(path.stat()) > log_file.MOST:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert path.stat().st_size > 200_000_000
 
 
 def test_levels_are_filtered_over_http_and_by_the_command(gateway: GatewayInfo) -> None:

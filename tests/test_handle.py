@@ -6,15 +6,13 @@ import asyncio
 import inspect
 import os
 import pickle
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from serving import interrupted_after
 
 from fal_notebook.exceptions import (
     DeployError,
@@ -31,15 +29,6 @@ from fal_notebook.handle import Handle
 def deploy(shell: Any, body: str, line: str = "wait=true") -> Handle:
     shell.run(f"%%fal_function {line}\n{body}")
     return next(v for v in reversed(shell.ip.user_ns.values()) if isinstance(v, Handle))
-
-
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Press Ctrl-C while the body waits."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    yield
-    timer.join()
 
 
 # --- calls ----------------------------------------------------------------------------------

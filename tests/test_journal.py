@@ -174,7 +174,7 @@ def test_a_full_disk_fails_all_that_share_the_commit(tmp_path: Path) -> None:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.xfail("a small file system cannot be mounted here")
+        pytest.skip("a small file system cannot be mounted here")
     try:
         assert run(folder / "j.db") == [f"{['DiskFullError'] * 3} [1]", "[1, 5]"]
     finally:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ import pytest
 from filelock import FileLock
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from serving import deleted_after
 
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import GatewayError
-from fal_notebook.handle import Handle
 
 ONE = "def one():\n    return 1\n"
 SLOW = "def load():\n    import time; time.sleep({})\n"
@@ -69,9 +68,8 @@ def kernel(gateway: GatewayInfo) -> Iterator[Notebook]:
 
 @pytest.fixture
 def notebook(kernel: Notebook) -> Iterator[Notebook]:
-    yield kernel
-    with suppress(GatewayError):
-        Handle("tester", "one").delete()
+    with deleted_after("one"):
+        yield kernel
 
 
 def test_a_waiting_cell_has_one_output_which_ends_active(notebook: Notebook) -> None:

@@ -415,8 +415,7 @@ async def test_many_lives_leak_no_descriptor_task_or_file(gateway: Gateway) -> N
     before = psutil.Process().num_fds(), len(asyncio.all_tasks())
     for _ in range(20):
         await life()
-    await asyncio.sleep(0.05)
-    assert (psutil.Process().num_fds(), len(asyncio.all_tasks())) == before
+    await until(lambda: (psutil.Process().num_fds(), len(asyncio.all_tasks())) == before)
     assert len(list((gateway.state / "runners").iterdir())) == len(fleet.runners)
     assert len(list(gateway.targets.local.address_folder.iterdir())) == len(fleet.runners)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from fal_notebook.gateway.store import RunnerRow, Store
 from fal_notebook.gateway.vault import Vault
 
 NOW = time.time()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "store.db")
-    yield store
-    store.close()
 
 
 def reading(state: Path, store: Store) -> RequestLogs:

@@ -53,7 +53,11 @@ def test_lines_name_their_request_runner_and_level(gateway: GatewayInfo, talks: 
     runner = lines[0]["runner"]
     assert [x["message"] for x in read(gateway, tail=3)] == ["aside", "hello 2", "aside"]
     assert len(read(gateway, runner=runner)) >= 4
-    assert read(gateway, runner="nobody") == []
+    with control(gateway) as client:
+        unknown = client.get("/api/apps/tester/talks/logs", params={"runner": "nobody"})
+    assert (unknown.status_code, unknown.json()["detail"]) == (
+        *(404, "tester/talks has no runner nobody; `%fal runners` shows them"),
+    )
     assert read(gateway, tail=0) == []
 
 

@@ -41,6 +41,16 @@ OTHER |= {"requirements_context_dir", "resolver"}
 # The SDK's own control plane, and what nobody gives by name.
 NO_PARAMETERS = {"host", "func"}
 
+# Modules of what is left out, which import one of these names for themselves.
+NO_MODULES = {"toolkit.types", "toolkit.image.nsfw_filter.inference"}
+MODULES_LEFT_OUT = {"compilation", "constraints"}
+NAMES = {*toolkit.__all__, "BackoffType", "IMAGE_SIZE_PRESETS", "ImageFormat", "ImageSizePreset"}
+NAMES |= {"PendingFile", "cancel_on_disconnect", "retry"}
+NAMES -= {"Field"}  # pydantic's own, which modules import for themselves
+MODULES = {
+    path: NAMES & set(names) for path, names in FAL["modules"].items() if path not in NO_MODULES
+}
+
 # Of these every parameter stands where it stands in fal.
 TOOLKIT = {path for path in FAL["functions"] if path.startswith("toolkit.")}
 
@@ -100,6 +110,20 @@ def test_every_name_is_there_or_named_as_left_out() -> None:
     assert fields >= set(FAL["attributes"]["request"]) - INTERNAL
     for name, its in FAL["fields"].items():
         assert getattr(toolkit, name).model_fields.keys() >= set(its)
+
+
+@pytest.mark.parametrize("path", sorted(path for path, names in MODULES.items() if names))
+def test_names_are_in_the_modules_where_fal_has_them(path: str) -> None:
+    module = importlib.import_module(f"fal_notebook.{path}")
+    for name in MODULES[path]:
+        there = getattr(module, name)
+        assert there is getattr(toolkit, name, there)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES_LEFT_OUT))
+def test_a_module_of_the_toolkit_that_is_left_out_says_so(name: str) -> None:
+    with pytest.raises(OutOfScopeError, match=rf"fal's toolkit\.{name} is not part of"):
+        importlib.import_module(f"fal_notebook.toolkit.{name}")
 
 
 def test_every_option_and_attribute_of_an_app_is_one_here() -> None:

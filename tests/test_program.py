@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import deleted_after
 from test_cli import command
 
 from fal_notebook import Handle
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import CellError, GatewayError
+from fal_notebook.exceptions import CellError
 from fal_notebook.program import deploy_file
 
 PROGRAM = """
@@ -42,10 +42,8 @@ if __name__ == "__main__":
 def program(tmp_path: Path, gateway: GatewayInfo) -> Iterator[Path]:
     path = tmp_path / "apps.py"
     path.write_text(PROGRAM)
-    yield path
-    for name in ("file-first", "file-second"):
-        with suppress(GatewayError):
-            Handle("tester", name).delete()
+    with deleted_after("file-first", "file-second"):
+        yield path
 
 
 def test_a_class_of_a_file_is_deployed_by_the_command(program: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Wire, control, deployed, post, with_key
+from serving import Wire, control, deployed, eventually, post, with_key
 
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.handle import Handle
@@ -80,10 +80,7 @@ class Client(httpx.Client):
 
     def finish(self, request: str, timeout: float = 20.0) -> httpx.Response:
         """Return the answer when the request is completed."""
-        deadline = time.monotonic() + timeout
-        while self.status(request).status_code == 202:
-            assert time.monotonic() < deadline, self.state(request)
-            time.sleep(0.01)
+        eventually(lambda: self.status(request).status_code != 202, timeout)
         return self.get(f"/requests/{request}")
 
     def cancel(self, request: str) -> httpx.Response:
@@ -110,8 +107,7 @@ class Gate:
 
     def __enter__(self) -> Gate:
         self.request = self._client.submit(do="wait", text=str(self._path))
-        while self._client.state(self.request)["status"] != "IN_PROGRESS":
-            time.sleep(0.01)
+        eventually(lambda: self._client.state(self.request)["status"] == "IN_PROGRESS")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,6 +184,9 @@ def test_status_tells_the_lines_that_the_request_wrote(act: Client, flag: str) -
         assert item["source"] == "USER"
         assert datetime.fromisoformat(item["timestamp"]).utcoffset() == timedelta(0)
     assert act.status(request, logs="0").json()["logs"] is None
+    for path in ("status", "status/stream"):
+        answer = act.get(f"/requests/{request}/{path}", params={"logs": "maybe"})
+        assert (answer.status_code, "logs='maybe'" in answer.text) == (422, True)
 
 
 def events(reply: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -312,13 +311,8 @@ def test_a_body_above_the_limit_is_413_and_leaves_no_file(
     with Wire(gateway) as wire:  # it goes away in the middle
         head = "POST /queue/tester/act HTTP/1.1\nHost: GATEWAY\nContent-Length: 1000000\n\n"
         wire.send(head).send(b"x" * 500_000)
-        deadline = time.monotonic() + 10
-        while set((private_state / "queue").glob("*")) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    while set((private_state / "queue").glob("*")) != before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        eventually(lambda: set((private_state / "queue").glob("*")) != before)
+    eventually(lambda: set((private_state / "queue").glob("*")) == before)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +333,7 @@ def test_a_body_above_the_limit_is_413_and_leaves_no_file(
         ({}, {"fal_max_queue_length": "9" * 5000}),
         ({}, {"fal_webhook": "ftp://example.com"}),
         ({}, {"fal_webhook": "http://127.0.0.1:1/"}),
+        ({}, {"fal_webhook": ""}),
     ],
 )
 def test_what_is_malformed_is_422(act: Client, headers: Any, params: Any) -> None:
@@ -355,9 +350,9 @@ def test_who_may_submit_and_see(gateway: GatewayInfo, private_state: Path) -> No
         for team, status in ((None, 200), ("other-team", 403)):
             extra = {"owner": team} if team else {}
             with deployed(source, serve=True, **extra) as handle, Client(gateway, handle) as app:
-                request = app.submit(headers=owner, x=7)
-                while app.get(f"/requests/{request}/status", headers=owner).status_code == 202:
-                    time.sleep(0.01)
+                with Client(gateway, handle, headers=owner) as its_owner:
+                    request = its_owner.submit(x=7)
+                    its_owner.finish(request)
                 for method, path in (
                     ("POST", ""),
                     ("GET", f"/requests/{request}"),
@@ -418,8 +413,7 @@ def test_direct_callers_and_the_queue_take_turns(act: Client, gate: Gate, tmp_pa
             pool.submit(httpx.post, url, json={"do": "direct", "path": path}) for _ in range(4)
         ]
         with control_of(act) as client:
-            while client.get("/api/apps/tester/act").json()["queued"] < 8:
-                time.sleep(0.01)
+            eventually(lambda: client.get("/api/apps/tester/act").json()["queued"] == 8)
         gate._path.touch()
         assert [reply.result().status_code for reply in direct] == [200] * 4
         for request in queued:
@@ -494,6 +488,7 @@ def test_what_does_not_begin_in_time_is_504(act: Client, gate: Gate, tmp_path: P
         assert answer.headers["x-fal-request-timeout-type"] == "user"
         assert answer.headers["x-fal-error-type"] == "request_timeout"
         assert act.state(request)["error_type"] == "request_timeout"
+        assert act.state(request)["error"].endswith("within its x-fal-request-timeout")
     assert runs(path) == []
 
 
@@ -601,11 +596,8 @@ def test_a_runner_that_is_killed_has_its_request_done_by_another(
 ) -> None:
     path, go = tmp_path / "runs", tmp_path / "go"
     request = act.submit(do="wait", text=str(go), path=str(path))
-    while not runs(path):
-        time.sleep(0.01)
-    os.kill(int(runs(path)[0]), signal.SIGKILL)
-    while len(runs(path)) < 2:
-        time.sleep(0.01)
+    os.kill(int(eventually(lambda: runs(path))[0]), signal.SIGKILL)
+    eventually(lambda: len(runs(path)) == 2)
     go.touch()
     assert act.finish(request).status_code == 200
     assert len(set(runs(path))) == 2

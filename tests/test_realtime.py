@@ -300,6 +300,40 @@ def test_an_error_is_told_and_ends_the_session(
         assert connection.recv() is None
 
 
+TELLS = """
+import os
+import fal_notebook as fal
+from typing import Annotated
+from pydantic import AfterValidator, BaseModel
+def checked(text: str) -> str:
+    if text == "wrong":
+        raise ValueError("not " + os.environ["REALTIME_WORDS"])
+    return text
+class Say(BaseModel):
+    text: Annotated[str, AfterValidator(checked)]
+class Tells(fal.App):
+    secrets = ["REALTIME_WORDS"]
+    @fal.realtime("/realtime")
+    async def told(self, input: Say) -> Say:
+        raise ValueError("not " + os.environ["REALTIME_WORDS"])
+"""
+
+
+@pytest.mark.parametrize("text", ["wrong", "fails"])
+def test_a_told_error_holds_no_secret(
+    client: Any, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("REALTIME_WORDS", "correct horse battery")
+    cli.run(["secrets", "set", "REALTIME_WORDS", "--from-env"], "fal-notebook")
+    options = {"use_jwt": False, "path": "/realtime"}
+    with app_of(TELLS, "Tells"), client.realtime("tester/tells", **options) as connection:
+        connection.send({"text": text})
+        with pytest.raises(RealtimeError) as told:
+            connection.recv()
+    cli.run(["secrets", "delete", "REALTIME_WORDS"], "fal-notebook")
+    assert "not [secret REALTIME_WORDS]" in told.value.reason
+
+
 @pytest.mark.parametrize(
     ("sent", "reason"),
     [

@@ -148,6 +148,8 @@ def test_a_body_that_is_no_json_names_the_place_and_an_empty_one_is_missing(benc
     assert (error["type"], error["loc"][0]) == ("json_invalid", "body")
     (error,) = model.post(b"[" * 100_000).json()["detail"]
     assert error["type"] == "json_invalid"
+    refused = model.post(b'{"x": 1, "more": ' + b"9" * 5000 + b"}")  # above what Python reads
+    assert (refused.status_code, refused.json()["detail"][0]["type"]) == (422, "json_invalid")
     absent = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
     assert model.post(b"").json() == {"detail": [absent]}
     plain = start(bench, "from pydantic import Json\ndef f(a: int, j: Json = '1'): return a")

@@ -287,3 +287,25 @@ def test_a_partial_function_asks_for_what_is_left() -> None:
     assert function(*args, **kwargs) == (1, 2, 5)
     schema = document_of(function, signature)["components"]["schemas"]["FInput"]
     assert list(schema["properties"]) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "shown"),
+    [
+        ("Point | Literal['small']", {"x": 1}, "Point(x=1, y=0)"),
+        ("Point | Literal['small']", "small", "'small'"),
+        ("Point | Literal['small'] | None", {"x": 1}, "Point(x=1, y=0)"),
+        ("list[Point]", [{"x": 1}], "[Point(x=1, y=0)]"),
+        ("dict[str, Point] | np.ndarray", {"a": {"x": 1}}, "{'a': Point(x=1, y=0)}"),
+        ("Point | dict", {"x": 1}, "Point(x=1, y=0)"),
+        ("dict", {"x": "1"}, "{'x': '1'}"),
+        ("int", "1", "'1'"),
+    ],
+)
+def test_data_becomes_the_models_that_an_annotation_of_a_python_call_holds(
+    annotation: str, given: Any, shown: str
+) -> None:
+    signature = signature_of(f"def f(a: {annotation}, n: int = 1): pass")
+    (value,), _ = signature.python_arguments((given,), {})
+    _, named = signature.python_arguments((), {"a": given})
+    assert repr(value) == repr(named["a"]) == shown

@@ -68,7 +68,8 @@ class Painter(fal.App, keep_alive=33, max_concurrency=2):
     @fal.endpoint("/environment")
     def environment(self) -> dict:
         keys = ("FAL_REST_HOST", "FAL_CDN_V3_HOST", "SSL_CERT_FILE", "FAL_HOST")
-        return {key: os.environ.get(key) for key in keys}
+        kept = self.current_request.lifecycle_preference
+        return {**{key: os.environ.get(key) for key in keys}, "kept": kept}
 """
 )
 SMALL = """
@@ -182,6 +183,10 @@ def test_its_options_are_those_of_the_class_and_the_line(answers: dict[str, Any]
     check = options["health_check"]
     assert (check["path"], check["failure_threshold"], check["method"]) == ("/", 2, "POST")
     assert set(answers["paths"]) >= {"/", "/plain", "/image", "/health"}
+
+
+def test_it_is_told_how_long_files_are_kept(answers: dict[str, Any]) -> None:
+    assert answers["environment"]["kept"] == {"expiration_duration_seconds": 2592000}
 
 
 def test_its_toolkit_uploads_here(answers: dict[str, Any], gateway: GatewayInfo) -> None:

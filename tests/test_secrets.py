@@ -14,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from IPython.core.error import UsageError
@@ -25,6 +26,7 @@ from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import Secret, Store
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.handle import shared_client
+from fal_notebook.option_types import check_secret_name
 
 VALUE = "correct horse battery staple"
 
@@ -223,6 +225,39 @@ def test_a_declared_secret_named_fal_key_wins(shell, monkeypatch) -> None:
     cli.run(["secrets", "delete", "FAL_KEY"], "fal-notebook")
 
 
+def test_a_runner_whose_fal_key_is_a_secret_still_calls_apps_and_uploads(
+    shell, monkeypatch
+) -> None:
+    monkeypatch.setenv("FAL_KEY", VALUE)
+    cli.run(["secrets", "set", "FAL_KEY", "--from-env"], "fal-notebook")
+    monkeypatch.delenv("FAL_KEY")
+    shell.run("%%fal_function wait=true\ndef called(x: int) -> int:\n    return x + 1\n")
+    shell.run(
+        "%%fal_function secrets=FAL_KEY wait=true\ndef calls() -> list:\n"
+        "    from fal_notebook.toolkit import File\n"
+        "    return [called(1), File.from_bytes(b'x').url]\n"
+    )
+    answer, url = shell["calls"]()
+    assert (answer, httpx.get(url).content) == (2, b"x")
+    cli.run(["secrets", "delete", "FAL_KEY"], "fal-notebook")
+
+
+STARTS = ("PATH", "HOME", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "BASH_ENV")
+
+
+@pytest.mark.parametrize("name", [*STARTS, "HF_HOME", "SSL_CERT_FILE", "PORT"])
+def test_a_secret_cannot_change_how_a_runner_starts(shell, name: str) -> None:
+    with pytest.raises(OptionError, match=f"'{name}' cannot be a secret's name: "):
+        cli.run(["secrets", "set", name, "--from-env"], "fal-notebook")
+    with pytest.raises(UsageError, match=f"{name}: .*use another name"):
+        shell.run(f"%%fal_function secrets={name}\ndef f() -> int:\n    return 1\n")
+
+
+@pytest.mark.parametrize("name", ["LD_SDK_KEY", "PYTHON_TOKEN", "PATHS", "MY_PATH"])
+def test_other_names_are_like_any(name: str) -> None:
+    check_secret_name(name)
+
+
 def test_a_notebook_that_cannot_ask_names_the_other_way(gateway, monkeypatch) -> None:
     def refuse(prompt: str = "") -> str:
         raise NotImplementedError("this frontend does not support input requests")
@@ -374,6 +409,34 @@ def test_a_secret_shows_in_no_refusal_of_a_dependency(shell, gateway, stored) ->
     with control(gateway) as api:
         answer = api.post("/run/tester/depends", json={})
     assert (answer.status_code, answer.json()) == (418, {"detail": "no [secret VAULT_WORDS]"})
+
+
+CHECKS = """
+%%fal_function secrets=VAULT_WORDS serve=true wait=true
+import os
+from typing import Annotated
+from fastapi import Header
+from pydantic import AfterValidator, BaseModel
+def checked(n: int) -> int:
+    raise ValueError("not " + os.environ["VAULT_WORDS"])
+Checked = Annotated[int, AfterValidator(checked)]
+class Asked(BaseModel):
+    n: Checked
+def checks(asked: Asked{more}) -> int:
+    return asked.n
+"""
+
+
+@pytest.mark.parametrize("more", ["", ", x_mine: Annotated[str, Header()] = ''"])
+def test_a_secret_shows_in_no_answer_of_a_validator(shell, gateway, stored, more: str) -> None:
+    shell.run(CHECKS.strip().format(more=more))
+    with control(gateway) as api:
+        answer = api.post("/run/tester/checks", json={"n": 1})
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert (problem["loc"], problem["input"]) == (["body", "n"], 1)
+    assert problem["msg"] == "Value error, not [secret VAULT_WORDS]"
+    assert VALUE not in answer.text
 
 
 FAILS = """

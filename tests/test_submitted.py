@@ -10,11 +10,11 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from serving import deployed, kill_gateway
+from serving import deployed, interrupted_after, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.exceptions import (
@@ -28,8 +28,8 @@ from fal_notebook.exceptions import (
     UnpicklableError,
 )
 from fal_notebook.handle import Handle, shared_client
+from fal_notebook.log_lines import untold
 from fal_notebook.patience import again
-from fal_notebook.submitted import _after
 from fal_notebook.submitting import QueueOptions
 
 SLOW = """
@@ -39,15 +39,6 @@ async def slow(seconds, value=None):
     return value
 """
 DOUBLE = "def double(x):\n    return 2 * x"
-
-
-@contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """Press Ctrl-C while the body waits."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    yield
-    timer.join()
 
 
 # --- submit, status, result ------------------------------------------------------------------
@@ -269,7 +260,7 @@ def test_async_iteration_and_aio_do_not_block(gateway) -> None:
     ],
 )
 def test_new_lines_are_those_that_were_not_told(before, now, new) -> None:
-    assert _after(before, now) == new
+    assert untold(before, now) == new
 
 
 # --- options ---------------------------------------------------------------------------------
@@ -416,8 +407,9 @@ def test_amap_takes_async_iterables(gateway) -> None:
 
 
 # --- restarts --------------------------------------------------------------------------------
-def test_a_wait_outlasts_a_killed_gateway(own_gateway) -> None:
-    with deployed(SLOW) as handle:
+@pytest.mark.parametrize("options", [{}, {"auth": "public", "serve": True}])
+def test_a_wait_outlasts_a_killed_gateway(own_gateway, options) -> None:
+    with deployed(SLOW, **options) as handle:
         submitted = handle.submit(1.5, "done")
         threading.Timer(0.5, kill_gateway, (own_gateway,)).start()
         assert submitted.result() == "done"
@@ -440,11 +432,11 @@ def test_iteration_goes_on_after_a_killed_gateway(own_gateway) -> None:
         assert states[-1] == "COMPLETED"
 
 
-def test_a_wait_outlasts_a_gateway_that_is_replaced(own_gateway) -> None:
+def test_a_wait_outlasts_a_gateway_that_is_replaced(own_gateway, eventually) -> None:
     with deployed(SLOW) as handle:
         submitted = handle.submit(1.5, "done")
         future = sync.submit(submitted.outcome())
-        time.sleep(0.3)
+        eventually(lambda: submitted.status().state == "IN_PROGRESS")
         began = time.monotonic()
         sync.wait(shared_client().stop_gateway(keep_runners=True))
         assert future.result(30) == "done"

@@ -18,12 +18,14 @@ from fal_notebook.exceptions import BuildError
 _SHIPPED = (
     "__init__.py",
     "addresses.py",
+    "annotations.py",
     "app.py",
     "app_definition.py",
     "app_exceptions.py",
     "app_values.py",
     "calls.py",
     "client.py",
+    "client_errors.py",
     "container.py",
     "decorators.py",
     "discovery.py",
@@ -31,9 +33,11 @@ _SHIPPED = (
     "exceptions.py",
     "following.py",
     "handle.py",
+    "log_lines.py",
     "machines.py",
     "option*.py",
     "patience.py",
+    "private_file.py",
     "queued.py",
     "realtime_endpoint.py",
     "ref.py",
@@ -47,7 +51,7 @@ _SHIPPED = (
     "server_handle.py",
     "runner/*.py",
     "toolkit/*.py",
-    "toolkit/utils/*.py",
+    "toolkit/*/*.py",
 )
 _MAIN = "from fal_notebook.runner.__main__ import main\nimport sys\nmain(sys.argv[1:])\n"
 

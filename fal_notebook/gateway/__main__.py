@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import sys
 import time
@@ -14,7 +13,9 @@ from pathlib import Path
 
 from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.gateway import paths
 from fal_notebook.gateway.app import GatewayApp
+from fal_notebook.gateway.auth import owner_token
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
@@ -52,6 +53,7 @@ def main() -> None:
     held = state_lock.take(state, TAKE_TIMEOUT)
     if held is None:
         sys.exit(f"a gateway already runs on {state}; stop it with: fal-notebook gateway stop")
+    paths.make_private(state)
     loop = new_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -67,10 +69,13 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 async def _serve(state: Path, held: int) -> None:
+    # It would pass for ours: the last gateway had this port and this token.
+    discovery.info_file(state).unlink(missing_ok=True)
     listener = listen("port", settings.setting("port", 0), state / "port")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    token = secrets.token_urlsafe(32)
-    info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
+    info = discovery.GatewayInfo(
+        url, owner_token(state), os.getpid(), discovery.PROTOCOL, __version__
+    )
     gateway = Gateway(state, info)
     gateway.targets.local.adopt_orphans()
     app = GatewayApp(gateway)

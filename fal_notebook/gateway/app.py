@@ -126,5 +126,5 @@ def _no_websocket(scope: Scope, headers: dict[bytes, bytes]) -> Reply | None:
         return error_reply(404, detail, close=True)
     if scope["type"] != TUNNEL:
         return error_reply(400, "a WebSocket needs the header Connection: Upgrade", close=True)
-    wrong = malformed(scope["method"], headers)
+    wrong = malformed(scope["method"], scope["http_version"], headers)
     return error_reply(400, wrong) if wrong else None

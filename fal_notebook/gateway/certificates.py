@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fal_notebook import private_file
+
 AUTHORITY_LIFE = datetime.timedelta(days=3650)
 SERVER_LIFE = datetime.timedelta(days=365)
 # What ends sooner than this is made anew.
@@ -82,12 +84,12 @@ class Certificates:
         authority = _read(self._authority)
         if authority is None or not authority.lasts(now):
             authority = _new_authority(now)
-            _write(self._authority, authority.to_pem())
+            private_file.write(self._authority, authority.to_pem())
         server = _read(self.server)
         if server is None or not server.lasts(now) or not _issued(authority, server):
-            _write(self.server, _new_server(authority, now).to_pem())
-        _write(self.ca, _pem(authority.certificate))
-        _write(self.bundle, self._trusted() + b"\n" + _pem(authority.certificate))
+            private_file.write(self.server, _new_server(authority, now).to_pem())
+        private_file.write(self.ca, _pem(authority.certificate))
+        private_file.write(self.bundle, self._trusted() + b"\n" + _pem(authority.certificate))
 
     def _trusted(self) -> bytes:
         """Return what is trusted already, an organisation's own authority among it."""
@@ -104,13 +106,6 @@ def _read(path: Path) -> Identity | None:
         if isinstance(key, ec.EllipticCurvePrivateKey):
             return Identity(key, x509.load_pem_x509_certificate(data))
     return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -126,9 +126,13 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @router.get("/api/events")
-    async def events(owner: str = "", app: str = "", since: int = 0) -> Response:
-        """Events after `since` and live ones, as SSE; of one app if it is named."""
-        stream = gateway.events.follow(since, owner, app)
+    async def events(request: Request, owner: str = "", app: str = "", since: int = 0) -> Response:
+        """Events after `since` and live ones, as SSE; of one app if it is named.
+
+        Who connects again goes on after its ``Last-Event-ID``.
+        """
+        last = request.headers.get("last-event-id", "")
+        stream = gateway.events.follow(int(last) if last.isdecimal() else since, owner, app)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     @router.put("/api/blobs/{digest}")

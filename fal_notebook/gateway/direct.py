@@ -18,7 +18,7 @@ from fal_notebook.gateway.exchange import (
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import HINT, Header
 from fal_notebook.gateway.replies import error_reply, refuse
-from fal_notebook.gateway.start_deadline import BY_USER, KIND, MISSED
+from fal_notebook.gateway.start_deadline import BY_USER, KIND
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 
 # So many runners that do not accept are tried; nothing was sent to them, so that is safe.
@@ -59,10 +59,11 @@ class DirectRequest:
         except RefusedRequestError as error:
             await self._refuse(receive, send, error.status, str(error), "bad_request")
         except SchedulingError as error:
-            self._record(error.kind, error.for_owner)
+            late = isinstance(error, StartDeadlineError)
+            self._record(error.kind, error.for_owner, began=not late)
             principal = self._request.principal
             detail = error.for_owner if principal and principal.controls else str(error)
-            extra = (BY_USER,) if isinstance(error, StartDeadlineError) else ()
+            extra = (BY_USER,) if late else ()
             await self._refuse(receive, send, error.status, detail, error.kind, extra)
         except UpstreamError as error:
             self._record(error.kind, str(error))
@@ -92,10 +93,10 @@ class DirectRequest:
         elif not begun:
             await reply(send)
 
-    def _record(self, kind: str, detail: str) -> None:
+    def _record(self, kind: str, detail: str, began: bool = True) -> None:
         """Add a failure of ours to the app's errors, with the beginning of the body."""
         given, kept = self._request.headers.get(b"content-type", b""), self._exchange.beginning
-        errors.of_platform(self._app, kind, detail, self._request.id, kept, given)
+        errors.of_platform(self._app, kind, detail, self._request.id, kept, given, began)
 
     async def _attempt(self, receive: Receive, send: Send) -> None:
         """Give the request to a runner; when one does not accept it, another is taken."""
@@ -134,7 +135,8 @@ class DirectRequest:
             if gone.done():
                 raise ClientGoneError
             if left < longest:
-                raise StartDeadlineError(504, KIND, MISSED)
+                missed = start_deadline.missed(self._request.headers)
+                raise StartDeadlineError(504, KIND, missed)
             raise SchedulingError(504, "startup_timeout", f"no runner was free in {longest:g} s")
         except BaseException:
             app.leave(waiter)

@@ -124,27 +124,46 @@ def reported(report: dict[str, Any], runner: RunnerRow, revision: int) -> ErrorG
 
 
 def of_platform(
-    fleet: Fleet, kind: str, detail: str, request_id: str, body: bytes, content_type: bytes
+    fleet: Fleet,
+    kind: str,
+    detail: str,
+    request_id: str,
+    body: bytes,
+    content_type: bytes,
+    began: bool = True,
 ) -> None:
-    """Record that a request failed outside of its app's code."""
+    """Record that a request failed outside of its app's code, perhaps before a runner had it."""
     if fleet.revision is None or kind not in PLATFORM:
         return
+    gateway = kind in _OF_THE_GATEWAY or not began
+    where = "gateway" if gateway else f"runner {fleet.revision.machine['name']}"
+    _record(fleet, kind, where, detail, request_id, _input(body, content_type))
+
+
+def answered(
+    fleet: Fleet, status: int, path: str, request_id: str, body: bytes, content_type: bytes
+) -> None:
+    """Record that an app's own answer is a failure, of which its runner has told nothing."""
+    detail = f"the app answered {status}"
+    _record(fleet, f"HTTP {status}", path, detail, request_id, _input(body, content_type))
+
+
+def _record(fleet: Fleet, kind: str, place: str, message: str, request_id: str, given: str) -> None:
     now = time.time()
-    where = "gateway" if kind in _OF_THE_GATEWAY else f"runner {fleet.revision.machine['name']}"
     fleet.on_error(
         ErrorGroup(
             owner=fleet.owner,
             app=fleet.name,
             type=kind,
-            place=where,
+            place=shown.cut(place, 200),
             count=1,
             first_seen=now,
             last_seen=now,
             request=request_id,
-            message=shown.cut(detail, 500),
+            message=shown.cut(message, 500),
             traceback="",
-            input=_input(body, content_type),
-            revision=fleet.revision.number,
+            input=given,
+            revision=fleet.revision.number if fleet.revision is not None else 0,
         )
     )
 

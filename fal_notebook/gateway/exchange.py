@@ -10,18 +10,21 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from fal_notebook.gateway import errors
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import (
     HINTS,
+    PREFERENCE,
     Header,
     hints,
     request_head,
     response_headers,
 )
+from fal_notebook.gateway.storage.expiry import default_preference
 from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
-from fal_notebook.runner.spec import LINK, SECRET
+from fal_notebook.runner.spec import LINK, SECRET, TOLD
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
 READ_AHEAD = 64 * 1024
@@ -213,11 +216,18 @@ class Exchange:
         """Heed what the answer says of its runner: its hints, and whether it is of use."""
         status = connection.status
         told = []
+        known = status < 500
         for name, value in connection.headers:
             if name == STOP:
                 told.append(value.lower() in _TRUE)
+            elif name == TOLD:
+                known = True
             elif name == HINTS:
                 runner.hints = hints(value)
+        if not known:
+            given = self._request.headers.get(b"content-type", b"")
+            where = self._request.path.decode("latin-1")
+            errors.answered(self._app, status, where, self._request.id, self._body, given)
         if any(told):
             self._kill(runner, "the app asked for it: x-fal-stop-runner")
         elif status == 503 and not told:
@@ -357,12 +367,18 @@ class Exchange:
         added = (
             (b"x-fal-request-id", request.id.encode()),
             *(() if runner.direct else ((SECRET, runner.row.secret.encode()),)),
+            *self._preference(),
             (b"x-fal-caller-user-id", user.encode()),
             (b"x-fal-endpoint", request.path),
             *more,
         )
         headers, kept = request.scope["headers"], request.principal is None
         return request_head(method, target, headers, added, kept, as_it_came, says_of_body)
+
+    def _preference(self) -> tuple[Header, ...]:
+        """Tell an app, but no server of the user's own, how long files live by default."""
+        told = PREFERENCE in self._request.headers
+        return () if told or self._app.own_server else ((PREFERENCE, default_preference()),)
 
     def _framing(self) -> tuple[Header, ...]:
         if self._as_it_came:

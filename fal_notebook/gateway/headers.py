@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fal_notebook.gateway.storage.expiry import default_preference
 from fal_notebook.runner.frames import CONTENT_TYPE
-from fal_notebook.runner.spec import SECRET
+from fal_notebook.runner.spec import TOLD
 
 Header = tuple[bytes, bytes]
 
@@ -30,6 +29,7 @@ _ONCE = frozenset(
     (
         *(b"host", b"origin", b"authorization"),
         *(b"content-type", b"content-length", b"transfer-encoding"),
+        *(b"sec-websocket-key", b"sec-websocket-version"),
     )
 )
 # Headers by which the platform speaks to apps; a server on WSGI takes '_' for '-'.
@@ -94,20 +94,13 @@ def request_head(
             continue
         if says_of_body or not name.startswith(b"content-"):
             lines.append(name + b": " + value)
-    lines += [name + b": " + value for name, value in _with_preference(headers, list(added))]
+    lines += [name + b": " + value for name, value in added]
     return b"\r\n".join(lines) + b"\r\n\r\n"
-
-
-def _with_preference(headers: list[Header], added: list[Header]) -> list[Header]:
-    """Tell an app, but no server of the user's own, how long files live when its caller did not."""
-    ours = any(name == SECRET for name, _ in added)
-    told = any(name == PREFERENCE for name, _ in headers)
-    return [*added, (PREFERENCE, default_preference())] if ours and not told else added
 
 
 def response_headers(headers: list[Header], status: int, request_id: bytes) -> list[Header]:
     """Return the headers that the caller gets; a body's length stays unless there is no body."""
-    hidden = _hop_by_hop(headers) | {b"x-fal-request-id", b"x-fal-stop-runner"}
+    hidden = _hop_by_hop(headers) | {b"x-fal-request-id", b"x-fal-stop-runner", TOLD}
     if status in (204, 304):
         hidden |= {b"content-length"}
     passed = [(name, value) for name, value in headers if name not in hidden]

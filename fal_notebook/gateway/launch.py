@@ -133,6 +133,7 @@ class Launcher:
 
     def _environment(self, row: RunnerRow, revision: Revision, url: str) -> dict[str, str]:
         data = paths.data_folder(self._state, row.owner)
+        key = f"{row.id}:{self.runner_key(row.id)}"
         return {
             **self._targets[revision.target].inherited(),
             "FAL_APP_NAME": row.app,
@@ -145,7 +146,8 @@ class Launcher:
             "FAL_NOTEBOOK_DOWNLOAD_ALLOW": settings.setting("download_allow", ""),
             "FAL_DATA_DIR": str(data),
             "HF_HOME": str(data / ".cache" / "huggingface"),
-            "FAL_KEY": f"{row.id}:{self.runner_key(row.id)}",
+            "FAL_KEY": key,
+            "FAL_NOTEBOOK_KEY": key,  # for our own client: a secret may be called FAL_KEY
             **(self._for_sdk(revision.target) if revision.manifest.get("kind") == "sdk" else {}),
             **self._declared(revision),
         }

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from fal_notebook.backends.limits import CONTAINED
+from fal_notebook.settings import SECRETS_KEY
 
 # The mode of what all runners of an owner share: what is made in it has its group.
 SHARED = 0o2770
+# Keys, and what secrets are kept in, wherever a backup or a copy may have widened their mode.
+_PRIVATE = (SECRETS_KEY, "token", "store.db*", "queue.db*", "storage.db*", "tls/*.pem")
 
 
 def blob(state: Path, digest: str) -> Path:
     """Return the file of a payload or build context by its SHA-256, checked by the caller."""
     return state / "blobs" / digest
+
+
+def token(state: Path) -> Path:
+    """Return the file of the owner's token."""
+    return state / "token"
 
 
 def runner_folder(state: Path, runner_id: str) -> Path:
@@ -60,3 +69,11 @@ def logs_folder(state: Path) -> Path:
 def log_in(folder: Path, runner_id: str) -> Path:
     """Return the file of a runner's output in the folder of all logs."""
     return folder / f"{runner_id}.log"
+
+
+def make_private(state: Path) -> None:
+    """Take from other users what they may not read; before any of it is opened."""
+    for path in (path for pattern in _PRIVATE for path in state.glob(pattern)):
+        with contextlib.suppress(OSError):  # it may be another user's, as root's after a restore
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)

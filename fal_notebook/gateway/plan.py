@@ -43,6 +43,12 @@ def up_to_date(
     )
 
 
+def has_inherited(active: Revision, fresh: Options) -> bool:
+    """Say whether the running revision scales otherwise than its code alone, `fresh`, says."""
+    said = fresh.model_dump(mode="json", include=set(SCALING))
+    return any(active.options[name] != value for name, value in said.items())
+
+
 def effective(app: App | None, revision: Revision) -> dict[str, Any]:
     """Return the options in force: the revision's, with what ``scale`` changed since.
 

@@ -30,10 +30,12 @@ def listen(name: str, port: int, record: Path, host: str = HOST) -> socket.socke
     GatewayError
         When the configured port cannot be used.
     """
+    if not 0 <= port <= 65535:
+        raise GatewayError(f"{name}={port} is not a port; they go from 1 to 65535")
     if port:
         try:
             return _listen(host, port)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise GatewayError(f"{name}={port} cannot be used: {error}") from None
     with contextlib.suppress(OSError, ValueError, OverflowError):
         return _listen(host, int(record.read_text()))

@@ -39,7 +39,7 @@ def error_reply(
     Their headers go with it, and the `extra` ones.
     """
     headers = [(b"x-fal-error-type", kind.encode()), *extra]
-    if close:
+    if close or status == 413:  # else what is too large would be read to its end all the same
         headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Key"))

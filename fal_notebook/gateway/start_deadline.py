@@ -11,10 +11,10 @@ from fal_notebook.gateway.headers import Header
 
 YEAR = 365 * 24 * 3600
 # How a request that did not begin in time is answered, with 504.
-MISSED = "the request did not begin within its x-fal-request-timeout"
 KIND = "request_timeout"
 BY_USER: Header = (b"x-fal-request-timeout-type", b"user")
 
+_HEADER = b"x-fal-request-timeout"
 _SECONDS = re.compile(rb"[0-9]+(\.[0-9]*)?")
 
 
@@ -29,7 +29,7 @@ def patience(app: Fleet, headers: dict[bytes, bytes], principal: Principal | Non
     RefusedRequestError
         422 when the header is malformed.
     """
-    text = headers.get(b"x-fal-request-timeout")
+    text = headers.get(_HEADER)
     if text is None:
         owns = principal is not None and principal.user == app.owner
         return app.start_timeout if owns else None
@@ -38,3 +38,9 @@ def patience(app: Fleet, headers: dict[bytes, bytes], principal: Principal | Non
     shown = text.decode("latin-1")
     detail = f"x-fal-request-timeout={shown!r} is not allowed: seconds above 1, at most a year"
     raise RefusedRequestError(422, detail)
+
+
+def missed(headers: dict[bytes, bytes]) -> str:
+    """Return what a request that did not begin in time is told: the limit was its own, or not."""
+    limit = "its x-fal-request-timeout" if _HEADER in headers else "the app's request_start_timeout"
+    return f"the request did not begin within {limit}"

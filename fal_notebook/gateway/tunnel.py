@@ -28,8 +28,10 @@ FAREWELL = 3.0
 _UPGRADE: tuple[Header, ...] = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
 
 
-def malformed(method: str, headers: dict[bytes, bytes]) -> str:
+def malformed(method: str, version: str, headers: dict[bytes, bytes]) -> str:
     """Return what is wrong with the request for a WebSocket, if anything is."""
+    if version == "1.0":
+        return "a WebSocket is asked for with HTTP/1.1, not HTTP/1.0"
     if method != "GET":
         return f"a WebSocket is asked for with GET, not {method}"
     if headers.get(b"sec-websocket-version") != b"13":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fal_notebook import private_file
 from fal_notebook.exceptions import GatewayError
 from fal_notebook.settings import SECRETS_KEY
 
@@ -47,15 +47,6 @@ class Vault:
 
         if self._fernet is None:
             if not self._path.exists():
-                _write_new(self._path, Fernet.generate_key())
+                private_file.write(self._path, Fernet.generate_key())
             self._fernet = Fernet(self._path.read_bytes())
         return self._fernet
-
-
-def _write_new(path: Path, key: bytes) -> None:
-    """Write the key whole or not at all: a half-written one would lose every secret."""
-    temporary = path.with_suffix(".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(key)
-        os.fsync(file.fileno())
-    temporary.replace(path)

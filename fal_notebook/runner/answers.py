@@ -58,7 +58,7 @@ async def _json(route: Route, call: Call) -> Response:
     try:
         args, kwargs = contained(route.signature.arguments, call.body)
     except ValidationError as error:
-        return invalid(error, call.body)
+        return invalid(error, call.body, route.reports.redact)
     except Exception as error:  # of a validator of the user's
         return refused(route.reports, error, given)
     try:

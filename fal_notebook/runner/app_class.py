@@ -52,7 +52,9 @@ class ServedApp(Served):
         for name, hints in self._hints.items():  # in their order; a pickled class has lost it
             route, method = routes[name], getattr(self.app, name)
             if route.is_websocket:
-                self.sockets[route.path] = SocketRoute(name, route, method, hints, self.workers)
+                self.sockets[route.path] = SocketRoute(
+                    *(name, route, method, hints, self.workers, self.reports)
+                )
                 continue
             # A route of its own below another's path is called about a request that holds a slot.
             base = route.path.removesuffix(CANCEL) or "/"

@@ -14,6 +14,8 @@ from starlette.datastructures import UploadFile
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from fal_notebook.annotations import is_class_of
+
 # What FastAPI gives an endpoint by itself.
 GIVEN = (Response, BackgroundTasks, UploadFile, HTTPConnection)
 _KNOWN = {"path", "query", "header", "cookie", "body", "model"}
@@ -92,7 +94,7 @@ def of_fastapi(mark: Any) -> bool:
 
 def is_model_or_request(annotation: Any) -> bool:
     """Say whether a parameter is a model, or the request itself."""
-    return inspect.isclass(annotation) and issubclass(annotation, (BaseModel, Request))
+    return is_class_of(annotation, BaseModel, Request)
 
 
 def _places(
@@ -123,7 +125,7 @@ def _place(
         return None, mark
     if mark is not None and type(mark).__name__ != "Body":
         return type(mark).__name__.lower(), mark
-    if inspect.isclass(annotation) and issubclass(annotation, (*GIVEN, Request)):
+    if is_class_of(annotation, *GIVEN, Request):
         return None, mark
     whole = not mark.embed if mark is not None else is_model_or_request(annotation)
     return "model" if whole else "body", mark

@@ -14,12 +14,13 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
+from fal_notebook.annotations import is_class_of
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call, streamed
 from fal_notebook.runner.failures import defined_at, placed
 from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
 from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
-from fal_notebook.runner.refusals import refused
+from fal_notebook.runner.refusals import error_response, refused
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.results import output_of
 from fal_notebook.runner.schema import item_type, streams
@@ -51,6 +52,7 @@ class FastApiRoute:
         as_event: bool = False,
     ) -> None:
         from fastapi import FastAPI
+        from fastapi.exceptions import RequestValidationError
 
         self._as_event, self._function, self._hints = as_event, function, hints
         self.name = name
@@ -64,6 +66,7 @@ class FastApiRoute:
         self.places = Places(function, hints, self.in_path)
         self.app = FastAPI(openapi_url=None, strict_content_type=False)
         self.app.add_exception_handler(HTTPException, self._refused)
+        self.app.add_exception_handler(RequestValidationError, self._invalid)
         self.app.add_exception_handler(Exception, self._failed)
         self.app.add_api_route(
             path, self._endpoint(function, hints), methods=["POST"], operation_id=name, name=name
@@ -94,6 +97,13 @@ class FastApiRoute:
     async def _refused(self, request: Request, error: Exception) -> Response:
         """Answer what a dependency refuses, without secrets, as what the function does."""
         return refused(self.reports, error, request.scope.get("fal_given", str))
+
+    async def _invalid(self, request: Request, error: Exception) -> Response:
+        """Answer as FastAPI does what does not fit, without secrets that a validator tells."""
+        from fastapi.encoders import jsonable_encoder
+
+        found = jsonable_encoder(error.errors())  # type: ignore[attr-defined]
+        return error_response(422, found, redact=self.reports.redact)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         """Answer what a dependency raises, and FastAPI of a result that does not fit."""
@@ -174,9 +184,7 @@ def _is_fastapis(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> bool
         marks += more
     if any(of_fastapi(mark) for mark in marks):
         return True
-    if not inspect.isclass(annotation):
-        return False
-    return issubclass(annotation, GIVEN) and not issubclass(annotation, Request)
+    return is_class_of(annotation, *GIVEN) and not is_class_of(annotation, Request)
 
 
 def _resolved(

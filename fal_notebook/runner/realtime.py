@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from fal_notebook.realtime_endpoint import RealtimeOptions
 from fal_notebook.runner import messages
 from fal_notebook.runner.messages import END, Inputs
+from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.schema import streams
 from fal_notebook.runner.workers import Workers
 
@@ -49,10 +50,12 @@ class Realtime:
         options: RealtimeOptions,
         hints: Mapping[str, Any],
         workers: Workers,
+        reports: Reports,
     ) -> None:
         self.options = options
         self._method = method
         self._workers = workers
+        self._reports = reports
         self._decode = options.decode_message or messages.unpack
         self._encode = options.encode_message or messages.pack
         given = hints.get(_first(method), Any)
@@ -77,9 +80,9 @@ class Realtime:
         except WebSocketDisconnect:
             raise
         except messages.WrongMessageError as error:
-            await _end(socket, "INTERNAL_ERROR", str(error))
+            await _end(socket, "INTERNAL_ERROR", self._reports.redact(str(error)))
         except Exception as error:
-            await _end(socket, "INTERNAL_ERROR", str(error))
+            await _end(socket, "INTERNAL_ERROR", self._reports.redact(str(error)))
             raise
         else:
             await _end(socket, "TIMEOUT", "no inputs, reconnect when needed!")

@@ -19,8 +19,10 @@ from fal_notebook.app_exceptions import (
 )
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.secret_forms import Redact
+from fal_notebook.runner.spec import TOLD
 
 STOP = "x-fal-stop-runner"
+_TOLD = {TOLD.decode(): "1"}
 Given = Callable[[], str]
 
 
@@ -30,14 +32,15 @@ def refused(reports: Reports, error: Exception, given: Given) -> Response:
     gpu = gpu_error(error)
     if gpu is not None:
         reports.failed(error, given, log=response is None)
-        return error_response(gpu.status_code, reports.redact(gpu.message), {STOP: "1"})
+        return error_response(gpu.status_code, reports.redact(gpu.message), {STOP: "1", **_TOLD})
     if response is None:
         reports.failed(error, given)
         return error_response(
-            500, "Internal Server Error", {"x-fal-error-type": "runner_server_error"}
+            500, "Internal Server Error", {"x-fal-error-type": "runner_server_error", **_TOLD}
         )
     if response.status_code >= 500:
         reports.failed(error, given, log=False)
+        response.headers.update(_TOLD)
     return response
 
 
@@ -65,10 +68,10 @@ def _meant(error: Exception, redact: Redact = str) -> Response | None:
     return error_response(status, detail, headers, redact)
 
 
-def invalid(error: ValidationError, body: bytes) -> Response:
+def invalid(error: ValidationError, body: bytes, redact: Redact) -> Response:
     """Return 422 in FastAPI's shape: a list of errors whose `loc` begins with ``body``."""
     found = error.errors(include_url=False, include_context=True)
-    return error_response(422, [_problem(item, body) for item in found])
+    return error_response(422, [_problem(item, body) for item in found], redact=redact)
 
 
 def _problem(item: Any, body: bytes) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _not_json(body: bytes) -> tuple[tuple[int], str] | None:
         return (error.pos,), error.msg
     except UnicodeDecodeError as error:
         return (error.start,), error.reason
-    except RecursionError:
+    except (RecursionError, ValueError):  # too deep, or a number of more digits than Python takes
         pass
     return None
 

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, ValidationError, to_json
 from starlette.requests import Request
 
+from fal_notebook.annotations import is_class_of
 from fal_notebook.runner.failures import defined_at
 from fal_notebook.runner.results import Output, output_of
 
@@ -59,7 +60,7 @@ class Signature:
     def python_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call from Python, where a model may be given as a dict.
+        """Return the arguments of a call from Python, where models may be given as their data.
 
         All else is taken as it is, as of any call in Python. Of the one model its fields may be
         given; what takes nothing but the request has its arguments there, see `body`.
@@ -110,7 +111,7 @@ class Signature:
         return bool(kwargs) or self.parameters[0].default is inspect.Parameter.empty
 
     def _as_model(self, name: str, value: Any) -> Any:
-        adapter = self.models.get(name) if isinstance(value, dict) else None
+        adapter = self.models.get(name) if isinstance(value, (dict, list)) else None
         return value if adapter is None else adapter.validate_python(value)
 
     def arguments(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -182,7 +183,7 @@ def read_signature(
         for p in plain
         if isinstance(p.default, FieldInfo) and not p.default.is_required()
     }
-    models = {n: TypeAdapter(hints[n]) for n in (p.name for p in plain) if _is_model(hints.get(n))}
+    models = {p.name: _adapter(hints[p.name]) for p in plain if _holds_model(hints.get(p.name))}
     if len(plain) == 1 and more is None and _is_model(hints.get(plain[0].name)):
         whole = models[plain[0].name]
         return Signature(whole, output, plain, True, defaults, models, request)
@@ -191,7 +192,7 @@ def read_signature(
 
 
 def _is_request(annotation: Any) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, Request)
+    return is_class_of(annotation, Request)
 
 
 def _without_first(
@@ -251,7 +252,19 @@ def _is_model(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return len(kinds) == 1 and _is_model(kinds[0])
-    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+    return is_class_of(annotation, BaseModel)
+
+
+def _holds_model(annotation: Any) -> bool:
+    """Whether a pydantic model is somewhere in it, as in a union or a list."""
+    inner = get_args(annotation)
+    return is_class_of(annotation, BaseModel) or any(_holds_model(part) for part in inner)
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    if _is_model(annotation):  # has a configuration of its own
+        return TypeAdapter(annotation)
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def streams(function: Callable[..., Any]) -> bool:

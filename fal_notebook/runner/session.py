@@ -86,7 +86,7 @@ class Session:
     async def _failed(self, error: Exception) -> None:
         """Answer what a request would be answered, or close with it."""
         if isinstance(error, WebSocketException):
-            await self._close(error.code, error.reason)
+            await self._close(error.code, self._reports.redact(error.reason))
             return
         self.stop = gpu_error(error) is not None
         given = self._socket.scope.get("fal_given", lambda: shown.body(self._newest))

@@ -10,6 +10,7 @@ from starlette.routing import compile_path
 from starlette.websockets import WebSocket
 
 from fal_notebook.endpoints import RouteSignature
+from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.session import Serve
 from fal_notebook.runner.workers import Workers
 
@@ -30,6 +31,7 @@ class SocketRoute:
         method: Callable[..., Any],
         hints: Mapping[str, Any],
         workers: Workers,
+        reports: Reports,
     ) -> None:
         self.name = name
         self._template = compile_path(route.path)[0]
@@ -37,7 +39,7 @@ class SocketRoute:
         if route.realtime is not None:
             from fal_notebook.runner.realtime import Realtime
 
-            self._realtime = Realtime(method, route.realtime, hints, workers)
+            self._realtime = Realtime(method, route.realtime, hints, workers, reports)
             self.serve: Serve = self._realtime.serve
         else:
             self.serve = _handler(route.path, method, hints)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 LINK = b"x-fal-link"
 # The header with the secret of the runner, in every request of the gateway.
 SECRET = b"x-fal-runner-secret"
+# An answer with it is of a failure that the gateway has been told of.
+TOLD = b"x-fal-error-told"
 
 
 @dataclass(frozen=True)

@@ -7,38 +7,31 @@ from typing import Any
 from pydantic import Field
 
 from fal_notebook.exceptions import OutOfScopeError
-from fal_notebook.toolkit.downloads import (
-    clone_repository,
-    download_file,
-    download_model_weights,
-)
-from fal_notebook.toolkit.errors import (
+from fal_notebook.toolkit.audio import Audio, AudioField
+from fal_notebook.toolkit.exceptions import (
     DownloadError,
     FalTookitException,
     FileUploadException,
     KVStoreException,
 )
-from fal_notebook.toolkit.file import CompressedFile, File
+from fal_notebook.toolkit.file import CompressedFile, File, FileField
 from fal_notebook.toolkit.folders import (
     FAL_MODEL_WEIGHTS_DIR,
     FAL_PERSISTENT_DIR,
     FAL_REPOSITORY_DIR,
 )
-from fal_notebook.toolkit.kv import KVStore
-from fal_notebook.toolkit.media import (
-    Audio,
-    AudioField,
-    FileField,
+from fal_notebook.toolkit.image import (
     Image,
     ImageField,
     ImageSize,
     ImageSizeField,
     ImageSizeInput,
-    Video,
-    VideoField,
     get_image_size,
 )
-from fal_notebook.toolkit.models import FalBaseModel, Hidden
+from fal_notebook.toolkit.kv import KVStore
+from fal_notebook.toolkit.pydantic import FalBaseModel, Hidden
+from fal_notebook.toolkit.utils import clone_repository, download_file, download_model_weights
+from fal_notebook.toolkit.video import Video, VideoField
 
 __all__ = [
     "FAL_MODEL_WEIGHTS_DIR",
@@ -71,7 +64,7 @@ __all__ = [
 ]
 
 _NOT_HERE = (
-    *("compilation", "get_gpu_type", "load_inductor_cache", "sync_inductor_cache"),
+    *("compilation", "constraints", "get_gpu_type", "load_inductor_cache", "sync_inductor_cache"),
     "synchronized_inductor_cache",
     *("ImageSizeConstraints", "ImageValidationConfig", "ImageValidationOptions", "to_xfal"),
     *("VideoNormalizationConfig", "VideoValidationConfig", "VideoValidationOptions"),

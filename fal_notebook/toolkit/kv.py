@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fal_notebook.toolkit.errors import KVStoreException
+from fal_notebook.toolkit.exceptions import KVStoreException
 from fal_notebook.toolkit.folders import data_folder
 
 LONGEST_TTL = 30 * 24 * 3600

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fal_notebook.toolkit.errors import FileUploadException
+from fal_notebook.toolkit.exceptions import FileUploadException
 
 if TYPE_CHECKING:
     import httpx
@@ -60,7 +60,7 @@ def _gateway() -> Iterator[httpx.Client]:
     import httpx
 
     if "FAL_RUNNER_ID" in os.environ:
-        url, key = os.environ["FAL_NOTEBOOK_URL"], f"Key {os.environ['FAL_KEY']}"
+        url, key = os.environ["FAL_NOTEBOOK_URL"], f"Key {os.environ['FAL_NOTEBOOK_KEY']}"
     else:
         from fal_notebook import discovery, settings
 

@@ -94,7 +94,7 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     since = gateway.store.last_seq()
     imported = request.manifest.get("distributions")
     same = plan.up_to_date(request.digest, request.target, active, imported)
-    same = same and not request.options.get("force")
+    same = same and not request.options.get("force") and not _resets(request, active)
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
     if running is not None and running.is_for(request.digest, request.target):
@@ -102,6 +102,13 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     revision, taken_over, notices = _revision(gateway, owner, name, request, app, active)
     _begin(gateway, revision, request, app, running)
     return _reply(gateway, revision, since, inherited=taken_over, notices=notices)
+
+
+def _resets(request: DeployRequest, active: Revision | None) -> bool:
+    """Say whether a reset of scaling makes another revision of the same code."""
+    if active is None or not request.reset_scale:
+        return False
+    return plan.has_inherited(active, _merged(_defaults(request), request.options))
 
 
 def cancel(gateway: Gateway, owner: str, name: str) -> None:
@@ -160,8 +167,7 @@ def _revision(
     given = explicit(parse_options(request.options))
     reset = request.reset_scale or given.get("app_scale_settings", False)
     taken_over = {} if reset else plan.inherited(given, app, active)
-    defaults = APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
-    options = _merged({**defaults, **taken_over}, given)
+    options = _merged({**_defaults(request), **taken_over}, given)
     _check_files(gateway, request)
     gateway.secrets(options.secrets or ())
     choice = choose(options.machine_type, options.num_gpus, gateway.host)
@@ -204,6 +210,10 @@ def _context(gateway: Gateway, manifest: dict[str, Any]) -> Path | None:
     if not isinstance(digest, str) or re.fullmatch(r"[0-9a-f]{64}", digest) is None:
         raise OptionError("the manifest's context is no SHA-256")
     return paths.blob(gateway.state, digest)
+
+
+def _defaults(request: DeployRequest) -> dict[str, Any]:
+    return APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
 
 
 def _merged(taken_over: dict[str, Any], given: dict[str, Any]) -> Options:

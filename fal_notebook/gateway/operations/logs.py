@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fal_notebook.exceptions import OptionError
+from fal_notebook.exceptions import NotFoundError, OptionError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.cursor import Cursor
@@ -105,6 +105,9 @@ def _begin(
 ) -> tuple[LogReader, list[RunnerRow]]:
     cursor = Cursor.load(query.cursor or "")
     rows = past_runners(gateway, owner, name, cursor.since)
+    runner = query.wanted.runner
+    if runner and query.cursor is None and all(row.id != runner for row in rows):
+        raise NotFoundError(f"{owner}/{name} has no runner {runner}; `%fal runners` shows them")
     return LogReader(gateway.state, query.wanted, cursor), rows
 
 

@@ -28,7 +28,6 @@ DISK_PERIOD = 1.0
 _LOG = logging.getLogger(__name__)
 
 _CANCELLED = failed(499, "the request was cancelled", "client_cancelled")
-_EXPIRED = failed(504, start_deadline.MISSED, start_deadline.KIND, start_deadline.BY_USER)
 _NO_APP = failed(404, "the app was deleted", "bad_request")
 _LOST = failed(503, "the gateway was ended while the request ran", "runner_disconnected")
 
@@ -86,7 +85,9 @@ class Queue:
 
     def _expire(self, fleet: Fleet, request: QueuedRequest) -> None:
         if self._take_out(fleet, request.number):
-            self._spawn(self._complete(fleet, request, _EXPIRED))
+            missed = start_deadline.missed(dict(request.headers))
+            expired = failed(504, missed, start_deadline.KIND, start_deadline.BY_USER)
+            self._spawn(self._complete(fleet, request, expired))
 
     def _take_out(self, fleet: Fleet, number: int) -> bool:
         """Take a request out that waits, in line or for its retry; say whether it did."""
@@ -196,7 +197,10 @@ class Queue:
         with contextlib.suppress(StoreError):
             async with contextlib.aclosing(self.records.body(request)) as pieces:
                 beginning = await anext(pieces, b"")
-        errors.of_platform(fleet, answer.error_type, answer.error, request.id, beginning, given)
+        began = start_deadline.BY_USER not in answer.headers
+        errors.of_platform(
+            *(fleet, answer.error_type, answer.error, request.id, beginning, given, began)
+        )
 
     # --- cancelling --------------------------------------------------------------------------
     async def cancel(self, fleet: Fleet, request: QueuedRequest) -> bool:

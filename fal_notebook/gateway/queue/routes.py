@@ -20,6 +20,7 @@ from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
 from fal_notebook.gateway.replies import Reading, error_reply, json_reply, refuse
 from fal_notebook.gateway.webhooks import targets
+from fal_notebook.log_lines import untold
 
 # A status stream looks this often for what nobody announces: position and log lines.
 STREAM_PERIOD = 0.25
@@ -182,14 +183,13 @@ class QueueRoutes:
         self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
     ) -> None:
         """Answer 202 until it is completed, then 200: fal's clients look at nothing else."""
-        told = await self._tell(scope, admitted, request)
+        told = await self._tell(scope, admitted, request, submission.wants_logs(scope))
         code = 200 if request.state == COMPLETED else 202
         await json_reply(told, request.id, code)(send)
 
     async def _tell(
-        self, scope: Scope, admitted: Admitted, request: QueuedRequest
+        self, scope: Scope, admitted: Admitted, request: QueuedRequest, wanted: bool
     ) -> dict[str, Any]:
-        wanted = submission.parameter(scope, "logs") in ("1", "true")
         logs = await self._logs(request) if wanted else None
         position = admitted.app.waiting.backlog.position(request.number) or 0
         return status.status(request, _base(scope), position, logs)
@@ -198,6 +198,7 @@ class QueueRoutes:
         self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
     ) -> None:
         """Send the status whenever it is another one, as server-sent events, until the end."""
+        wanted = submission.wants_logs(scope)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         gone = asyncio.ensure_future(_gone(receive))
@@ -205,11 +206,13 @@ class QueueRoutes:
         silent = 0.0
         try:
             while not gone.done():
-                told = await self._tell(scope, admitted, request)
+                told = await self._tell(scope, admitted, request, wanted)
                 if told != last:
                     # fal's clients add the lines of all events up.
-                    news = {**told, "logs": status.new_lines(last.get("logs"), told.get("logs"))}
-                    await _event(send, b"data: " + json.dumps(news).encode())
+                    logs = told.get("logs")
+                    new = logs and untold(last.get("logs") or [], logs)
+                    news = json.dumps({**told, "logs": new})
+                    await _event(send, b"data: " + news.encode())
                     last, silent = told, 0.0
                 if request.state == COMPLETED:
                     break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from datetime import datetime, timezone
 from typing import Any
 
@@ -37,20 +36,6 @@ def status(
         if request.error:
             told.update(error=request.error, error_type=request.error_type or None)
     return told
-
-
-def new_lines(
-    before: list[dict[str, Any]] | None, now: list[dict[str, Any]] | None
-) -> list[dict[str, Any]] | None:
-    """Return the log items that were not told before, in their order; None without any."""
-    if now is None or not before:
-        return now
-    told, new = Counter(map(repr, before)), []
-    for item in now:
-        told[repr(item)] -= 1
-        if told[repr(item)] < 0:
-            new.append(item)
-    return new
 
 
 def urls(request: QueuedRequest, base: str) -> dict[str, str]:

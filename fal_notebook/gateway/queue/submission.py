@@ -44,7 +44,7 @@ def read(
         low=_priority(headers) == b"low",
         no_retry=_no_retry(headers),
         deadline=None if patience is None else time.time() + patience,
-        webhook=parameter(scope, "fal_webhook") or "",
+        webhook=_webhook(scope),
     )
 
 
@@ -71,6 +71,23 @@ def max_queue_length(scope: Scope) -> int | None:
 def parameter(scope: Scope, name: str) -> str | None:
     """Return a parameter of the query, None when it is not there."""
     return dict(parse_qsl(scope["query_string"].decode("latin-1"), True)).get(name)
+
+
+def wants_logs(scope: Scope) -> bool:
+    """Say whether who asks for a status wants its log lines too."""
+    text = parameter(scope, "logs") or ""
+    flag = _FLAGS.get(text.lower().encode())
+    if flag is None:
+        raise RefusedRequestError(422, f"logs={text!r} is not 1, true or yes, or 0, false or no")
+    return flag
+
+
+def _webhook(scope: Scope) -> str:
+    """Return where the result goes, "" for nowhere; who names nothing would wait in vain."""
+    url = parameter(scope, "fal_webhook")
+    if url is not None and not url.strip():
+        raise RefusedRequestError(422, "fal_webhook is empty: give it a URL, or leave it out")
+    return url or ""
 
 
 def _target(path: bytes, query: bytes) -> bytes:

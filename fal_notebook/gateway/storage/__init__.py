@@ -16,10 +16,11 @@ What is uploaded with a key (``Key id:secret``, the owner's token, or a runner's
   {upload_url}/complete``, each with the query of the ``upload_url``, which expires.
 
 The toolkit sends ``POST {FAL_NOTEBOOK_URL}/storage/files`` with the headers ``Authorization: Key
-{FAL_KEY}``, ``Content-Type`` (kept as it is), ``x-fal-file-name`` (UTF-8, may be percent-encoded)
-and, when the file should not live as long as the setting says, ``x-fal-object-lifecycle``:
-``{"expiration_duration_seconds": 3600}``. The answer is 200 with ``{"url", "access_url",
-"file_name", "content_type", "file_size"}``; ``url`` and ``access_url`` are the same. 400: a name or
-header cannot be used; 401: no key; 413: above ``max_upload``; 507: disk or quota is full. Each
-carries ``{"detail": sentence}``; nothing of a refused upload stays.
+{FAL_NOTEBOOK_KEY}`` (a secret may be called ``FAL_KEY``), ``Content-Type`` (kept as it is),
+``x-fal-file-name`` (UTF-8, may be percent-encoded) and, when the file should not live as long as
+the setting says, ``x-fal-object-lifecycle``: ``{"expiration_duration_seconds": 3600}``. The answer
+is 200 with ``{"url", "access_url", "file_name", "content_type", "file_size"}``; ``url`` and
+``access_url`` are the same. 400: a name or header cannot be used; 401: no key; 413: above
+``max_upload``; 507: disk or quota is full. Each carries ``{"detail": sentence}``; nothing of a
+refused upload stays.
 """

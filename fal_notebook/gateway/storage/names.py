@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from urllib.parse import quote, unquote
 
@@ -79,7 +80,11 @@ def lifetime(header: bytes | None, default: int) -> float | None:
     seconds = preference.get("expiration_duration_seconds")
     if seconds is None:
         return default or None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, (int, float))
+        or not 0 < seconds < math.inf
+    ):
         raise RefusedRequestError(400, "expiration_duration_seconds must be a number above 0")
     return float(seconds) if seconds < _FOREVER else None
 

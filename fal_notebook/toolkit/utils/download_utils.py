@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request
 
-from fal_notebook.toolkit.errors import DownloadError
+from fal_notebook.toolkit.exceptions import DownloadError
 from fal_notebook.toolkit.folders import FAL_MODEL_WEIGHTS_DIR, FAL_REPOSITORY_DIR, data_folder
+from fal_notebook.toolkit.folders import FAL_PERSISTENT_DIR as FAL_PERSISTENT_DIR
 from fal_notebook.toolkit.guarded import opener
 
 _CHUNK = 1024 * 1024

@@ -1,15 +1,15 @@
-"""Images, audio and video as files, their fields, and the sizes of images."""
+"""Images as files, and their sizes."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fal_notebook.toolkit.downloads import read_url
-from fal_notebook.toolkit.file import File, in_thread
+from fal_notebook.toolkit.fields import shown_as
+from fal_notebook.toolkit.file.file import File, in_thread
+from fal_notebook.toolkit.utils.download_utils import read_url
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -110,35 +110,5 @@ class Image(File):
         return ImageOps.exif_transpose(image).convert(mode)
 
 
-class Audio(File):
-    """An audio file."""
-
-    model_config = ConfigDict(json_schema_extra={"ui": {"field": "audio"}})
-
-
-class Video(File):
-    """A video file."""
-
-    model_config = ConfigDict(json_schema_extra={"ui": {"field": "video"}})
-
-
-def _shown_as(kind: str | None) -> Callable[..., Any]:
-    def make(*args: Any, ui: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-        extra = kwargs.pop("json_schema_extra", None) or {}
-        own = {**({"field": kind} if kind else {}), **(ui or {})}
-
-        def extend(schema: dict[str, Any]) -> None:
-            extra(schema) if callable(extra) else schema.update(extra)
-            schema["ui"] = {**own, **schema.get("ui", {})}
-
-        return Field(*args, json_schema_extra=extend if own else extra, **kwargs)
-
-    return make
-
-
-# Pydantic's `Field`, with a hint how a form shows it; `ui` adds others.
-FileField = _shown_as("file")
-ImageField = _shown_as("image")
-AudioField = _shown_as("audio")
-VideoField = _shown_as("video")
-ImageSizeField = _shown_as(None)
+ImageField = shown_as("image")
+ImageSizeField = shown_as(None)

@@ -20,11 +20,13 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 from fal_notebook.ref import get_current_app
 from fal_notebook.request_context import lifecycle_preference
 from fal_notebook.toolkit import upload as storage
-from fal_notebook.toolkit.downloads import download_file
+from fal_notebook.toolkit.fields import shown_as
+from fal_notebook.toolkit.utils.download_utils import download_file
 
 # Of a larger file the bytes are not kept, so `as_bytes` has none.
 KEPT = 100 * 1024 * 1024
 F = TypeVar("F", bound="File")
+FileField = shown_as("file")
 _BINARY = "application/octet-stream"
 
 

@@ -1,0 +1,152 @@
+"""What becomes of a deploy: its steps, how it ended and, where it failed, what helps."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from fal_notebook.client import Client
+from fal_notebook.exceptions import (
+    DeployError,
+    FalNotebookError,
+    GatewayError,
+    GatewayUnavailableError,
+)
+from fal_notebook.payload import Payload
+
+# Of a failed runner, as many of its last lines are shown.
+LOG_LINES = 50
+# What uv tells people who make an environment by hand.
+_FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
+
+
+@dataclass
+class Progress:
+    """What a deploy shows: the app, its steps so far, and how it ended.
+
+    `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
+    `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
+    from a worker thread. `packages` is what an image got because the code imports it;
+    `refused_by` is the registry that refused its credentials.
+    """
+
+    owner: str
+    name: str
+    payload: Payload
+    state: str = "deploying"
+    still_runs: bool = False
+    url: str = ""
+    number: int = 0
+    steps: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    packages: list[str] = field(default_factory=list)
+    inherited: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    log: list[str] = field(default_factory=list)
+    refused_by: str = ""
+    on_change: Callable[[], None] = lambda: None
+
+    def accepted(self, reply: Mapping[str, Any]) -> None:
+        """Take the gateway's answer."""
+        self.url, self.number = reply["url"], reply["number"]
+        self.inherited = reply["inherited"]
+        self.error, self.log, self.refused_by = "", [], ""
+        self.notices += reply["notices"]
+        self.state = "up to date" if reply["up_to_date"] else "deploying"
+        self.on_change()
+
+    def step(self, data: Mapping[str, Any]) -> None:
+        """Take one event of the deploy."""
+        if data["step"] == "failed":
+            self.refused_by = data.get("registry", "")
+            self.failed(data["message"], data.get("log"), data.get("cancelled", False))
+            return
+        if data["message"].startswith(_FOR_A_SHELL):
+            return
+        if data["step"] == "note":
+            self.notices.append(data["message"])
+            self.on_change()
+            return
+        if data["step"] == "active":
+            self.state = "active"
+        self.steps.append(f"{data['step']}: {data['message']}")
+        self.on_change()
+
+    def failed(self, reason: str, log: list[str] | None = None, cancelled: bool = False) -> None:
+        """Take the reason why the deploy ended without success."""
+        self.state, self.error = "cancelled" if cancelled else "failed", reason
+        self.log = list(log) if log and any(log) else []
+        self.on_change()
+
+
+async def follow(
+    client: Client,
+    progress: Progress,
+    accepted: Future[dict[str, Any]],
+    renew: Callable[[], Awaitable[dict[str, Any] | None]],
+) -> None:
+    """Follow a deploy to its end; `renew` deploys it again when credentials were too old.
+
+    Raises
+    ------
+    DeployError
+        With the reason and the last lines that the runner wrote.
+    """
+    try:
+        reply = await asyncio.wrap_future(accepted)
+    except FalNotebookError as error:
+        progress.failed(str(error))
+        raise
+    if reply["up_to_date"]:
+        return
+    try:
+        await _until_ended(client, progress, reply)
+        if progress.refused_by and (renewed := await renew()):
+            await _until_ended(client, progress, renewed)
+        if progress.state in ("failed", "cancelled"):
+            await _explain(client, progress)
+    except GatewayUnavailableError:
+        pass
+    except GatewayError as error:
+        progress.failed(str(error))
+    if progress.state == "deploying":
+        progress.failed("the gateway stopped during the deploy; run the cell again")
+    if progress.state in ("failed", "cancelled"):
+        reason = f"{progress.name}: {progress.error}"
+        lines = [reason, *progress.log[-LOG_LINES:]]
+        raise DeployError("\n".join(lines), still_runs=progress.still_runs)
+
+
+async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
+    async for event in client.events(reply["owner"], reply["app"], reply["since"]):
+        if event["kind"] == "deploy" and event["data"]["revision"] == reply["revision"]:
+            progress.step(event["data"])
+        if progress.state != "deploying":
+            return
+
+
+async def _explain(client: Client, progress: Progress) -> None:
+    """Add to a failure what helps, and which revision still answers: no handle calls old code."""
+    lacking = re.search(r"No module named '(\w+)", progress.error)
+    hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
+    with suppress(GatewayError):  # nothing runs
+        running = await client.status(progress.owner, progress.name)
+        progress.still_runs = running["number"] != progress.number
+        if progress.still_runs:
+            hints.append(_what_stays(progress, running))
+    if progress.state == "failed":
+        reason = progress.error.removesuffix(".") if hints else progress.error
+        progress.failed("; ".join([reason, *hints]), progress.log)
+
+
+def _what_stays(progress: Progress, running: Mapping[str, Any]) -> str:
+    stays = f"revision {running['number']} still"
+    if running["crash_backoff"]:
+        return f"{stays} has the URL, but its runners fail to start (CRASH_BACKOFF)"
+    call = f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
+    return f"{stays} answers at {running['url']}, {call}"

@@ -1,0 +1,24 @@
+"""Pydantic's `Field` with a hint how a form shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+
+def shown_as(kind: str | None) -> Callable[..., Any]:
+    """Return a ``Field`` of a kind of file; its `ui` adds other hints."""
+
+    def make(*args: Any, ui: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        extra = kwargs.pop("json_schema_extra", None) or {}
+        own = {**({"field": kind} if kind else {}), **(ui or {})}
+
+        def extend(schema: dict[str, Any]) -> None:
+            extra(schema) if callable(extra) else schema.update(extra)
+            schema["ui"] = {**own, **schema.get("ui", {})}
+
+        return Field(*args, json_schema_extra=extend if own else extra, **kwargs)
+
+    return make

@@ -1,0 +1,3 @@
+"""Files, under fal's name of the package."""
+
+from fal_notebook.toolkit.file.file import *  # noqa: F403

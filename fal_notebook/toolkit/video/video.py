@@ -1,0 +1,17 @@
+"""Videos as files."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+
+from fal_notebook.toolkit.fields import shown_as
+from fal_notebook.toolkit.file.file import File
+
+
+class Video(File):
+    """A video file."""
+
+    model_config = ConfigDict(json_schema_extra={"ui": {"field": "video"}})
+
+
+VideoField = shown_as("video")
