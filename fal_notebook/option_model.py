@@ -54,7 +54,7 @@ _FLAG = "true or false"
 _TEXT = "text"
 _PATH = "a path"
 _PATHS = "a list of paths"
-_OWNER = "letters, digits, '.', '-' and '_'"
+_OWNER = "lower-case letters, digits and '-', 63 at most"
 _ENVIRONMENT_NAMES = "a list of names of environment variables"
 
 

@@ -23,6 +23,10 @@ class ServerHandle(Handle):
         """Refuse: a server has no function."""
         raise self._no_function()
 
+    def with_options(self, **options: Any) -> NoReturn:
+        """Refuse to submit or map: a server has no function."""
+        raise self._no_function()
+
     def request(  # type: ignore[override]  # of a server, requests are HTTP's
         self, method: str, path: str = "/", **sent: Any
     ) -> httpx.Response:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio, threading, time
 import fal_notebook as fal
 from fastapi import Header, Request
+from fastapi.responses import StreamingResponse
 from fal_notebook.toolkit.utils.endpoint import cancel_on_disconnect
 
 class Work(fal.App, max_multiplexing=4, max_concurrency=1, auth="public"):
@@ -42,6 +43,28 @@ class Work(fal.App, max_multiplexing=4, max_concurrency=1, auth="public"):
     async def async_flood(self, n: int):
         for self.count in range(n):
             yield "x" * 2**20
+
+    @fal.endpoint("/response")
+    def response(self, kind: str):
+        def plain():
+            try:
+                while True:
+                    yield "x" * 2**16
+            finally:
+                self.seen.append("closed plain")
+
+        async def is_async():
+            try:
+                while True:
+                    yield b"x" * 2**16
+            finally:
+                self.seen.append("closed async")
+
+        return StreamingResponse({"plain": plain, "async": is_async}[kind](), 201)
+
+    @fal.endpoint("/by-fastapi")
+    def by_fastapi(self, kind: str, x_a: str = Header("")):
+        return self.response(kind)
 
     @fal.endpoint("/still")
     def still(self):
@@ -292,6 +315,25 @@ def test_many_streams_that_are_left_free_all_slots(
     asyncio.run(leave())
     eventually(lambda: in_flight(work) == 0)
     assert httpx.post(run_url(gateway, work) + "/seen").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+@pytest.mark.parametrize("path", ["/response", "/by-fastapi"])
+@pytest.mark.parametrize("way", ["http", "python"])
+def test_a_streaming_response_that_never_waits_ends_with_its_caller(
+    gateway: GatewayInfo, work: Any, kind: str, path: str, way: str, eventually: Eventually
+) -> None:
+    before = work.all_seen().count(f"closed {kind}")
+    if way == "http":
+        url = run_url(gateway, work) + path
+        with httpx.stream("POST", url, json={"kind": kind}, params={"kind": kind}) as answer:
+            assert answer.status_code == 201
+            next(answer.iter_bytes())
+    else:
+        next(values := work[path].stream(kind=kind))
+        values.close()
+    eventually(lambda: work.all_seen().count(f"closed {kind}") == before + 1)
+    eventually(lambda: in_flight(work) == 0)
 
 
 SERVER = """

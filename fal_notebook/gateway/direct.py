@@ -112,7 +112,8 @@ class DirectRequest:
                 if self._exchange.streamed or attempt == ATTEMPTS:
                     raise
             finally:
-                self._app.release(runner)
+                if not self._exchange.released:
+                    self._app.release(runner)
 
     async def _wait_for_runner(
         self, receive: Receive, hint: bytes | None, patience: float | None

@@ -73,6 +73,8 @@ class Exchange:
         Of the answer; 0 until it begins.
     sent : bool
         A runner has been sent the whole request.
+    released : bool
+        The runner's slot was given back; only the caller is still waited for.
     streamed : bool
         Part of the body has been sent and is not kept: it cannot be sent again.
     """
@@ -92,6 +94,7 @@ class Exchange:
         self._live = live
         self.status = 0
         self.sent = False
+        self.released = False
         self.streamed = False
         self._body = b""
         self._more = True

@@ -145,6 +145,8 @@ class Tunnel(Exchange):
         """Have the socket closed for request_timeout; a handler that stays costs its runner."""
         try:
             await asyncio.wait_for(self._closed(runner, b"request_timeout"), FAREWELL)
+            self._app.release(runner)
+            self.released = True
             with contextlib.suppress(asyncio.TimeoutError):  # of a caller that does not answer
                 await asyncio.wait_for(server.lost.wait(), FAREWELL)
         except asyncio.TimeoutError:

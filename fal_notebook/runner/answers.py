@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.escapes import contained
 from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused
-from fal_notebook.runner.response_values import values_of
+from fal_notebook.runner.response_values import closed_in_time, values_of
 from fal_notebook.runner.results import Output
 from fal_notebook.runner.route import Route
 from fal_notebook.runner.workers import is_stream
@@ -69,7 +69,7 @@ async def _json(route: Route, call: Call) -> Response:
     if is_stream(result):
         return streamed(route, route.signature.output, result, given)
     if isinstance(result, Response):
-        return result
+        return closed_in_time(result, route.workers)
     if route.as_event:
         return Response(b"data: " + result + b"\n\n", media_type="text/event-stream")
     return Response(result, media_type="application/json")
@@ -93,7 +93,7 @@ def streamed(route: Any, output: Output, generator: Any, given: Callable[[], str
 
 async def _events(
     route: Any, output: Output, generator: Any, given: Callable[[], str]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield server-sent events; an error after the first can only be an event of its own."""
     began = False
     try:
@@ -124,7 +124,7 @@ async def _pickled(route: Route, call: Call) -> Response:
         headers = {frames.RAISED: frames.type_name(error)}
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
     if isinstance(result, StreamingResponse):
-        result = values_of(result)
+        result = values_of(result, route.workers)
     if is_stream(result):
         return Stream(_frames(route, result, given), frames.CONTENT_TYPE)
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
@@ -154,7 +154,9 @@ def _as_json(route: Route, call: Call, args: tuple[Any, ...], kwargs: dict[str, 
     return Call({**call.scope, "headers": told}, body, call.receive)
 
 
-async def _frames(route: Route, generator: Any, given: Callable[[], str]) -> AsyncIterator[bytes]:
+async def _frames(
+    route: Route, generator: Any, given: Callable[[], str]
+) -> AsyncGenerator[bytes, None]:
     try:
         yield frames.opened()
         async with contextlib.aclosing(route.workers.values_of(generator)) as values:

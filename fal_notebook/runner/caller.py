@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from fal_notebook.runner.link import disconnected
@@ -86,14 +86,24 @@ class Stream(Response):
         Makes the answer of what is raised before the first bytes; the head is not sent before.
     """
 
+    @classmethod
+    def of(cls, response: StreamingResponse, content: AsyncGenerator[bytes, None]) -> Stream:
+        """Return a stream of the user's, whose `content` is closed too; its head goes at once."""
+        stream = cls(content, None)
+        stream.status_code, stream.raw_headers = response.status_code, response.raw_headers
+        stream.background = response.background
+        stream._at_once = True
+        return stream
+
     def __init__(
         self,
-        content: AsyncIterator[bytes],
-        media_type: str,
+        content: AsyncGenerator[bytes, None],
+        media_type: str | None,
         refused: Callable[[Exception], Response] | None = None,
     ) -> None:
         self._content = content
         self._refused = refused
+        self._at_once = False
         self.status_code, self.media_type, self.background = 200, media_type, None
         self.init_headers()
 
@@ -107,12 +117,17 @@ class Stream(Response):
             gone.cancel()
             sending.cancel()
             await asyncio.wait((sending,))
+            await self._content.aclose()
         if not sending.cancelled():
             sending.result()
         if self.background is not None:
             await self.background()
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        start = {"type": "http.response.start", **head}
+        if self._at_once:
+            await send(start)
         try:
             chunk = await anext(self._content, None)
         except Exception as error:
@@ -120,8 +135,8 @@ class Stream(Response):
                 raise
             await self._refused(error)(scope, receive, send)
             return
-        head = {"status": self.status_code, "headers": self.raw_headers}
-        await send({"type": "http.response.start", **head})
+        if not self._at_once:
+            await send(start)
         while chunk is not None:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             chunk = await anext(self._content, None)

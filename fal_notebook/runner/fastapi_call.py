@@ -87,7 +87,7 @@ class PythonCall:
         if isinstance(result, Exception):
             return self._raised(result)
         if isinstance(result, StreamingResponse):
-            result = values_of(result)
+            result = values_of(result, self._route.workers)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             return StreamingResponse(self._frames(result), media_type=frames.CONTENT_TYPE)
         try:

@@ -22,6 +22,7 @@ from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
 from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
 from fal_notebook.runner.refusals import error_response, refused
 from fal_notebook.runner.reports import Reports
+from fal_notebook.runner.response_values import closed_in_time
 from fal_notebook.runner.results import output_of
 from fal_notebook.runner.schema import item_type, streams
 from fal_notebook.runner.workers import Workers, is_stream
@@ -144,7 +145,7 @@ class FastApiRoute:
                 result = _once(result)
             if is_stream(result):
                 return streamed(self, self.output, result, given)
-            return result
+            return closed_in_time(result, self.workers)
 
         from fastapi import Depends
 

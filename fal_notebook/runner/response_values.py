@@ -1,30 +1,56 @@
-"""What a handle gets of a `StreamingResponse`: the data of its events, or its bytes."""
+"""What a `StreamingResponse` of the user's streams: to a caller, and as values to a handle."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import Any
 
-from starlette.responses import StreamingResponse
+from starlette.concurrency import iterate_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from fal_notebook.runner.caller import Stream
+from fal_notebook.runner.workers import Workers, is_stream
 
 
-async def values_of(response: StreamingResponse) -> AsyncGenerator[Any, None]:
+async def values_of(response: StreamingResponse, workers: Workers) -> AsyncGenerator[Any, None]:
     """Yield what a response streams: of server-sent events their data, JSON or text."""
-    pieces = _pieces(response)
-    if response.headers.get("content-type", "").startswith("text/event-stream"):
-        async for data in _events(pieces):
-            yield data
-    else:
-        async for piece in pieces:
-            yield piece
+    events = response.headers.get("content-type", "").startswith("text/event-stream")
+    async with contextlib.aclosing(_pieces(response, workers)) as pieces:
+        async for value in _events(pieces) if events else pieces:
+            yield value
     if response.background is not None:
         await response.background()
 
 
-async def _pieces(response: StreamingResponse) -> AsyncIterator[bytes]:
-    async for piece in response.body_iterator:
-        yield piece.encode(response.charset) if isinstance(piece, str) else bytes(piece)
+def closed_in_time(response: Response, workers: Workers) -> Response:
+    """Have the generator of a plain `StreamingResponse` end with its caller, all else as it is."""
+    if type(response) is not StreamingResponse:
+        return response
+    return Stream.of(response, _pieces(response, workers))
+
+
+def _generator_of(response: StreamingResponse) -> Any:
+    """Return what was given: Starlette hides a generator that is not async in one of its own."""
+    given = response.body_iterator
+    if getattr(given, "ag_code", None) is iterate_in_threadpool.__code__:
+        return given.ag_frame.f_locals["iterator"]  # type: ignore[attr-defined]
+    return given
+
+
+async def _pieces(response: StreamingResponse, workers: Workers) -> AsyncGenerator[bytes, None]:
+    pieces = given = _generator_of(response)
+    if is_stream(given):
+        pieces = workers.values_of(given, in_slot=True)
+    elif not isinstance(given, AsyncIterable):
+        pieces = response.body_iterator
+    try:
+        async for piece in pieces:
+            yield piece.encode(response.charset) if isinstance(piece, str) else bytes(piece)
+    finally:
+        if pieces is not given:
+            await pieces.aclose()
 
 
 async def _events(pieces: AsyncIterator[bytes]) -> AsyncIterator[Any]:

@@ -121,6 +121,8 @@ class RunnerApp:
         """Return a `send` before whose first message the gateway knows of failures."""
 
         async def telling(message: Message) -> None:
+            if message.get("more_body"):  # a stream that never waits would hear of nothing
+                await asyncio.sleep(0)
             if message["type"] == "http.response.start" and self._link.failures.waiting:
                 await self._link.told()
             await send(message)
