@@ -74,6 +74,8 @@ def _refuse_wrong(method: Any, path: str) -> None:
     if not inspect.isfunction(method):
         raise AppDefinitionError(f"{method} is no plain method; put @endpoint on a def")
     where = where_of(method)
+    if not inspect.signature(method).parameters:
+        raise AppDefinitionError(f"{where} takes nothing, not even self")
     if not isinstance(path, str) or not path.startswith("/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which does not begin with '/'")
     if re.search(r"[\s?#]", path):

@@ -63,7 +63,10 @@ def test_most_need_nothing(served: Any) -> None:
     "served", [with_header, with_response, WithPath, WithSocketPath, WithDependency]
 )
 def test_what_only_fastapi_knows_needs_fastapi(served: Callable[..., Any]) -> None:
-    assert modules_for(served) == {"fastapi"}
+    assert modules_for(served) == {"fastapi", "python_multipart"}
+
+
+ADDED = ["fastapi", "python-multipart"]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +74,22 @@ def test_what_only_fastapi_knows_needs_fastapi(served: Callable[..., Any]) -> No
     [
         ({}, None),
         ({"requirements": []}, []),
-        ({"requirements": ["numpy"]}, [["numpy"], ["fastapi"]]),
+        ({"requirements": ["numpy"]}, [["numpy"], ADDED]),
         ({"requirements": [["numpy"], ["fastapi==0.115.0"]]}, [["numpy"], ["fastapi==0.115.0"]]),
-        ({"image": "own/image:latest"}, [["fastapi"]]),
+        ({"image": "own/image:latest"}, [ADDED]),
     ],
 )
 def test_an_environment_of_its_own_gets_it_last(given: Any, expected: Any) -> None:
     assert with_modules(WithPath, Options(**given)).requirements == expected
-    assert with_modules(Plain, Options(**given)).requirements == given.get("requirements")
+
+
+def test_what_fal_adds_is_in_an_environment_also_when_only_the_code_uses_it() -> None:
+    for served in (Plain, plain):
+        assert with_modules(served, Options(requirements=["six"])).requirements == [["six"], ADDED]
+        assert with_modules(served, Options(image="own/image:latest")).requirements is None
+    server = Options(requirements=["six"], exposed_port=8000)
+    assert with_modules(plain, server).requirements == ["six"]
+    assert with_modules("a command", Options(requirements=["six"])).requirements == ["six"]
 
 
 APP = """%%fal_app auth=public serve=true wait=true {}
@@ -89,6 +100,22 @@ class Greeter(fal.App):
     def to(self, name: str) -> str:
         return "hello " + name
 """
+
+
+def test_httpexception_is_there_beside_other_requirements(shell: Any) -> None:
+    shell.run(
+        "%%fal_app auth=public serve=true wait=true requirements=six\n"
+        "import fal_notebook as fal\nfrom fastapi import HTTPException, UploadFile\n"
+        "class Refuses(fal.App):\n"
+        "    @fal.endpoint('/')\n    def refuse(self, x: int):\n"
+        "        import six\n        raise HTTPException(418, six.text_type(x))\n"
+        "    @fal.endpoint('/file')\n    def file(self, f: UploadFile) -> int:\n"
+        "        return len(f.file.read())\n"
+    )
+    url = shell["Refuses"].url
+    assert httpx.post(url, json={"x": 7}).json() == {"detail": "7"}
+    assert httpx.post(f"{url}/file", files={"f": b"abc"}).json() == 3
+    shell["Refuses"].delete()
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,18 @@ def test_request_timeout_closes_the_socket_and_its_runner_lives(
         assert [r["id"] for r in handle.runners()] == [runner]
 
 
+def test_a_caller_that_does_not_answer_holds_no_slot_beyond_request_timeout(
+    gateway: GatewayInfo, eventually: Eventually
+) -> None:
+    with (
+        app_of(TALK, "Talk", name="mute", request_timeout=1, max_multiplexing=1) as handle,
+        Wire(gateway) as wire,
+    ):
+        wire.send(f"GET /run/tester/mute/busy HTTP/1.1\n{asked_of(gateway)}")
+        wire.until(b"hello")
+        eventually(lambda: in_flight(handle) == 0, timeout=3)
+
+
 def test_a_runner_that_does_not_let_go_is_ended(
     gateway: GatewayInfo, eventually: Eventually
 ) -> None:
@@ -301,16 +313,19 @@ def test_a_runner_that_does_not_let_go_is_ended(
         eventually(lambda: runner not in [r["id"] for r in handle.runners()])
 
 
+def asked_of(gateway: GatewayInfo) -> str:
+    return (
+        f"Host: GATEWAY\nAuthorization: Bearer {gateway.token}\nConnection: Upgrade\n"
+        "Upgrade: websocket\nSec-WebSocket-Version: 13\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n\n"
+    )
+
+
 def test_a_caller_that_half_closes_frees_its_slot(
     gateway: GatewayInfo, talk: Any, eventually: Eventually
 ) -> None:
-    asked = f"Host: GATEWAY\nAuthorization: Bearer {gateway.token}\nConnection: Upgrade\n"
-    asked += "Upgrade: websocket\nSec-WebSocket-Version: 13\n"
     with Wire(gateway) as wire:
-        wire.send(
-            f"GET /run/tester/talk/busy HTTP/1.1\n{asked}"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n\n"
-        )
+        wire.send(f"GET /run/tester/talk/busy HTTP/1.1\n{asked_of(gateway)}")
         assert wire.head()[0] == 101
         wire.until(b"hello")
         wire.socket.shutdown(1)

@@ -14,25 +14,32 @@ from fal_notebook.endpoints import endpoints_of
 from fal_notebook.options import Options
 
 FASTAPI = "fastapi"
+# FastAPI reads forms and files with it.
+MULTIPART = "python-multipart"
 _NAMED = re.compile(r"fastapi\b", re.IGNORECASE)
 
 
 def modules_for(served: Any) -> frozenset[str]:
     """Return what the runner will import to serve a function or an `App` class."""
     found = any(_needs_it(*route) for route in _routes(served))
-    return frozenset({FASTAPI}) if found else frozenset()
+    return frozenset({FASTAPI, MULTIPART.replace("-", "_")}) if found else frozenset()
 
 
 def with_modules(served: Any, options: Options) -> Options:
-    """Have an environment of its own hold that too; whichever version it has already is taken."""
+    """Have an environment of its own hold FastAPI, as fal does; a version that it names counts.
+
+    An image gets it only where the runner could not serve without.
+    """
     if not options.requirements and options.image is None:  # what the kernel has is there
         return options
+    function = inspect.isfunction(served) and options.exposed_port is None
+    wanted = (function or is_app(served)) if options.requirements else modules_for(served)
     given: list[Any] = options.requirements or []
     layers = [given] if given and isinstance(given[0], str) else given
     named = any(_NAMED.match(line) for layer in layers for line in layer)
-    if named or not modules_for(served):
+    if named or not wanted:
         return options
-    return options.model_copy(update={"requirements": [*layers, [FASTAPI]]})
+    return options.model_copy(update={"requirements": [*layers, [FASTAPI, MULTIPART]]})
 
 
 def _routes(served: Any) -> Iterator[tuple[str, Callable[..., Any], bool]]:

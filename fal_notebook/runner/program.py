@@ -60,7 +60,8 @@ def clean(spec: RunnerSpec) -> None:
 
 
 def _hiding(spec: RunnerSpec) -> Redact:
-    return hiding({name: spec.environment[name] for name in spec.secrets})
+    names = {"FAL_KEY", *spec.secrets} & spec.environment.keys()  # the runner's own key too
+    return hiding({name: spec.environment[name] for name in names})
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
