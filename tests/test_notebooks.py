@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,13 +14,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import httpx
 import nbformat
+import numpy
 import psutil
 import pytest
 from nbclient import NotebookClient
+from serving import eventually
 
-from fal_notebook import sync
+from fal_notebook import settings, sync
+from fal_notebook.backends.containers import STATE
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.handle import shared_client
 from fal_notebook.runner.user_server import free_port
@@ -138,3 +143,68 @@ def test_a_server_is_brought_directly_and_behind_an_app(gateway: GatewayInfo) ->
     assert "image/png" in shown[0].data
     left = {app["name"] for app in sync.wait(shared_client().apps())}
     assert left.isdisjoint({"my-server", "my-server-proxy"})
+
+
+def shown(notebook: nbformat.NotebookNode, cell_id: str) -> str:
+    """What a cell of an executed notebook displayed, its values too, as text."""
+    outputs = next(cell.outputs for cell in notebook.cells if cell.id == cell_id)
+    return "\n".join(output.data["text/plain"] for output in outputs if "data" in output)
+
+
+def runner_images(folder: Path) -> nbformat.NotebookNode:
+    """The notebook, executed in `folder`; the engine here has Python of this minor alone."""
+    notebook = nbformat.read(NOTEBOOKS / "03-runner-images.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("python:3.11", "python:{}.{}".format(*sys.version_info))
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=600, shutdown_kernel="immediate", resources=where).execute()
+    return notebook
+
+
+def image_names(text: str, kind: str) -> list[str]:
+    return re.findall(rf"fal-notebook/{kind}:[0-9a-f]+", text)
+
+
+def test_images_are_made_from_cells_dockerfiles_and_tables(
+    docker_host: str,
+    own_gateway: Path,
+    engine: docker.APIClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
+    folder = tmp_path / "notebook"
+    folder.mkdir()
+    notebook = runner_images(folder)
+
+    assert f"image with numpy=={numpy.__version__}" in shown(notebook, "function")
+    answer = {"visitors": 159, "numpy": numpy.__version__, "container": True}
+    assert printed(notebook, "image") == f"{answer}\n"
+    assert printed(notebook, "changed-image") == "{'day': 7, 'visitors': 159}\n"
+    assert "forecast: up to date (revision 2)" in shown(notebook, "unchanged")
+    first, second = shown(notebook, "image"), shown(notebook, "changed-image")
+    assert image_names(first, "env") == image_names(second, "env") != []
+    (earlier,), (later,) = image_names(first, "app"), image_names(second, "app")
+    layers = [engine.inspect_image(name)["RootFS"]["Layers"] for name in (earlier, later)]
+    assert layers[0][:-1] == layers[1][:-1]
+    assert layers[0][-1] != layers[1][-1]
+
+    assert shown(notebook, "app-call") == "'Bonan matenon, Ada!'"
+    greetings = {"en": "Good morning", "de": "Guten Morgen", "eo": "Bonan matenon"}
+    assert re.fullmatch(
+        rf"http://127\.0\.0\.1:\d+/run/tester/web\n200 {greetings}\n",
+        printed(notebook, "dockerfile-call"),
+    )
+    assert "my-server: active (revision 1)" in shown(notebook, "pyproject")
+    assert printed(notebook, "pyproject-call") == "200 ready\n"
+    would_go = image_names(shown(notebook, "prune"), r"\w+")
+    assert earlier in would_go
+    assert {later, *image_names(first, "env")}.isdisjoint(would_go)
+
+    assert sync.wait(shared_client().apps()) == []
+    label = hashlib.sha256(str(settings.state_folder()).encode()).hexdigest()[:16]
+    ours = {"label": f"{STATE}={label}"}
+    eventually(lambda: not engine.containers(all=True, filters=ours))
+    assert list(folder.iterdir()) == []
+    assert later in sync.wait(shared_client().prune_images())["images"]
+    assert not [image for image in engine.images() if label in str(image["RepoTags"])]
