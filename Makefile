@@ -48,7 +48,7 @@ bench:
 	@.venv/bin/python benchmarks/run.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-test dist .mypy_cache .pytest_cache tests/.pytest_cache .ruff_cache .hypothesis tests/.hypothesis
+	rm -rf .venv .venv-test dist benchmarks/results.json .mypy_cache .pytest_cache tests/.pytest_cache .ruff_cache .hypothesis tests/.hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 system-packages:

@@ -69,21 +69,11 @@ def withdraw(state: Path, info: GatewayInfo) -> None:
             info_file(state).unlink()
 
 
-def is_published(state: Path) -> bool:
-    """Say whether the file is there; a folder that cannot be read now may hold it."""
-    try:
-        info_file(state).stat()
-    except FileNotFoundError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
     info = published(state)
-    return info if info is not None and answers(info) else None
+    # Who listens on the port of a gateway that has gone must not get its token.
+    return info if info is not None and is_up(state) and answers(info) else None
 
 
 def is_up(state: Path) -> bool:

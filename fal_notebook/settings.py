@@ -49,13 +49,13 @@ def config_file() -> Path:
     )
 
 
-def setting(name: str, default: T) -> T:
+def setting(name: str, default: T, least: int | None = None) -> T:
     """Return a setting: ``FAL_NOTEBOOK_<NAME>``, else the key of config.toml, else `default`.
 
     Raises
     ------
     SettingError
-        When it is not of the default's type, or config.toml cannot be read.
+        When it is not of the default's type or below `least`, or config.toml cannot be read.
     """
     variable = f"FAL_NOTEBOOK_{name.upper()}"
     value: Any = os.environ.get(variable)
@@ -68,6 +68,8 @@ def setting(name: str, default: T) -> T:
     if type(value) is not type(default):
         kind = _KINDS[type(default)]
         raise SettingError(f"{variable} is {value!r}, which is not {kind}")
+    if isinstance(value, int) and least is not None and value < least:
+        raise SettingError(f"{variable} is {value}, which is below {least}")
     return value
 
 

@@ -101,7 +101,8 @@ def test_a_stale_file_is_replaced_and_the_url_stays(state) -> None:
     kill(first)
     second = discovery.ensure(state)
     assert second.pid != first.pid
-    assert (second.url, second.token) == (first.url, first.token)
+    assert second.token != first.token
+    assert second.url == first.url
 
 
 def test_a_gateway_that_ended_leaves_no_zombie(state, eventually) -> None:
@@ -202,6 +203,19 @@ def test_one_that_does_not_answer_is_named(state, monkeypatch) -> None:
     with refused:
         discovery.ensure(state)
     os.close(held)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LOGS_MAX_BYTES", "1GB", "is '1GB', which is not a whole number"),
+        ("RESULTS_KEPT", "-1", "is -1, which is below 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_at_the_start(state, monkeypatch, name, value, said) -> None:
+    monkeypatch.setenv(f"FAL_NOTEBOOK_{name}", value)
+    with pytest.raises(GatewayUnavailableError, match=said):
+        discovery.ensure(state)
 
 
 @pytest.mark.parametrize("port", [-1, 70000])

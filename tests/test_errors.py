@@ -53,6 +53,15 @@ def fails(how: str, n: int = 0) -> int:
     if how == "wait": time.sleep(60)
     return "no number" if how == "result" else n
 """
+RESPONSE = """
+from fastapi.responses import StreamingResponse
+class Midway(Exception): pass
+def parts(n):
+    yield "first"
+    raise Midway(n)
+def responds(n: int):
+    return StreamingResponse(parts(n))
+"""
 STREAM = """
 import os
 class Late(Exception): pass
@@ -465,7 +474,7 @@ def test_a_sample_has_input_traceback_and_place(
     answer = httpx.post(run_url(gateway, fails), json={"how": "result"})
     request = answer.headers["x-fal-request-id"]
     found = eventually(lambda: sample(fails, request=request))
-    assert found["place"].endswith(">:10 in fails")
+    assert found["place"].endswith(">:11 in fails")
     with pytest.raises(ValueError, match="1234"):
         fails("value", n=1234)
     found = eventually(lambda: sample(fails, message="bad 1234"))
@@ -474,6 +483,21 @@ def test_a_sample_has_input_traceback_and_place(
         fails.error("nothing")
     with pytest.raises(NotFoundError, match="there is no app"):
         Handle("tester", "nowhere").errors()
+
+
+def test_what_a_streaming_response_raises_has_type_place_and_traceback(
+    gateway: GatewayInfo, eventually: Any
+) -> None:
+    with deployed(RESPONSE, serve=True, auth="public") as handle:
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            httpx.stream("POST", run_url(gateway, handle), json={"n": 7}) as answer,
+        ):
+            for piece in answer.iter_text():
+                assert piece == "first"
+        found = eventually(lambda: counts(handle).get("Midway") and sample(handle, type="Midway"))
+        assert found["place"].endswith("in parts")
+        assert (found["message"], "raise Midway(n)" in found["traceback"]) == ("7", True)
 
 
 def test_generators_and_async_functions_are_counted(gateway: GatewayInfo, eventually: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serving import Wire, control, deployed, run_url
+from serving import Wire, control, deployed, eventually, run_url
 
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import OptionError
@@ -20,7 +21,7 @@ from fal_notebook.gateway.logs import bounds, pieces
 from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Wanted, parse
 from fal_notebook.gateway.logs.reader import LogReader
-from fal_notebook.gateway.store import RunnerRow
+from fal_notebook.gateway.store import RunnerRow, Store
 from fal_notebook.runner import log_file
 
 TALKS = """
@@ -298,6 +299,21 @@ def test_the_place_of_a_time_is_found_without_reading_all(tmp_path: Path) -> Non
         assert max(exact, 0) - place <= 3 * pieces.PRECISION
         assert place == 0 or content[place : place + 1] == b"\x1e"
     assert pieces.offset_of(tmp_path / "none", 5.0) == 0
+
+
+async def test_logs_are_trimmed_while_they_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "PERIOD_OF_ALL", 0.01)
+    monkeypatch.setattr(bounds, "ended", lambda store: [("old", True), ("new", True)])
+    for name in ("old", "new"):
+        runner(tmp_path, name, b"x" * 1_000_000)
+    store = Store(tmp_path / "store.db")
+    watching = asyncio.ensure_future(bounds.watch_all(tmp_path, store, 1_500_000))
+    await asyncio.to_thread(eventually, lambda: not (tmp_path / "logs" / "old.log").exists())
+    watching.cancel()
+    store.close()
+    assert (tmp_path / "logs" / "new.log").exists()
 
 
 def test_all_logs_together_are_bounded_the_oldest_go_first(tmp_path: Path) -> None:

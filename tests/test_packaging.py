@@ -20,7 +20,7 @@ import fal_notebook
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fal_notebook"
 # Run as commands, needed on Python 3.10 only, or brought by another's extra.
-DECLARED_ONLY = {"uv", "tomli"}
+DECLARED_ONLY = {"uv", "tomli", "python-multipart"}
 # Pillow is for those who make images: the toolkit asks for it when one is made. fal's SDK serves
 # its own classes, in their runners.
 IMPORTED_ONLY = {"pydantic-core", "uvloop", "tomli", "pillow", "fal"}

@@ -43,7 +43,7 @@ OLD = "f.py:1: UserWarning: old"
         ("print('unfinished', end='')", "INFO", ["unfinished"]),
         ("print('x\\ny')", "INFO", ["x", "y"]),
         ("print()", "INFO", [""]),
-        ("print('ü \\ud800')", "INFO", ["ü \ud800"]),
+        ("print('ü \\ud800')", "INFO", ["ü \\ud800"]),
         ("print('10%', end='\\r'); print('20%', end='\\r')", "INFO", ["20%"]),
         ("print('to stderr', file=sys.stderr)", "ERROR", ["to stderr"]),
         ("sys.__stdout__.write('past\\n')", "INFO", ["past"]),

@@ -272,7 +272,7 @@ async def test_many_dead_targets_do_not_hold_one_that_nobody_called_before(
 def test_what_is_slow_leaves_places_until_its_end() -> None:
     """For 15 s a second's starts find room, however many never answer."""
     flying = flights.Flights()
-    many = iter([Delivery(f"{n}", "", "", "", 0, 0, "") for n in range(500)])
+    many = iter([Delivery(f"{n}", "", "", f"host{n}#0", 0, 0, "") for n in range(3000)])
     for _ in range(15):
         started = []
         while flying.left_to_unproven > 0:
@@ -296,6 +296,7 @@ async def test_targets_that_answer_have_room_however_many_are_dead(
     journal: FullAtTimes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flights, "FRESH", 0.0)
+    monkeypatch.setattr(flights, "AT_MOST", 256)
     sent = Sent()
     await add(journal, *(f"http://host{n}/" for n in range(40)))
     async with delivering(journal, sent, Clock()) as deliverer:
@@ -313,6 +314,20 @@ async def test_targets_that_answer_have_room_however_many_are_dead(
         assert len(sent.flying) == 256
 
 
+async def test_one_address_has_few_places_however_many_paths_it_has(
+    journal: FullAtTimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flights, "FRESH", 0.0)
+    sent = Sent()
+    await add(journal, *(f"http://dead/job/{n}" for n in range(400)), at=900.0)
+    async with delivering(journal, sent, Clock()) as deliverer:
+        await until(lambda: len(sent.flying) == flights.PER_ADDRESS)
+        await add(journal, "http://live/", start=1000)
+        deliverer.notify()
+        await until(lambda: sent.ended)
+        assert len(sent.flying) == flights.PER_ADDRESS
+
+
 async def test_one_that_is_told_the_first_time_comes_before_retries(journal: FullAtTimes) -> None:
     deliveries = DeliveryTable(journal)
     await add(journal, "http://a/", "http://b/")
@@ -328,7 +343,7 @@ async def test_of_several_targets_the_one_told_last_comes_first(journal: FullAtT
 
 
 @pytest.mark.parametrize(
-    ("files", "room"), [(256, 64), (20_000, 256), (resource.RLIM_INFINITY, 256)]
+    ("files", "room"), [(256, 64), (20_000, 1024), (resource.RLIM_INFINITY, 1024)]
 )
 def test_few_are_on_their_way_where_few_files_may_be_open(
     monkeypatch: pytest.MonkeyPatch, files: int, room: int

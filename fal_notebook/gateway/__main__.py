@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.app import GatewayApp
-from fal_notebook.gateway.auth import owner_token
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
@@ -69,13 +70,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 async def _serve(state: Path, held: int) -> None:
-    # It would pass for ours: the last gateway had this port and this token.
-    discovery.info_file(state).unlink(missing_ok=True)
+    kept = Kept.read()
     listener = listen("port", settings.setting("port", 0), state / "port")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    info = discovery.GatewayInfo(
-        url, owner_token(state), os.getpid(), discovery.PROTOCOL, __version__
-    )
+    token = secrets.token_urlsafe(32)
+    info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
     gateway.targets.local.adopt_orphans()
     app = GatewayApp(gateway)
@@ -84,9 +83,10 @@ async def _serve(state: Path, held: int) -> None:
     credentials.learn(gateway)
     gateway.restore()
     await gateway.take_up_queue()
-    housekeeping = asyncio.ensure_future(_keep_house(gateway))
+    housekeeping = asyncio.ensure_future(_keep_house(gateway, kept))
     webhooks = asyncio.ensure_future(gateway.webhooks.run())
     bounding = asyncio.ensure_future(bounds.watch(state, gateway.runner_ids, gateway.scrubber.look))
+    trimming = asyncio.ensure_future(bounds.watch_all(state, gateway.store, kept.logs))
     warming = asyncio.ensure_future(gateway.targets.local.warm(sys.executable))
     gateway.tls.reopen()
     server = Server(app, BoundedProtocol)
@@ -102,7 +102,7 @@ async def _serve(state: Path, held: int) -> None:
         await gateway.finish_requests(FINISH_GRACE)
     else:
         await gateway.stop_runners(STOP_GRACE)
-    for task in (warming, housekeeping, webhooks, bounding):
+    for task in (warming, housekeeping, webhooks, bounding, trimming):
         task.cancel()
     await gateway.close()
     await gateway.tls.close()
@@ -114,7 +114,7 @@ async def _serve(state: Path, held: int) -> None:
 async def _stay_found(gateway: Gateway, held: int) -> None:
     """Keep the address in the state folder; end with all runners when that was removed."""
     while state_lock.is_on(held, gateway.state):
-        if not discovery.is_published(gateway.state):
+        if discovery.published(gateway.state) != gateway.info:
             with contextlib.suppress(OSError):  # a full disk: later
                 discovery.write(gateway.state, gateway.info)
         await asyncio.sleep(LOOK_PERIOD)
@@ -122,11 +122,27 @@ async def _stay_found(gateway: Gateway, held: int) -> None:
     gateway.request_stop(keep_runners=False)
 
 
-async def _keep_house(gateway: Gateway) -> None:
+@dataclass(frozen=True)
+class Kept:
+    """How long results and files are kept (seconds), and how much of logs (bytes)."""
+
+    results: int
+    files: int
+    logs: int
+
+    @staticmethod
+    def read() -> Kept:
+        """Return what the settings say; a wrong one is refused before anything is served."""
+        return Kept(
+            settings.setting("results_kept", RESULTS_KEPT, least=0),
+            settings.setting("storage_expiry", EXPIRY, least=0),
+            settings.setting("logs_max_bytes", bounds.MOST_OF_ALL, least=0),
+        )
+
+
+async def _keep_house(gateway: Gateway, kept: Kept) -> None:
     """Remove what is no longer shown or used, now and again and again."""
-    results_kept = settings.setting("results_kept", RESULTS_KEPT)
-    logs_max_bytes = settings.setting("logs_max_bytes", bounds.MOST_OF_ALL)
-    period = house_period(results_kept, settings.setting("storage_expiry", EXPIRY))
+    period = house_period(kept.results, kept.files)
     while True:
         try:
             apps.prune(gateway)
@@ -136,9 +152,9 @@ async def _keep_house(gateway: Gateway) -> None:
             gateway.tls.renew()
             gateway.storage.files.prune()
             await asyncio.to_thread(
-                bounds.trim, gateway.state, bounds.ended(gateway.store), logs_max_bytes
+                bounds.trim, gateway.state, bounds.ended(gateway.store), kept.logs
             )
-            await gateway.queue.records.forget(time.time() - results_kept)
+            await gateway.queue.records.forget(time.time() - kept.results)
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
         await asyncio.sleep(period)

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from fal_notebook import private_file
 from fal_notebook.exceptions import UnauthorizedError
-from fal_notebook.gateway import paths
 from fal_notebook.gateway.store import Key
 
 # What to do, for every refusal of who sends no key.
 SEND_KEY = "send 'Authorization: Key id:secret'"
 
-_TOKEN_LENGTH = 43  # of 32 random bytes
 OWNER, ADMIN, API, RUNNER = "OWNER", "ADMIN", "API", "RUNNER"
-
-
-def owner_token(state: Path) -> str:
-    """Return the owner's token, that of the last gateway of this folder: kernels outlive those."""
-    path = paths.token(state)
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if len(token := path.read_text()) == _TOKEN_LENGTH:
-            return token
-    token = secrets.token_urlsafe(32)
-    private_file.write(path, token.encode())
-    return token
 
 
 @dataclass(frozen=True)
@@ -176,6 +160,8 @@ class HostCheck:
     def add(self, scheme: str, port: int, names: Iterable[str] = _NAMES) -> None:
         """Answer on one more port, under these names."""
         hosts = {f"{name}:{port}".encode() for name in names}
+        if port == {"http": 80, "https": 443}[scheme]:  # which clients leave out
+            hosts |= {name.encode() for name in names}
         self._hosts |= hosts
         self._origins |= {f"{scheme}://".encode() + host for host in hosts}
 

@@ -12,17 +12,12 @@ from fal_notebook.settings import SECRETS_KEY
 # The mode of what all runners of an owner share: what is made in it has its group.
 SHARED = 0o2770
 # Keys, and what secrets are kept in, wherever a backup or a copy may have widened their mode.
-_PRIVATE = (SECRETS_KEY, "token", "store.db*", "queue.db*", "storage.db*", "tls/*.pem")
+_PRIVATE = (SECRETS_KEY, "store.db*", "queue.db*", "storage.db*", "tls/*.pem")
 
 
 def blob(state: Path, digest: str) -> Path:
     """Return the file of a payload or build context by its SHA-256, checked by the caller."""
     return state / "blobs" / digest
-
-
-def token(state: Path) -> Path:
-    """Return the file of the owner's token."""
-    return state / "token"
 
 
 def runner_folder(state: Path, runner_id: str) -> Path:

@@ -69,7 +69,8 @@ async def _json(route: Route, call: Call) -> Response:
     if is_stream(result):
         return streamed(route, route.signature.output, result, given)
     if isinstance(result, Response):
-        return closed_in_time(result, route.workers)
+        failed = functools.partial(route.reports.failed, given=given)
+        return closed_in_time(result, route.workers, failed)
     if route.as_event:
         return Response(b"data: " + result + b"\n\n", media_type="text/event-stream")
     return Response(result, media_type="application/json")

@@ -75,6 +75,10 @@ class Callers:
         return gone is not None
 
 
+class CutError(Exception):
+    """The answer ends here, before its end: what failed has been told."""
+
+
 class Stream(Response):
     """A stream that ends when its caller goes; its generator is closed before it has ended.
 
@@ -119,7 +123,8 @@ class Stream(Response):
             await asyncio.wait((sending,))
             await self._content.aclose()
         if not sending.cancelled():
-            sending.result()
+            with contextlib.suppress(CutError):
+                sending.result()
         if self.background is not None:
             await self.background()
 

@@ -145,7 +145,8 @@ class FastApiRoute:
                 result = _once(result)
             if is_stream(result):
                 return streamed(self, self.output, result, given)
-            return closed_in_time(result, self.workers)
+            failed = functools.partial(self.reports.failed, given=given)
+            return closed_in_time(result, self.workers, failed)
 
         from fastapi import Depends
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import Any
 
 from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from fal_notebook.runner.caller import Stream
+from fal_notebook.runner.caller import CutError, Stream
 from fal_notebook.runner.workers import Workers, is_stream
 
 
@@ -24,11 +24,28 @@ async def values_of(response: StreamingResponse, workers: Workers) -> AsyncGener
         await response.background()
 
 
-def closed_in_time(response: Response, workers: Workers) -> Response:
-    """Have the generator of a plain `StreamingResponse` end with its caller, all else as it is."""
+def closed_in_time(
+    response: Response, workers: Workers, failed: Callable[[Exception], object]
+) -> Response:
+    """Have the generator of a plain `StreamingResponse` end with its caller, all else as it is.
+
+    `failed` is told what it raises, which cuts the answer.
+    """
     if type(response) is not StreamingResponse:
         return response
-    return Stream.of(response, _pieces(response, workers))
+    return Stream.of(response, _told(_pieces(response, workers), failed))
+
+
+async def _told(
+    pieces: AsyncGenerator[bytes, None], failed: Callable[[Exception], object]
+) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(pieces):
+        try:
+            async for piece in pieces:
+                yield piece
+        except Exception as error:
+            failed(error)
+            raise CutError from None
 
 
 def _generator_of(response: StreamingResponse) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,8 @@ from fal_notebook.runner.log_file import bound_path, disk_space
 
 # Logs of runners that live are looked at so often (seconds).
 PERIOD = 1.0
+# All logs together are looked at so often (seconds).
+PERIOD_OF_ALL = 10.0
 # All logs together take about this much (bytes; setting logs_max_bytes).
 MOST_OF_ALL = 1024**3
 
@@ -45,6 +48,22 @@ async def watch(
             except (OSError, FalNotebookError):
                 _LOG.exception("the log of runner %s was not bounded or scrubbed", runner)
         await asyncio.sleep(PERIOD)
+
+
+async def watch_all(state: Path, store: Store, most: int) -> None:
+    """Trim logs whenever all of them take more than `most` bytes, for ever."""
+    while True:
+        if await asyncio.to_thread(_size, paths.logs_folder(state)) > most:
+            await asyncio.to_thread(trim, state, ended(store), most)
+        await asyncio.sleep(PERIOD_OF_ALL)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += disk_space(path.stat())
+    return total
 
 
 def ended(store: Store) -> list[tuple[str, bool]]:

@@ -25,7 +25,8 @@ def parse(text: str, runner: str) -> Line:
             "level": str(record["level"]),
             "runner": runner,
             "request": record["request"],
-            "message": str(record["message"]),
+            # Half of a pair of surrogates, as in names of files that are no UTF-8, is no text.
+            "message": str(record["message"]).encode(errors="backslashreplace").decode(),
         }
     except (ValueError, TypeError, KeyError):
         return {**plain, "message": text[1:]}

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
-from fal_notebook.gateway.auth import may_see
+from fal_notebook.gateway.auth import SEND_KEY, may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
@@ -94,7 +94,7 @@ class QueueRoutes:
                 raise RefusedRequestError(405, "submit with POST")
             await self._submit(scope, receive, send, admitted, path)
             return
-        request = self._find(admitted, found[1].decode())
+        request = self._find(admitted, found[1].decode(), scope)
         verb = found[2] or b""
         if method != ("PUT" if verb == b"/cancel" else "GET"):
             raise RefusedRequestError(405, "cancel with PUT, all else with GET")
@@ -106,11 +106,16 @@ class QueueRoutes:
         }[verb]
         await act(scope, receive, send, admitted, request)
 
-    def _find(self, admitted: Admitted, request_id: str) -> QueuedRequest:
+    def _find(self, admitted: Admitted, request_id: str, scope: Scope) -> QueuedRequest:
+        """Return the request; 401 tells a handle that it has the token of an earlier gateway."""
         request = self._records.find(request_id)
-        if request is None or not _is_shown(request, admitted):
-            raise _UnknownRequestError
-        return request
+        if request is not None and _is_shown(request, admitted):
+            return request
+        if admitted.principal is None and b"authorization" in dict(scope["headers"]):
+            raise RefusedRequestError(
+                401, f"the Authorization header is not valid here: {SEND_KEY}"
+            )
+        raise _UnknownRequestError
 
     # --- submit ------------------------------------------------------------------------------
     async def _submit(
@@ -221,7 +226,7 @@ class QueueRoutes:
                     silent = 0.0
                 silent += STREAM_PERIOD
                 await self._queue.followers.changed(request.number, STREAM_PERIOD)
-                request = self._find(admitted, request.id)
+                request = self._find(admitted, request.id, scope)
         finally:
             gone.cancel()
         await send({"type": "http.response.body"})

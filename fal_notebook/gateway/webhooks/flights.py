@@ -6,11 +6,13 @@ import resource
 from collections import Counter
 
 from fal_notebook.gateway.webhooks.table import Delivery
+from fal_notebook.gateway.webhooks.targets import address_of, lanes_of
 
 # On their way at once: in all, and to one target. Targets that did not take their last one, new or
-# failing, share three of four places.
-AT_MOST = 256
+# failing, share three of four places; those of one address have as many of them as PER_ADDRESS.
+AT_MOST = 1024
 PER_TARGET = 4
+PER_ADDRESS = 32
 # Attempts to these younger than FRESH (seconds) are at most so large a share of the places left.
 # What answers at once passes through; what does not takes fewer and fewer, so that in the 15 s
 # until it is given up there is always a place for a target that nobody called before.
@@ -48,11 +50,21 @@ class Flights:
     def full(self) -> list[str]:
         """Return the targets that get no more for now."""
         flying = Counter(self.targets.values())
-        return [target for target, count in flying.items() if count >= PER_TARGET]
+        full = [target for target, count in flying.items() if count >= PER_TARGET]
+        crowded = [at for at, count in self._unproven().items() if count >= PER_ADDRESS]
+        lanes = [lane for address in crowded for lane in lanes_of(address)]
+        return [*full, *(lane for lane in lanes if lane not in self.proven)]
+
+    def _unproven(self) -> Counter[str]:
+        """Count by address what is on its way to targets that did not take their last one."""
+        return Counter(address_of(t) for t in self.targets.values() if t not in self.proven)
 
     def may_start(self, delivery: Delivery) -> bool:
         """Whether there is room for one to a target that is not full."""
-        return (self.left if delivery.target in self.proven else self.left_to_unproven) > 0
+        if delivery.target in self.proven:
+            return self.left > 0
+        crowd = self._unproven()[address_of(delivery.target)]
+        return self.left_to_unproven > 0 and crowd < PER_ADDRESS
 
     def start(self, delivery: Delivery) -> None:
         """Note that it is on its way."""

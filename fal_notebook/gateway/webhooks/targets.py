@@ -72,6 +72,16 @@ class Target:
         return bool(listed & {self._shown_host, self.address})
 
 
+def address_of(lane: str) -> str:
+    """Return host and port of a lane."""
+    return lane.rpartition("#")[0]
+
+
+def lanes_of(address: str) -> list[str]:
+    """Return all lanes of host and port."""
+    return [f"{address}#{number}" for number in range(LANES)]
+
+
 def parse(url: str) -> Target:
     """Return the parts of a webhook's URL.
 
