@@ -489,12 +489,11 @@ def test_what_a_streaming_response_raises_has_type_place_and_traceback(
     gateway: GatewayInfo, eventually: Any
 ) -> None:
     with deployed(RESPONSE, serve=True, auth="public") as handle:
-        with (
-            pytest.raises(httpx.RemoteProtocolError),
-            httpx.stream("POST", run_url(gateway, handle), json={"n": 7}) as answer,
-        ):
-            for piece in answer.iter_text():
-                assert piece == "first"
+        with httpx.stream("POST", run_url(gateway, handle), json={"n": 7}) as answer:
+            pieces = answer.iter_text()
+            assert next(pieces) == "first"
+            with pytest.raises(httpx.RemoteProtocolError):
+                next(pieces)
         found = eventually(lambda: counts(handle).get("Midway") and sample(handle, type="Midway"))
         assert found["place"].endswith("in parts")
         assert (found["message"], "raise Midway(n)" in found["traceback"]) == ("7", True)

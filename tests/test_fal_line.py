@@ -48,7 +48,7 @@ def test_help_lists_every_command_with_its_options(shell, capsys, source: str) -
         "keys create [--scope API|ADMIN] [--alias TEXT]",
         "logs NAME [-f] [--runner ID] [--request ID] [--level LEVEL] [--tail N]",
         "status [NAME]",
-        "deploy FILE[::NAME] KEY=VALUE…",
+        "deploy NAME|FILE[::NAME] KEY=VALUE…",
     ):
         assert usage in out
 
