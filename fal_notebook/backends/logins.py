@@ -147,13 +147,16 @@ async def _output(what: str, command: list[str], told: str = "", unknown: str = 
     """Return what a program prints; empty when it fails with a word that says so."""
     pipe = asyncio.subprocess.PIPE
     try:
-        process = await children.start(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+        with tempfile.TemporaryFile() as asked:  # a pipe may be closed by who does not read it
+            asked.write(told.encode())
+            asked.seek(0)
+            process = await children.start(
+                *command, stdin=asked, stdout=pipe, stderr=pipe, start_new_session=True
+            )
     except OSError as error:
         raise RegistryError(f"{what} cannot be run: {error.strerror or error}") from None
     try:
-        output, errors = await asyncio.wait_for(process.communicate(told.encode()), PATIENCE)
+        output, errors = await asyncio.wait_for(process.communicate(), PATIENCE)
     except asyncio.TimeoutError:
         raise RegistryError(f"{what} gave none within {PATIENCE:.0f} s") from None
     finally:
