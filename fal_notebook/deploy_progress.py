@@ -148,5 +148,8 @@ def _what_stays(progress: Progress, running: Mapping[str, Any]) -> str:
     stays = f"revision {running['number']} still"
     if running["crash_backoff"]:
         return f"{stays} has the URL, but its runners fail to start (CRASH_BACKOFF)"
-    call = f"call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"
-    return f"{stays} answers at {running['url']}, {call}"
+    answers = f"{stays} answers at {running['url']}"
+    no_function = progress.payload.manifest.get("kind") in ("app", "sdk")
+    if no_function or running["options"]["exposed_port"] is not None:
+        return answers
+    return f"{answers}, call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"

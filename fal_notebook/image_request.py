@@ -89,8 +89,8 @@ def target(given: str | None, options: Options) -> str:
         return given or settings.target()
     if given == _LOCAL:
         raise OptionError(
-            "image and target=local exclude each other: an image runs in a container; leave out "
-            "target, or leave out image and give requirements"
+            "image and target=local exclude each other: images, those of a Dockerfile too, run on "
+            "the docker target; write target=docker or leave target out"
         )
     return _DOCKER
 
