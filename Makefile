@@ -1,7 +1,7 @@
 # Nothing is needed beforehand but git, make and a Python (3.10 or newer) with venv.
 #
 #   make demo     run the quickstart notebook here and show what it does
-#   make test     build the package, run all tests against the installed wheel (ARGS= goes to pytest)
+#   make test     build the package, run all tests against the installed wheel (ARGS= goes to pytest; -n0 runs them in one process)
 #   make check    ruff and mypy
 #   make lab      open the quickstart in JupyterLab (ARGS= goes to Jupyter)
 #   make bench    measure (ARGS= goes to benchmarks/run.py)
@@ -30,7 +30,7 @@ test: system-packages
 	@rm -rf dist
 	@.venv-test/bin/python -m uv build --quiet --sdist --wheel
 	@sh .ci/venv .venv-test test dist/*.whl
-	@cd tests && FAL_NOTEBOOK_TEST_INSTALLED=1 ../.venv-test/bin/python -m pytest $(patsubst tests/%,%,$(ARGS))
+	@cd tests && FAL_NOTEBOOK_TEST_INSTALLED=1 ../.venv-test/bin/python -m pytest -n 2 --dist loadgroup $(patsubst tests/%,%,$(ARGS))
 
 check:
 	@sh .ci/venv .venv dev

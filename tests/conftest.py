@@ -33,6 +33,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = "not gpu" if mac else "not gpu and not macos"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests of one file, and all that share the Docker engine, run one by one."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        engine = "docker_host" in names or item.path.name == "test_backend_contract.py"
+        item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.name))
+
+
 def _fail_if_skipped(report: Report) -> Report:
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
