@@ -72,10 +72,11 @@ def mark(route: RouteSignature) -> Callable[[F], F]:
 
 def _refuse_wrong(method: Any, path: str) -> None:
     if not inspect.isfunction(method):
-        raise AppDefinitionError(f"{method} is no plain method; put @endpoint on a def")
+        inner = getattr(method, "__func__", None)
+        what = where_of(inner) if inspect.isfunction(inner) else repr(method)
+        raise AppDefinitionError(f"{what} is no plain method; put @endpoint on a def with self")
     where = where_of(method)
-    if not inspect.signature(method).parameters:
-        raise AppDefinitionError(f"{where} takes nothing, not even self")
+    _refuse_no_self(method, where)
     if not isinstance(path, str) or not path.startswith("/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which does not begin with '/'")
     if re.search(r"[\s?#]", path):
@@ -88,6 +89,14 @@ def _refuse_wrong(method: Any, path: str) -> None:
     if hasattr(method, _MARK):
         first = getattr(method, _MARK).path
         raise AppDefinitionError(f"{where} has two paths, {first!r} and {path!r}; give it one")
+
+
+def _refuse_no_self(method: Any, where: str) -> None:
+    first = next(iter(inspect.signature(method).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        raise AppDefinitionError(f"{where} takes no self; write it as its first parameter")
+    if first.name != "self" and first.annotation is not first.empty:
+        raise AppDefinitionError(f"{where} begins with `{first.name}`; put self before it")
 
 
 def where_of(method: Any) -> str:

@@ -100,6 +100,15 @@ REFUSED = {
     "class A(fal.App):\n    @fal.realtime\n    def f(self, n: int): pass": (
         "endpoint `A.f` (line 26) has no path; write @fal.realtime('/f')"
     ),
+    "class A(fal.App):\n    @fal.endpoint('/')\n    @staticmethod\n    def f(x): pass": (
+        "endpoint `A.f` (line 26) is no plain method"
+    ),
+    "class A(fal.App):\n    @fal.endpoint('/')\n    async def f(*, x): pass": (
+        "endpoint `A.f` (line 26) takes no self"
+    ),
+    "class A(fal.App):\n    @fal.endpoint('/')\n    def f(x: int): pass": (
+        "endpoint `A.f` (line 26) begins with `x`; put self before it"
+    ),
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
 }
 

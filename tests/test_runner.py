@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from runner_bench import STATES, Bench, LiveRunner
 
@@ -370,8 +371,6 @@ def test_an_async_handler_is_cancelled_when_its_caller_goes(bench: Bench, eventu
 
 
 def _give_up(client: Any) -> None:
-    import httpx
-
     with pytest.raises(httpx.ReadTimeout):
         client.post("/", timeout=0.3)
 
@@ -549,6 +548,19 @@ def test_a_runner_with_a_gateway_stays(bench: Bench, eventually: Any) -> None:
         lone = start(bench, "def f(): return 1", orphan_timeout=1.5)
         eventually(lambda: not lone.alive())
         assert runner.alive()
+
+
+def test_a_runner_whose_event_loop_stands_still_ends_when_its_gateway_has_gone(
+    bench: Bench, eventually: Any
+) -> None:
+    source = "async def f():\n    print('begun')\n    while True: pass"
+    runner = start(bench, source, orphan_timeout=0.4)
+    with runner.client() as link, link.stream("GET", "/", headers=STATES):
+        with runner.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/", timeout=2)
+        assert "begun" in runner.log()
+        assert runner.alive()  # it is the gateway's to end
+    eventually(lambda: not runner.alive())
 
 
 def test_a_drain_waits_for_what_its_gateway_has_on_the_way(bench: Bench, eventually: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import Depends, Header, Response
+from IPython.core.error import UsageError
 from starlette.websockets import WebSocket
 
 import fal_notebook as fal
@@ -75,7 +76,15 @@ ADDED = ["fastapi", "python-multipart"]
         ({}, None),
         ({"requirements": []}, []),
         ({"requirements": ["numpy"]}, [["numpy"], ADDED]),
-        ({"requirements": [["numpy"], ["fastapi==0.115.0"]]}, [["numpy"], ["fastapi==0.115.0"]]),
+        (
+            {"requirements": [["numpy"], ["FastAPI[all]>=0.115"]]},
+            [["numpy"], ["FastAPI[all]>=0.115"], ["python-multipart"]],
+        ),
+        ({"requirements": ["fastapi-utils"]}, [["fastapi-utils"], ADDED]),
+        (
+            {"requirements": ["fastapi==0.115.0", "python_multipart"]},
+            ["fastapi==0.115.0", "python_multipart"],
+        ),
         ({"image": "own/image:latest"}, [ADDED]),
     ],
 )
@@ -116,6 +125,11 @@ def test_httpexception_is_there_beside_other_requirements(shell: Any) -> None:
     assert httpx.post(url, json={"x": 7}).json() == {"detail": "7"}
     assert httpx.post(f"{url}/file", files={"f": b"abc"}).json() == 3
     shell["Refuses"].delete()
+
+
+def test_a_fastapi_that_is_too_old_is_named(shell: Any) -> None:
+    with pytest.raises(UsageError, match=r"FastAPI 0.110.0 is too old.*fastapi>=0.115"):
+        shell.run(APP.format("requirements=fastapi==0.110.0"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from serving import control, kill_gateway
 
 from fal_notebook import cli, discovery, settings
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import RemoteError
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.logs.scrubbing import mask, scrub
 from fal_notebook.gateway.store import RetiredSecret, RunnerRow, Secret, Store
@@ -68,6 +69,37 @@ def test_what_is_written_past_python_is_masked_in_the_file(
         assert f"{line} [secret SCRUBBED]" in text
     shell["writes"](mark="second")
     eventually(lambda: b"second" in log.read_bytes() and VALUE.encode() not in log.read_bytes())
+
+
+KEYED = """
+%%fal_function serve=true wait=true keep_alive=60
+def keyed(ask: str) -> str:
+    import os, subprocess
+    if ask == "raise":
+        raise ValueError(os.environ["FAL_KEY"])
+    if ask == "print":
+        subprocess.run(["sh", "-c", "env | grep KEY="])
+        os.write(1, b"here " + os.environ["FAL_NOTEBOOK_KEY"].encode() + b"\\n")
+    return os.environ["FAL_RUNNER_ID"] + " " + os.environ["FAL_KEY"][:0]
+"""
+
+
+def test_a_runners_own_key_shows_in_no_log_and_no_error(
+    shell: Any, gateway: GatewayInfo, eventually: Any
+) -> None:
+    shell.run(KEYED.strip())
+    runner = shell["keyed"](ask="print").strip()
+    log = settings.state_folder() / "logs" / f"{runner}.log"
+    eventually(lambda: log.read_bytes().count(f"{runner}:[secret FAL_KEY]***".encode()) == 3)
+    shown = [line["message"] for line in shell["keyed"].logs()]
+    assert len([line for line in shown if f"{runner}:[secret FAL_KEY]" in line]) == 3
+    with pytest.raises(RemoteError):
+        shell["keyed"](ask="raise")
+    with control(gateway) as client:
+        eventually(lambda: client.get("/api/apps/tester/keyed/errors").json())
+        (failure,) = client.get("/api/apps/tester/keyed/errors").json()
+    assert failure["message"].startswith(f"{runner}:[secret FAL_KEY]")
+    assert "frk_" not in str(failure)
 
 
 def test_a_runner_that_ends_leaves_no_value_behind(
@@ -153,7 +185,7 @@ def test_a_value_that_comes_in_two_writes_is_found_by_the_second_look(log: Path)
 def test_a_value_between_two_pieces_that_are_read_is_found(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fal_notebook.gateway.logs.scrubbing.SIZE", 64)
+    monkeypatch.setattr("fal_notebook.gateway.logs.scrubbing.SIZE", 128)
     log.write_bytes((b"x" * 50 + VALUE.encode()) * 9)
     scrub(log, 0, NAMES)
     assert log.read_bytes() == (b"x" * 50 + MASKED) * 9

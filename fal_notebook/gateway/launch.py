@@ -23,6 +23,7 @@ from fal_notebook.gateway.gpus import Gpus
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.machines import MachineType, gpus_here
+from fal_notebook.runner.secret_forms import RUNNER_KEY_PREFIX
 from fal_notebook.runner.spec import RunnerSpec
 
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
@@ -70,7 +71,8 @@ class Launcher:
 
     def runner_key(self, runner_id: str) -> str:
         """Return the secret half of a runner's own key; it is derived, so none is stored."""
-        return hmac.new(self._key_secret, runner_id.encode(), hashlib.sha256).hexdigest()
+        derived = hmac.new(self._key_secret, runner_id.encode(), hashlib.sha256).hexdigest()
+        return RUNNER_KEY_PREFIX + derived
 
     async def place(self, runner: Runner, revision: Revision) -> None:
         """Take the GPUs that a runner of this revision needs, once they are free; see `Gpus`."""

@@ -16,7 +16,7 @@ from fal_notebook.options import Options
 FASTAPI = "fastapi"
 # FastAPI reads forms and files with it.
 MULTIPART = "python-multipart"
-_NAMED = re.compile(r"fastapi\b", re.IGNORECASE)
+_NAME = re.compile(r"[\w.-]+")
 
 
 def modules_for(served: Any) -> frozenset[str]:
@@ -36,10 +36,17 @@ def with_modules(served: Any, options: Options) -> Options:
     wanted = (function or is_app(served)) if options.requirements else modules_for(served)
     given: list[Any] = options.requirements or []
     layers = [given] if given and isinstance(given[0], str) else given
-    named = any(_NAMED.match(line) for layer in layers for line in layer)
-    if named or not wanted:
+    named = {_name_of(line) for layer in layers for line in layer}
+    missing = [name for name in (FASTAPI, MULTIPART) if name not in named]
+    if not missing or not wanted:
         return options
-    return options.model_copy(update={"requirements": [*layers, [FASTAPI, MULTIPART]]})
+    return options.model_copy(update={"requirements": [*layers, missing]})
+
+
+def _name_of(requirement: str) -> str:
+    """Return the normal form of the distribution's name (PEP 503)."""
+    found = _NAME.match(requirement)
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
 
 
 def _routes(served: Any) -> Iterator[tuple[str, Callable[..., Any], bool]]:

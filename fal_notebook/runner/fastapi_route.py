@@ -15,6 +15,7 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.annotations import is_class_of
+from fal_notebook.exceptions import AppDefinitionError
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call, streamed
 from fal_notebook.runner.failures import defined_at, placed
@@ -28,6 +29,7 @@ from fal_notebook.runner.schema import item_type, streams
 from fal_notebook.runner.workers import Workers, is_stream
 
 _empty = inspect.Signature.empty
+_OLDEST = (0, 115)  # FastAPI's version that this is tried with
 
 
 class FastApiRoute:
@@ -55,6 +57,7 @@ class FastApiRoute:
         from fastapi import FastAPI
         from fastapi.exceptions import RequestValidationError
 
+        _refuse_old_fastapi()
         self._as_event, self._function, self._hints = as_event, function, hints
         self.name = name
         self.path = path
@@ -170,6 +173,16 @@ async def _itself(request: Request) -> Request:
 def _noted(request: Request, outcome: Any) -> Response:
     request.scope[OUTCOME].append(outcome)
     return Response()
+
+
+def _refuse_old_fastapi() -> None:
+    import fastapi
+
+    if tuple(map(int, fastapi.__version__.split(".")[:2])) < _OLDEST:
+        raise AppDefinitionError(
+            f"FastAPI {fastapi.__version__} is too old to serve this; require fastapi>="
+            + ".".join(map(str, _OLDEST))
+        )
 
 
 def needs_fastapi(path: str, function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:

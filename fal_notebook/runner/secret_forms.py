@@ -13,6 +13,11 @@ Redact = Callable[[str], str]
 SHORTEST = 4
 SHORTEST_LINE = 8
 
+# A runner's own key is known by its look: each runner has another.
+RUNNER_KEY_PREFIX = "frk_"
+RUNNER_KEY = RUNNER_KEY_PREFIX + "[0-9a-f]{64}"
+RUNNER_KEY_NAME = "FAL_KEY"
+
 
 def forms(value: str) -> Iterator[str]:
     """Yield a value as text may show it: whole, by lines, escaped by JSON, Python or URLs."""
@@ -28,12 +33,14 @@ def forms(value: str) -> Iterator[str]:
 
 
 def redactor(names: Mapping[str, str]) -> Redact:
-    """Return what replaces forms of secrets, the keys, by the secret's name."""
-    if not names:
-        return str
+    """Return what replaces forms of secrets, the keys, by the secret's name; runners' keys too."""
     longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, longest_first)))
-    return lambda text: pattern.sub(lambda found: f"[secret {names[found[0]]}]", text)
+    pattern = re.compile("|".join([*map(re.escape, longest_first), RUNNER_KEY]))
+
+    def named(found: re.Match[str]) -> str:
+        return f"[secret {names.get(found[0], RUNNER_KEY_NAME)}]"
+
+    return lambda text: pattern.sub(named, text)
 
 
 def hiding(values: Mapping[str, str]) -> Redact:

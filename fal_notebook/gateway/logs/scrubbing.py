@@ -1,4 +1,4 @@
-"""Masks values of secrets in log files where they stand; readers and offsets notice nothing.
+"""Masks secrets and runners' keys in log files where they stand; readers notice nothing.
 
 The runner's own Python writes none. This is for what comes past it: C code, child processes, and
 servers of the user's own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from fal_notebook.gateway import paths
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import RunnerRow, Store
 from fal_notebook.runner.log_file import kept_from
+from fal_notebook.runner.secret_forms import RUNNER_KEY, RUNNER_KEY_NAME, RUNNER_KEY_PREFIX
 
+_KEY = re.compile(RUNNER_KEY.encode())
+_KEY_LENGTH = len(RUNNER_KEY_PREFIX) + 64
 # So much is looked through at a time.
 SIZE = 1024 * 1024
 
 
 class Scrubber:
-    """Looks through what the logs of runners that were given secrets have become."""
+    """Looks through what the logs of runners have become."""
 
     def __init__(self, state: Path, store: Store, redaction: Redaction) -> None:
         self._state = state
@@ -32,11 +36,9 @@ class Scrubber:
 
     async def look(self, runner: str) -> None:
         """Mask what is new in a runner's log; it costs a stat when there is nothing."""
-        if not self._was_given_secrets(runner):
-            return
         path, done = paths.runner_log(self._state, runner), self._done.get(runner, 0)
         if path.exists() and path.stat().st_size != done:
-            names = self._redaction.stored_forms()
+            names = self._redaction.stored_forms() if self._was_given_secrets(runner) else {}
             self._done[runner] = await asyncio.to_thread(scrub, path, done, names)
 
     async def finish(self, runner: str) -> None:
@@ -54,7 +56,7 @@ class Scrubber:
 
 
 def scrub(path: Path, done: int, names: Mapping[bytes, str]) -> int:
-    """Mask values, the keys of `names`, in a file from `done` on; return how far it is done.
+    """Mask values, the keys of `names`, and runners' keys, from `done` on; return how far it is.
 
     A value may have begun shortly before `done`.
     """
@@ -64,7 +66,7 @@ def scrub(path: Path, done: int, names: Mapping[bytes, str]) -> int:
         return 0
     try:
         size = os.fstat(descriptor).st_size
-        longest = max(map(len, names), default=1)
+        longest = max(_KEY_LENGTH, *map(len, names), 0)
         start = max(0, done - longest) if done <= size else 0
         while start < size:
             start = kept_from(descriptor, start)
@@ -86,13 +88,18 @@ def _overwrite(descriptor: int, masked: bytes, at: int) -> None:
 
 def _masks(data: bytearray, names: Mapping[bytes, str]) -> Iterator[tuple[int, bytes]]:
     """Yield where something is to be masked, and by what; of two at one place the longer."""
-    for value in sorted(names, key=len, reverse=True):
+    keys = dict.fromkeys(_KEY.findall(data), RUNNER_KEY_NAME)
+    for value, name in sorted({**names, **keys}.items(), key=_length, reverse=True):
         at = data.find(value)
         while at >= 0:
-            masked = mask(value, names[value])
+            masked = mask(value, name)
             yield at, masked
             data[at : at + len(masked)] = masked
             at = data.find(value, at + len(masked))
+
+
+def _length(named: tuple[bytes, str]) -> int:
+    return len(named[0])
 
 
 def mask(value: bytes, name: str) -> bytes:
