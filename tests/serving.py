@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import linecache
 import os
@@ -20,7 +21,8 @@ import docker
 import httpx
 from docker.errors import NotFound
 
-from fal_notebook import deploying, discovery
+from fal_notebook import deploying, discovery, settings
+from fal_notebook.backends.containers import STATE
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import GatewayError, NotFoundError
 from fal_notebook.handle import Handle
@@ -189,9 +191,14 @@ def fill(folder: Path, leave: int) -> None:
         file.write(bytes(size))
 
 
+def own_label() -> str:
+    """Return the value of the label `STATE` of all that the present state's gateway has made."""
+    return hashlib.sha256(str(settings.state_folder()).encode()).hexdigest()[:16]
+
+
 def containers_of(engine: docker.APIClient, app: str) -> list[dict[str, Any]]:
     """Return what the engine says of the containers of an app."""
-    labels = [f"fal-notebook.app={app}", "fal-notebook.owner=tester"]
+    labels = [f"fal-notebook.app={app}", "fal-notebook.owner=tester", f"{STATE}={own_label()}"]
     found = engine.containers(all=True, filters={"label": labels})
     return list(_inspected(engine, [item["Id"] for item in found]))
 

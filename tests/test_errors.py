@@ -485,6 +485,11 @@ def test_a_sample_has_input_traceback_and_place(
         Handle("tester", "nowhere").errors()
 
 
+def told_when_done(url: str) -> dict[str, Any]:
+    told: dict[str, Any] = httpx.get(url).json()
+    return told if told["status"] == "COMPLETED" else {}
+
+
 def test_what_a_streaming_response_raises_has_type_place_and_traceback(
     gateway: GatewayInfo, eventually: Any
 ) -> None:
@@ -497,6 +502,13 @@ def test_what_a_streaming_response_raises_has_type_place_and_traceback(
         found = eventually(lambda: counts(handle).get("Midway") and sample(handle, type="Midway"))
         assert found["place"].endswith("in parts")
         assert (found["message"], "raise Midway(n)" in found["traceback"]) == ("7", True)
+        queued = httpx.post(run_url(gateway, handle).replace("/run/", "/queue/"), json={"n": 8})
+        done = eventually(lambda: told_when_done(queued.json()["status_url"]))
+        assert (done["error_type"], done["error"]) == (
+            "runner_server_error",
+            "the app failed as it answered",
+        )
+        eventually(lambda: counts(handle) == {"Midway": 2})
 
 
 def test_generators_and_async_functions_are_counted(gateway: GatewayInfo, eventually: Any) -> None:

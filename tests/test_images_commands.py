@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +11,10 @@ from typing import Any
 import docker
 import pytest
 from private_registry import OTHER, USER, Registry
-from serving import deployed
+from serving import deployed, own_label
 
-from fal_notebook import cli, settings, sync
+from fal_notebook import cli, sync
+from fal_notebook.backends.containers import RUNNER, STATE
 from fal_notebook.backends.stored_images import NAMELESS_KEPT, Stored, mark_of, removal
 from fal_notebook.client import Client
 from fal_notebook.display import ImageView
@@ -237,12 +237,9 @@ def test_prune_removes_a_container_that_nobody_knows_and_no_other_folders(
     app: Handle, containers: Path, engine: docker.APIClient
 ) -> None:
     image = engine.inspect_image(BASE_NAME)["Id"]
-    label = hashlib.sha256(str(settings.state_folder()).encode()).hexdigest()[:16]
     made = [
-        engine.create_container(
-            image, labels={"fal-notebook.state": state, "fal-notebook.runner": "gone"}
-        )["Id"]
-        for state in (label, "another")
+        engine.create_container(image, labels={STATE: state, RUNNER: "gone"})["Id"]
+        for state in (own_label(), "another")
     ]
     try:
         found = sync.wait(shared_client().prune_images())

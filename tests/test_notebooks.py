@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,9 +20,9 @@ import numpy
 import psutil
 import pytest
 from nbclient import NotebookClient
-from serving import eventually
+from serving import eventually, own_label
 
-from fal_notebook import settings, sync
+from fal_notebook import sync
 from fal_notebook.backends.containers import STATE
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.handle import shared_client
@@ -202,9 +201,8 @@ def test_images_are_made_from_cells_dockerfiles_and_tables(
     assert {later, *image_names(first, "env")}.isdisjoint(would_go)
 
     assert sync.wait(shared_client().apps()) == []
-    label = hashlib.sha256(str(settings.state_folder()).encode()).hexdigest()[:16]
-    ours = {"label": f"{STATE}={label}"}
+    ours = {"label": f"{STATE}={own_label()}"}
     eventually(lambda: not engine.containers(all=True, filters=ours))
     assert list(folder.iterdir()) == []
     assert later in sync.wait(shared_client().prune_images())["images"]
-    assert not [image for image in engine.images() if label in str(image["RepoTags"])]
+    assert not [image for image in engine.images() if own_label() in str(image["RepoTags"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from fal_notebook.gateway.headers import (
     response_headers,
 )
 from fal_notebook.gateway.storage.expiry import default_preference
-from fal_notebook.gateway.upstream import Connection, RefusedError, UpstreamError
+from fal_notebook.gateway.upstream import INCOMPLETE, Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
 from fal_notebook.runner.spec import LINK, SECRET, TOLD
 
@@ -185,8 +186,9 @@ class Exchange:
         try:
             await self._exchange(runner, receive, send, watch)
         except UpstreamError as error:
+            watch.end()
             self._blame(runner, error)
-            raise
+            raise await _judged(runner, error) from error
         except asyncio.CancelledError:
             if watch.client_gone and watch.answered:
                 await self._let_go(runner, watch)
@@ -423,6 +425,18 @@ async def _headed(connection: Connection, upload: asyncio.Future[None] | None) -
         await head
     finally:
         head.cancel()
+
+
+async def _judged(runner: Runner, error: UpstreamError) -> UpstreamError:
+    """Return a failure as what it is: a runner that lives cuts an answer when its app has failed.
+
+    It has told so itself.
+    """
+    if error.kind == INCOMPLETE and runner.direct is None:
+        with contextlib.suppress(RefusedError):
+            await runner.traffic.check()
+            return UpstreamError("the app failed as it answered", 500, "runner_server_error")
+    return error
 
 
 async def _ended(upload: asyncio.Future[None] | None) -> None:

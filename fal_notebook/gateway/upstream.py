@@ -15,6 +15,7 @@ from fal_notebook.gateway.headers import Header
 
 # A response may be this far ahead of its reader before the runner has to wait.
 HIGH_WATER = 64 * 1024
+INCOMPLETE = "runner_incomplete_response"
 
 
 class UpstreamError(Exception):
@@ -288,7 +289,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, message: str, kind: str = "runner_disconnected") -> None:
         if self._error is None and self.status:
-            self._error = UpstreamError(message, 502, "runner_incomplete_response")
+            self._error = UpstreamError(message, 502, INCOMPLETE)
         elif self._error is None:
             self._error = UpstreamError(message, 503, kind)
         self.close()
