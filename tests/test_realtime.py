@@ -259,6 +259,7 @@ def test_a_caller_may_ask_for_less_to_wait(client: Any, live: Any, eventually: E
 
 
 def test_without_buffering_nothing_is_lost(client: Any, live: Any) -> None:
+    live.let()
     with talk(client, "/many") as connection:
         for n in range(100):
             connection.send({"text": str(n)})

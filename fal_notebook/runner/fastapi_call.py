@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.exceptions import RemoteError
 from fal_notebook.runner import frames, shown
+from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.refusals import STOP, is_refusal
 from fal_notebook.runner.response_values import values_of
 
@@ -89,14 +90,14 @@ class PythonCall:
         if isinstance(result, StreamingResponse):
             result = values_of(result, self._route.workers)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
-            return StreamingResponse(self._frames(result), media_type=frames.CONTENT_TYPE)
+            return Stream(self._frames(result), frames.CONTENT_TYPE)
         try:
             content = self._route.output.to_frame(frames.returned, result)
         except TypeError as error:
             return self._raised(error)
         return Response(content, media_type=frames.CONTENT_TYPE)
 
-    async def _frames(self, generator: Any) -> AsyncIterator[bytes]:
+    async def _frames(self, generator: Any) -> AsyncGenerator[bytes, None]:
         try:
             yield frames.opened()
             async with contextlib.aclosing(self._route.workers.values_of(generator)) as values:
