@@ -37,7 +37,7 @@ class Cell:
     entry : str
         Name of the function to deploy.
     functions : tuple of str
-        Functions defined at module level, in order.
+        Functions defined at module level, in the order of their last definitions.
     defined : tuple of str
         All names that the cell binds at module level, imports excepted, in order.
     imported : tuple of str
@@ -71,17 +71,20 @@ def analyse(source: str, entry: str | None = None) -> Cell:
     tree = _parse(source)
     _refuse_await(tree)
     nodes = list(_module_level(tree))
-    functions = _unique(node.name for node in nodes if isinstance(node, _FUNCTIONS))
+    functions = _last_of_each(node.name for node in nodes if isinstance(node, _FUNCTIONS))
     imported = _unique(name for node in nodes for name in _imports(node))
     defined = _unique(name for node in nodes for name in _bindings(node))
     return Cell(source, _entry(entry, functions, defined), functions, defined, imported)
 
 
 def classes(source: str) -> tuple[str, ...]:
-    """Return the classes that are defined at module level, in order; errors as of `analyse`."""
+    """Return the module level's classes in the order of their last definitions, or raise.
+
+    Errors are those of `analyse`.
+    """
     tree = _parse(source)
     _refuse_await(tree)
-    names = _unique(n.name for n in _module_level(tree) if isinstance(n, ast.ClassDef))
+    names = _last_of_each(n.name for n in _module_level(tree) if isinstance(n, ast.ClassDef))
     if not names:
         raise CellError("the cell defines no class to deploy; add one that derives from fal.App")
     return names
@@ -166,6 +169,10 @@ def _bindings(node: ast.AST) -> Iterator[str]:
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
+
+
+def _last_of_each(names: Iterable[str]) -> tuple[str, ...]:
+    return _unique(reversed(list(names)))[::-1]
 
 
 def _complaints(

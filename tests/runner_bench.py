@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import docker
 import httpx
 
+from fal_notebook import state_lock
 from fal_notebook.backends.base import BuildOrder, Placement
 from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.local import LocalBackend
@@ -74,6 +75,7 @@ class Bench:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.state = state
+        self._lock = state_lock.take(state)
         self.sockets = sockets
         self.docker = docker
         self.backend = DockerBackend(state) if docker else LocalBackend(state, sockets, **kind)
@@ -99,12 +101,22 @@ class Bench:
             runner.wait_for("IDLE")
         return runner
 
+    @contextlib.contextmanager
+    def without_gateway(self) -> Iterator[None]:
+        """Let nobody hold the state folder."""
+        assert self._lock is not None
+        os.close(self._lock)
+        yield
+        self._lock = state_lock.take(self.state)
+
     def end_runners(self) -> None:
         while self.runners:
             self.runners.pop().kill()
 
     def close(self) -> None:
         self.end_runners()
+        assert self._lock is not None
+        os.close(self._lock)
         self.run(self.backend.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -132,6 +144,7 @@ class LiveRunner:
             runner_id=identity,
             secret="s3cret",
             address=f"unix:{bench.sockets / identity}.sock",
+            state=str(bench.state),
             payload=str(file),
             log=str(bench.state / f"{identity}.log"),
             folder=str(self.folder),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fal_notebook.cell import analyse, warnings
+from fal_notebook.cell import analyse, classes, warnings
 from fal_notebook.exceptions import CellError
 
 CELL = """
@@ -29,6 +29,15 @@ with open(__file__) as handle: total: int = 1
 def test_the_last_function_of_the_cell_is_the_entry() -> None:
     assert analyse(CELL).entry == "second"
     assert analyse(CELL).functions == ("first", "second")
+
+
+def test_what_is_defined_anew_counts_where_it_was_last() -> None:
+    text = (
+        "def f(): pass\nclass A: pass\ndef g(): pass\nclass B: pass\ndef f(): pass\nclass A: pass"
+    )
+    assert analyse(text).functions == ("g", "f")
+    assert analyse(text).entry == "f"
+    assert classes(text) == ("B", "A")
 
 
 def test_names_of_the_module_level_only_are_defined() -> None:
@@ -85,7 +94,7 @@ NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True).filter(
 )
 
 
-@given(st.lists(NAMES, min_size=1, unique=True))
+@given(st.lists(NAMES, min_size=1))
 def test_every_defined_function_can_be_the_entry(names: list[str]) -> None:
     source = "\n".join(f"def {name}(): pass" for name in names)
     assert analyse(source).entry == names[-1]

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from runner_bench import Bench, LiveRunner, define, notebook
@@ -51,6 +52,14 @@ def daemons(tag: str) -> int:
     found = psutil.process_iter(["cmdline", "status"])
     lines = [p.info["cmdline"] for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
     return sum(line[-1:] == [tag] for line in lines if line)
+
+
+HELD = """
+import re
+def f():
+    print("begun")
+    re.match("(a+)+$", "a" * 40 + "b")
+"""
 
 
 def zygote(runner: LiveRunner) -> psutil.Process:
@@ -163,3 +172,15 @@ def test_starts_beside_killed_keepers_are_spared(bench: Bench, eventually: Any) 
     eventually(lambda: sum(runner.alive() for runner in bench.runners[-16:]) == 8)
     for runner in bench.runners[-15::2]:
         runner.wait_for("IDLE")
+
+
+def test_c_code_that_keeps_all_threads_from_running_ends_when_the_gateway_has_gone(
+    bench: Bench, eventually: Any
+) -> None:
+    runner = bench.start(HELD, orphan_timeout=0.4)
+    with runner.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/", timeout=2)
+    assert "begun" in runner.log()
+    assert psutil.pid_exists(runner.pid)
+    with bench.without_gateway():
+        eventually(lambda: not psutil.pid_exists(runner.pid))

@@ -260,6 +260,7 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
     return replace(
         spec,
         address=f"tcp:0.0.0.0:{port_of(spec)}",
+        state="",
         payload=image.PAYLOAD,
         log="",
         folder="",

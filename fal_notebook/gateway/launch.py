@@ -120,6 +120,7 @@ class Launcher:
             runner_id=row.id,
             secret=row.secret,
             address=f"unix:{self._targets.local.address_folder / row.id}.sock",
+            state=str(self._state),
             payload=str(paths.blob(self._state, revision.payload)),
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),

@@ -16,6 +16,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -24,7 +25,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
+def keep(
+    connection: int, ending: str, state: str, patience: float, become: Callable[[], None]
+) -> None:
     """Turn this process into the keeper of a new one that calls `become`; never returns.
 
     Parameters
@@ -33,14 +36,19 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
         Descriptor that gets ``RUNNER KEEPER`` (process ids) as a line; it is closed then.
     ending : str
         File that gets the runner's exit status, as of `subprocess`.
+    state : str
+        Folder that the gateway has locked; see `has_gateway`.
+    patience : float
+        Seconds without a gateway after which a runner that has not ended by itself is killed.
     """
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     adopt_orphans()
     me = os.getpid()
     runner = os.fork()
     if runner == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         _end_with(me)
         os.close(connection)
         become()
@@ -49,7 +57,7 @@ def keep(connection: int, ending: str, become: Callable[[], None]) -> None:
         os.write(connection, b"%d %d\n" % (runner, os.getpid()))
     os.close(connection)
     _close_standard_streams()
-    _record(ending, _wait_for(runner))
+    _record(ending, _guard(runner, state, patience))
     _end_children()
     os._exit(0)
 
@@ -111,6 +119,36 @@ def _wait_for(runner: int) -> int:
         pid, status = os.wait()
         if pid == runner:
             return os.waitstatus_to_exitcode(status)
+
+
+def _guard(runner: int, state: str, patience: float) -> int:
+    """Return the runner's exit status as `_wait_for`; kill it once its gateway is long gone.
+
+    By then it would have ended by itself, if its code had let it: C code may keep all its threads
+    from running.
+    """
+    seen = time.monotonic()
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == runner:
+            return os.waitstatus_to_exitcode(status)
+        if pid or signal.sigtimedwait({signal.SIGCHLD}, patience / 4):
+            continue
+        if has_gateway(state):
+            seen = time.monotonic()
+        elif time.monotonic() - seen > patience:
+            os.kill(runner, signal.SIGKILL)
+
+
+def has_gateway(state: str) -> bool:
+    """Say whether a process holds the lock of a state folder, or of a file in it (`state_lock`)."""
+    nodes = set()
+    for path in (state, f"{state}/gateway.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            nodes.add(b":%d" % os.stat(path).st_ino)
+    # "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE …"; the device is not what `stat` says on all.
+    locks = (line.split() for line in Path("/proc/locks").read_bytes().splitlines())
+    return any(b"FLOCK" in lock and lock[5].endswith(tuple(nodes)) for lock in locks)
 
 
 def _record(ending: str, status: int) -> None:

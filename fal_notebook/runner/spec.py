@@ -28,6 +28,8 @@ class RunnerSpec:
         Every request must carry it in ``x-fal-runner-secret``.
     address : str
         Where it listens, ``unix:PATH`` or ``tcp:HOST:PORT``.
+    state : str
+        The state folder, locked by the gateway while there is one; empty in a container.
     payload : str
         Path of the payload file.
     log : str
@@ -55,6 +57,7 @@ class RunnerSpec:
     runner_id: str
     secret: str
     address: str
+    state: str
     payload: str
     log: str
     folder: str

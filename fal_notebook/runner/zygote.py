@@ -74,7 +74,9 @@ class _Nursery:
     def _keep(self, spec: RunnerSpec) -> None:
         """Go the child's own way; it never comes back into the loop of the zygote."""
         try:
-            keeper.keep(self._connection, spec.ending, lambda: self._become(spec))
+            patience = 3 * spec.orphan_timeout  # it ends by itself within two
+            given = self._connection, spec.ending, spec.state, patience
+            keeper.keep(*given, lambda: self._become(spec))
         except BaseException:
             traceback.print_exc()
         finally:
