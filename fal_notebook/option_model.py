@@ -29,6 +29,7 @@ from fal_notebook.option_types import (
     HealthCheck,
     ImageReference,
     ModuleName,
+    MostRunners,
     Owner,
     PathText,
     Port,
@@ -39,6 +40,7 @@ from fal_notebook.option_types import (
     RequirementText,
     RetryConfig,
     RetryReason,
+    Runners,
     SecretName,
     Text,
     Whole,
@@ -47,7 +49,7 @@ from fal_notebook.option_types import (
 
 _SECONDS = "a whole number of seconds, 0 or more"
 _SOME_SECONDS = "a whole number of seconds, 1 or more"
-_WHOLE = "a whole number, 0 or more"
+_RUNNERS = "a whole number from 0 to 1000"
 _POSITIVE = "a whole number, 1 or more"
 _PORT = "a whole number from 1 to 65535"
 _FLAG = "true or false"
@@ -133,12 +135,12 @@ class Options(BaseModel):
 
     # scaling
     keep_alive: Whole = option(10, "seconds an idle runner beyond the minimum stays", _SECONDS)
-    min_concurrency: Whole = option(0, "runners always kept warm", _WHOLE)
-    max_concurrency: Positive | None = option(
-        None, "most runners (unset: what this machine holds)", _POSITIVE
+    min_concurrency: Runners = option(0, "runners always kept warm", _RUNNERS)
+    max_concurrency: MostRunners | None = option(
+        None, "most runners (unset: what this machine holds)", "a whole number from 1 to 1000"
     )
     max_multiplexing: Positive = option(1, "concurrent requests per runner", _POSITIVE)
-    concurrency_buffer: Whole = option(0, "extra warm runners above load", _WHOLE)
+    concurrency_buffer: Runners = option(0, "extra warm runners above load", _RUNNERS)
     concurrency_buffer_perc: Whole = option(
         0, "the same as a percentage of load", "a whole number of percent, 0 or more"
     )

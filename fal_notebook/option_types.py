@@ -151,6 +151,8 @@ def _path(value: Any) -> Any:
 # Strict, because True is an int and "10" or 1.5 would become one.
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
+Runners = Annotated[int, Field(strict=True, ge=0, le=1000)]
+MostRunners = Annotated[int, Field(strict=True, ge=1, le=1000)]
 Gpus = Annotated[int, Field(strict=True, ge=1, le=8)]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Flag = Annotated[bool, Field(strict=True)]

@@ -87,7 +87,7 @@ def test_variables_are_put_into_the_lines_of_fal(shell, capsys, tmp_path) -> Non
         ("scale one serve=true", "serve cannot be changed while the app runs"),
         ("scale one keep_alive", "expected key=value"),
         ("scale one", "name at least one option"),
-        ("scale one min_concurrency=9999 max_concurrency=1", "is above"),
+        ("scale one min_concurrency=99 max_concurrency=1", "is above"),
         ("delete nobody", "there is no app tester/nobody"),
         ("cancel one", "no deploy of tester/one is under way"),
         ("logs nobody", "there is no app tester/nobody"),

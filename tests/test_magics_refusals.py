@@ -55,7 +55,7 @@ def test_a_module_of_python_itself_is_refused_as_a_local_one(shell) -> None:
     [
         ("keep_alives=3", "unknown option 'keep_alives'; did you mean 'keep_alive'?"),
         ("keep_alive=soon", "keep_alive='soon' is not allowed: a whole number of seconds"),
-        ("max_concurrency=0", "max_concurrency=0 is not allowed: a whole number, 1 or more"),
+        ("max_concurrency=0", "max_concurrency=0 is not allowed: a whole number from 1 to 1000"),
         ("min_concurrency=3 max_concurrency=2", "min_concurrency=3 is above max_concurrency=2"),
         ("a b", "'b' is not of the form key=value"),
         ("wait", "'wait' is an option and not the app's name; write wait=true"),

@@ -75,10 +75,18 @@ def test_the_same_digest_on_the_same_target_is_up_to_date_and_nothing_else_is() 
         ({}, 2048, 4),
         ({}, 100, 1),
         ({"max_concurrency": 2}, 100_000, 2),
-        ({"min_concurrency": 7}, 1024, 7),
+        ({"min_concurrency": 7}, 1024, 2),
     ],
 )
 def test_an_unset_maximum_is_what_the_host_holds(options, memory_mb: int, most: int) -> None:
     host = Host(memory_mb=memory_mb, cores=8, gpus=0)
     chosen = plan.scaling(revision(**options).options, SMALL, host)
     assert chosen.max_concurrency == most
+
+
+def test_a_minimum_that_the_host_does_not_hold_is_told() -> None:
+    host = Host(memory_mb=1024, cores=8, gpus=0)
+    (told,) = plan.above_host(revision(min_concurrency=3).options, SMALL, host)
+    assert told.startswith("min_concurrency=3 is above the 2 of ")
+    for options in ({"min_concurrency": 2}, {"min_concurrency": 3, "max_concurrency": 3}):
+        assert plan.above_host(revision(**options).options, SMALL, host) == []

@@ -65,7 +65,7 @@ def scaling(options: Mapping[str, Any], machine: MachineType, host: Host) -> Sca
     """Return the autoscaler's settings; an unset max_concurrency means what the host holds."""
     return Scaling(
         min_concurrency=options["min_concurrency"],
-        max_concurrency=options["max_concurrency"] or max_of_host(options, machine, host),
+        max_concurrency=options["max_concurrency"] or default_max_concurrency(machine, host),
         max_multiplexing=options["max_multiplexing"],
         concurrency_buffer=options["concurrency_buffer"],
         concurrency_buffer_perc=options["concurrency_buffer_perc"],
@@ -81,6 +81,12 @@ def retries(retry_config: Mapping[str, Any] | None) -> dict[str, int] | None:
     return {kind: value["retries"] for kind, value in retry_config.items() if value is not None}
 
 
-def max_of_host(options: Mapping[str, Any], machine: MachineType, host: Host) -> int:
-    """Return how many runners the host holds, never fewer than the minimum that was asked for."""
-    return max(default_max_concurrency(machine, host), int(options["min_concurrency"]))
+def above_host(options: Mapping[str, Any], machine: MachineType, host: Host) -> list[str]:
+    """Return what there is to say of a minimum that the host does not hold."""
+    held, wanted = default_max_concurrency(machine, host), options["min_concurrency"]
+    if options["max_concurrency"] or wanted <= held:
+        return []
+    return [
+        f"min_concurrency={wanted} is above the {held} of {machine.name} that this machine holds; "
+        "set max_concurrency too to have as many all the same"
+    ]

@@ -187,7 +187,9 @@ def _revision(
         variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
         credentials=credentials.encrypted(gateway, request.credentials),
     )
-    return revision, taken_over, [choice.notice] if choice.notice else []
+    notices = [choice.notice] if choice.notice else []
+    notices += plan.above_host(revision.options, choice.machine, gateway.host)
+    return revision, taken_over, notices
 
 
 def _check_files(gateway: Gateway, request: DeployRequest) -> None:
