@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 
-from fal_notebook.payload.distributions import needed_by
+from fal_notebook.payload.distributions import distributions_of, needed_by
 
 
 def made(folder: Path, name: str, version: str, modules: list[str], **direct_url: object) -> None:
@@ -35,6 +35,15 @@ def test_a_module_of_another_name_is_pinned_to_what_is_installed() -> None:
     found = needed_by({"sklearn.linear_model", "os", "__main__", "fal_notebook.toolkit"})
     assert found.requirements == (f"scikit-learn=={version('scikit-learn')}",)
     assert found.lacking == ()
+
+
+def test_the_packages_of_distributions_are_those_that_python_finds(site: Path) -> None:
+    made(site, "compiled", "1", ["fast.cpython-311-x86_64-linux-gnu.so", "alone.py", "p/m.py"])
+    known = {k: set(v) for k, v in packages_distributions().items() if k.isidentifier()}
+    known["fast"] = {"compiled"}  # Python 3.11's own does not see it
+    assert {"alone", "p", "numpy"} < set(known)
+    asked = known.keys() - sys.stdlib_module_names
+    assert distributions_of(asked) == {name: known[name] for name in asked}
 
 
 def test_of_a_namespace_only_what_holds_the_module(site: Path) -> None:
