@@ -15,6 +15,7 @@ from fal_notebook.gateway.auth import API, Principal
 from fal_notebook.gateway.exchange import Exchange, RefusedRequestError, Request
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import Header, without_hop_by_hop
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.queue.content import Spool
 from fal_notebook.gateway.queue.retry import Failure
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
@@ -25,6 +26,8 @@ from fal_notebook.runner import frames
 # A runner that has only just got a request may not know it yet when it hears of its cancel.
 CANCEL_TRIES = 5
 CANCEL_PAUSE = 0.1
+# Of a failed answer so many characters are told.
+LONGEST_ERROR = 1000
 
 _LOG = logging.getLogger(__name__)
 _TRUE = (b"1", b"true", b"yes")
@@ -39,6 +42,8 @@ class Attempt:
         The request's body.
     path : Path
         Where an answer is put that is too big for the journal.
+    redaction : Redaction
+        Takes secrets out of what is told of an answer; the answer itself is the app's own.
     """
 
     def __init__(
@@ -49,11 +54,13 @@ class Attempt:
         body: AsyncIterator[bytes],
         path: Path,
         kill: Callable[[Runner, str], None],
+        redaction: Redaction,
     ) -> None:
         self._runner = runner
         self._request = request
         self._body = body
         self._spool = Spool(path)
+        self._redaction = redaction
         self._status = 0
         self._headers: list[Header] = []
         self._exchange = Exchange(fleet, _as_request(request), kill, sys.maxsize)
@@ -112,7 +119,9 @@ class Attempt:
     def _answered(self, content: bytes | None) -> tuple[Answer, Failure | None]:
         headers = without_hop_by_hop(self._headers)
         given = dict(headers)
-        answer = Answer(self._status, headers, content, *_error(self._status, given, content))
+        error, kind = _error(self._status, given, content)
+        error = error and self._redaction.current()(error)[:LONGEST_ERROR]
+        answer = Answer(self._status, headers, content, error, kind)
         wish = given.get(b"x-fal-needs-retry")
         needs_retry = None if wish is None else wish.lower() in _TRUE
         failed = self._status >= 500 or self._status == 429
@@ -143,7 +152,7 @@ def _error(status: int, headers: dict[bytes, bytes], content: bytes | None) -> t
         return f"the function raised {raised.decode('latin-1')}", "runner_server_error"
     if status < 400:
         return "", ""
-    shown = (content or b"")[:1000].decode(errors="replace")
+    shown = (content or b"").decode(errors="replace")
     text = f"the app answered {status}: {shown}" if shown else f"the app answered {status}"
     return text, headers.get(b"x-fal-error-type", b"").decode("latin-1")
 
