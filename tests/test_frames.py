@@ -15,6 +15,7 @@ from fal_notebook.exceptions import PythonMismatchError, RemoteError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.payload.manifest import python_minor
 from fal_notebook.runner import frames
+from fal_notebook.runner.secret_forms import hiding
 
 
 class Trap:
@@ -76,6 +77,37 @@ def test_an_exception_of_another_python_comes_as_text() -> None:
     error = frames.to_exception(*content)
     assert type(error) is RemoteError
     assert str(error) == "ValueError: no"
+
+
+class ToldError(Exception):
+    def __init__(self, told: Any = None) -> None:
+        super().__init__()
+        self.told = told
+
+
+def noted(note: str) -> Exception:
+    error = ToldError()
+    vars(error)["__notes__"] = [note]  # as add_note does, from Python 3.11
+    return error
+
+
+HOLDERS = {
+    "argument": ValueError,
+    "attribute": lambda text: ToldError({"in": [text]}),
+    "bytes": lambda text: ToldError(text.encode()),
+    "note": noted,
+    "within another": lambda text: ToldError([noted(text)]),
+    "name": lambda text: type(text, (ToldError,), {})(),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_an_exception_that_holds_a_secret_comes_as_masked_text(holder: str) -> None:
+    redact = hiding({"WORDS": 'größe "horse"'})
+    for text, travels in (('größe "horse"', False), ("plain", True)):
+        [(_, *content)] = answer_of(frames.raised(HOLDERS[holder](text), "Traceback …", redact))
+        assert "horse" not in str(content)
+        assert (type(frames.to_exception(*content)) is not RemoteError) == travels
 
 
 def test_an_app_refuses_a_call_of_another_python_in_one_sentence(shell) -> None:

@@ -98,10 +98,11 @@ def raised(error: BaseException, text: str, redact: Callable[[str], str] = str) 
     if isinstance(error, PythonMismatchError):  # of a call that never began
         return _frame(("raise", type(error).__qualname__, str(error), "", None))
     error = original(error)
-    message = said(error)
-    plain = f"{message} {said(error.args, repr)}"
-    exception = _pickled(error) if redact(plain) == plain else None
-    return _frame(("raise", type(error).__qualname__, redact(message), text, exception))
+    message, exception = said(error), _pickled(error)
+    held = f"{message} {(exception or b'').decode(errors='replace')}"  # text is plain in a pickle
+    if redact(held) != held:
+        exception = None
+    return _frame(("raise", redact(type(error).__qualname__), redact(message), text, exception))
 
 
 def type_name(error: BaseException) -> str:
