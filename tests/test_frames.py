@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import pickle
 import struct
 from pathlib import Path
@@ -108,6 +109,40 @@ def test_an_exception_that_holds_a_secret_comes_as_masked_text(holder: str) -> N
         [(_, *content)] = answer_of(frames.raised(HOLDERS[holder](text), "Traceback …", redact))
         assert "horse" not in str(content)
         assert (type(frames.to_exception(*content)) is not RemoteError) == travels
+
+
+class OuterError(Exception):
+    class InnerError(Exception):
+        pass
+
+
+OuterError.__qualname__ = "\ud800"
+
+
+def test_how_an_answer_ends_is_told_unread(tmp_path: Path) -> None:
+    trap = Trap(tmp_path / "sprung")
+    failed, fine = frames.raised(OuterError.InnerError(), "T" * 100_000), frames.returned(trap)
+    for content, raised in (
+        (failed, "InnerError"),
+        (frames.raised(OuterError(), ""), "?"),
+        (frames.opened() + frames.item(trap) + frames.item("raise") + failed, "InnerError"),
+        (fine, ""),
+        (frames.opened() + fine, ""),
+        (frames.opened(), ""),
+        (failed + frames.returned("raise"), ""),
+        (failed[:100], "InnerError"),
+        (failed[:30], ""),
+        (b"", ""),
+        (b"{}", ""),
+        (b"\xff" * 100, ""),
+        (b"nothing of ours, by whoever says so", ""),
+    ):
+        assert frames.raised_in(io.BytesIO(content)) == raised, content[:50]
+        path = tmp_path / "answer"
+        path.write_bytes(content)
+        with path.open("rb") as file:
+            assert frames.raised_in(file) == raised
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_an_app_refuses_a_call_of_another_python_in_one_sentence(shell) -> None:
