@@ -177,7 +177,7 @@ def test_inputs_are_shown_as_far_as_they_are_short() -> None:
     assert "Slow" in shown.call((Slow(),), {})
     assert shown.body(b'{"x": 1}') == '{"x": 1}'
     assert shown.body(b"x" * 20_000).endswith("… (20000 bytes in all)")
-    assert shown.cut("a\ud800b", 10) == "a?b"
+    assert shown.cut("a\ud800b", 10) == r"a\ud800b"
     begin = time.monotonic()
     nested: Any = 1.5
     for _ in range(4):
