@@ -115,6 +115,14 @@ def test_values_are_offered(shell, tmp_path, monkeypatch, line: str, expected: l
     assert offered(shell, f"%%fal_function digits {line}", BODY) == expected
 
 
+def test_a_server_has_options_of_its_own(shell) -> None:
+    assert offered(shell, "%%fal_server one lang=") == ["sh", "python", "dockerfile"]
+    assert offered(shell, "%%fal_server one lang=d") == ["dockerfile"]
+    assert offered(shell, "%%fal_server one cm") == ["cmd="]
+    assert {"lang=", "cmd=", "entrypoint=", "auth="} <= set(offered(shell, "%%fal_server one "))
+    assert offered(shell, "%%fal_function one cm") == []
+
+
 def test_only_the_part_that_is_written_is_replaced(shell) -> None:
     line = '%%fal_function machine_type=["GPU-A100", "GPU-A'
     assert replacements(shell, line) == [("GPU-A", 'GPU-A6000"')]
@@ -188,6 +196,7 @@ def test_deploy_offers_programs_and_folders_then_the_options_of_a_cell(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert offered(shell, "%fal deploy ~/m") == ["~/model_file.py"]
     assert offered(shell, "%fal deploy model_file.py machine_type=XL") == ["XL"]
+    assert offered(shell, "%fal deploy digits pyp") == ["pyproject="]
 
 
 def test_scale_offers_what_may_change_while_an_app_runs(shell) -> None:

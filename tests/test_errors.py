@@ -31,6 +31,7 @@ from fal_notebook.runner import shown
 from fal_notebook.runner.failures import KEPT, Failures, defined_at, place_of, type_name
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.results import output_of
+from fal_notebook.runner.secret_forms import hiding
 
 SOURCE = """
 import json, os, time
@@ -176,7 +177,7 @@ def test_inputs_are_shown_as_far_as_they_are_short() -> None:
     assert "Slow" in shown.call((Slow(),), {})
     assert shown.body(b'{"x": 1}') == '{"x": 1}'
     assert shown.body(b"x" * 20_000).endswith("… (20000 bytes in all)")
-    assert shown.cut("a\ud800b", 10) == "a?b"
+    assert shown.cut("a\ud800b", 10) == r"a\ud800b"
     begin = time.monotonic()
     nested: Any = 1.5
     for _ in range(4):
@@ -197,6 +198,15 @@ def test_what_fails_while_the_link_is_busy_is_told_together() -> None:
     assert len(told["message"]) < 600
     assert len(told["traceback"]) < 17_000
     assert (len(due), failures.take()) == (5000, [])
+
+
+def test_a_secret_is_taken_out_of_a_message_before_it_is_cut() -> None:
+    failures = Failures(lambda: None)
+    error = ValueError("x" * 495 + "horse battery")
+    for redact, told in ((str, "xhorse…"), (hiding({"WORDS": "horse battery"}), "x[secr…")):
+        failures.redact = redact
+        failures.add(error, "", str)
+        assert told in failures.take()[0]["message"]
 
 
 def test_what_no_gateway_hears_is_kept_up_to_a_limit() -> None:
@@ -297,6 +307,22 @@ async def test_what_could_not_be_written_is_written_later(store: Store) -> None:
     store._db.execute("PRAGMA query_only = OFF")
     errors.close()
     assert [group.count for group in store.select(ErrorGroup)] == [2]
+
+
+async def test_a_secret_shows_in_no_part_of_a_group(store: Store) -> None:
+    told: list[dict[str, Any]] = []
+    redaction, key = plain(store), "frk_" + "0a" * 32
+    redaction.learn({"WORDS": "horse battery"})
+    errors = Errors(store, lambda owner, app, data: told.append(data), redaction)
+    parts = ("type", "place", "message", "traceback", "input")
+    for value in (key, "horse battery"):
+        group = failure()
+        vars(group).update(dict.fromkeys(parts, f"of {value}"))
+        errors.record(group)
+    errors.close()
+    kept = [{vars(group)[name] for name in parts} for group in store.select(ErrorGroup)]
+    assert kept == [{"of [secret FAL_KEY]"}, {"of [secret WORDS]"}]
+    assert key not in str(told)
 
 
 # --- real apps ----------------------------------------------------------------------------------

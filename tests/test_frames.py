@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import pickle
 import struct
 from pathlib import Path
@@ -15,6 +16,7 @@ from fal_notebook.exceptions import PythonMismatchError, RemoteError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.payload.manifest import python_minor
 from fal_notebook.runner import frames
+from fal_notebook.runner.secret_forms import hiding
 
 
 class Trap:
@@ -76,6 +78,71 @@ def test_an_exception_of_another_python_comes_as_text() -> None:
     error = frames.to_exception(*content)
     assert type(error) is RemoteError
     assert str(error) == "ValueError: no"
+
+
+class ToldError(Exception):
+    def __init__(self, told: Any = None) -> None:
+        super().__init__()
+        self.told = told
+
+
+def noted(note: str) -> Exception:
+    error = ToldError()
+    vars(error)["__notes__"] = [note]  # as add_note does, from Python 3.11
+    return error
+
+
+HOLDERS = {
+    "argument": ValueError,
+    "attribute": lambda text: ToldError({"in": [text]}),
+    "bytes": lambda text: ToldError(text.encode()),
+    "note": noted,
+    "within another": lambda text: ToldError([noted(text)]),
+    "name": lambda text: type(text, (ToldError,), {})(),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_an_exception_that_holds_a_secret_comes_as_masked_text(holder: str) -> None:
+    redact = hiding({"WORDS": 'größe "horse"'})
+    for text, travels in (('größe "horse"', False), ("plain", True)):
+        [(_, *content)] = answer_of(frames.raised(HOLDERS[holder](text), "Traceback …", redact))
+        assert "horse" not in str(content)
+        assert (type(frames.to_exception(*content)) is not RemoteError) == travels
+
+
+class OuterError(Exception):
+    class InnerError(Exception):
+        pass
+
+
+OuterError.__qualname__ = "\ud800"
+
+
+def test_how_an_answer_ends_is_told_unread(tmp_path: Path) -> None:
+    trap = Trap(tmp_path / "sprung")
+    failed, fine = frames.raised(OuterError.InnerError(), "T" * 100_000), frames.returned(trap)
+    for content, raised in (
+        (failed, "InnerError"),
+        (frames.raised(OuterError(), ""), "?"),
+        (frames.opened() + frames.item(trap) + frames.item("raise") + failed, "InnerError"),
+        (fine, ""),
+        (frames.opened() + fine, ""),
+        (frames.opened(), ""),
+        (failed + frames.returned("raise"), ""),
+        (failed[:100], "InnerError"),
+        (failed[:30], ""),
+        (b"", ""),
+        (b"{}", ""),
+        (b"\xff" * 100, ""),
+        (b"nothing of ours, by whoever says so", ""),
+    ):
+        assert frames.raised_in(io.BytesIO(content)) == raised, content[:50]
+        path = tmp_path / "answer"
+        path.write_bytes(content)
+        with path.open("rb") as file:
+            assert frames.raised_in(file) == raised
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_an_app_refuses_a_call_of_another_python_in_one_sentence(shell) -> None:

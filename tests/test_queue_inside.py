@@ -17,6 +17,7 @@ from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.queue import queue, retry
 from fal_notebook.gateway.queue.routes import QueueRoutes
 from fal_notebook.gateway.queue.table import QueuedRequest
+from fal_notebook.runner import frames
 
 URL = "/queue/tester/app"
 
@@ -62,6 +63,35 @@ async def test_ten_attempts_and_no_more(
     found = gateway.queue.records.find(request)
     assert found is not None
     assert found.attempts == 10
+    await close_gateway(gateway)
+
+
+LEAKS = """
+import os
+from fastapi import Response
+def f(before: int = 0, raises: bool = False):
+    _, _, key = os.environ["FAL_KEY"].partition(":")
+    if raises: raise type(key, (Exception,), {})
+    return Response("x" * before + key, 500)
+"""
+
+
+async def test_a_runners_key_shows_in_no_status(tmp_path: Path) -> None:
+    gateway = open_gateway(tmp_path)
+    await deployed(gateway, LEAKS, serve=True, auth="public", max_concurrency=1)
+    pickled = {"content-type": frames.CONTENT_TYPE}
+    raises = frames.dump_call((), {"raises": True})
+    async with client_of(gateway) as client:
+        client.headers["authorization"] = "Bearer t"
+        for asked, error, result in (
+            ({"json": {}}, "the app answered 500: [secret FAL_KEY]", "frk_"),
+            ({"json": {"before": 960}}, f"the app answered 500: {'x' * 960}[secret FAL_KEY]", ""),
+            ({"headers": pickled, "content": raises}, "the function raised [secret FAL_KEY]", ""),
+        ):
+            request = (await client.post(URL, **asked)).json()["request_id"]
+            assert result in (await finish(client, request)).text
+            status = await client.get(f"{URL}/requests/{request}/status")
+            assert status.json()["error"] == error
     await close_gateway(gateway)
 
 

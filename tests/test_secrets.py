@@ -329,7 +329,7 @@ def test_a_secret_shows_in_no_log_and_no_error(
         for part in ("zebra", "quagga", "okap", "tapir"):
             assert part not in text
     assert "plain [secret" in logs
-    assert "child [secret" in logs
+    assert re.search(r"child (\[secret|\*{4})", logs)  # as it is read, or in the file already
 
 
 @pytest.mark.parametrize(

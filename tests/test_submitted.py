@@ -71,12 +71,22 @@ def test_what_the_function_raised_is_raised_by_result(gateway) -> None:
             asyncio.run(submitted.aio())
 
 
-def test_a_submitted_generator_gives_its_values_then_its_error(gateway) -> None:
-    with deployed("def f():\n    yield 1\n    yield 2\n    raise KeyError('lost')") as handle:
-        values = handle.submit().result()
-        assert (next(values), next(values)) == (1, 2)
+@pytest.mark.parametrize("size", [1, 3_000_000])  # in the journal, in a file beside it
+def test_a_submitted_generator_gives_its_values_then_its_error(gateway, size: int) -> None:
+    source = "def f(size):\n    yield 1\n    yield 'x' * size\n    raise KeyError('lost')"
+    with deployed(source) as handle:
+        submitted = handle.submit(size)
+        values = submitted.result()
+        assert (next(values), next(values)) == (1, "x" * size)
         with pytest.raises(KeyError, match="lost"):
             next(values)
+        status = submitted.status()
+        assert (status.state, status.error, status.error_type) == (
+            "COMPLETED",
+            "the function raised KeyError",
+            "runner_server_error",
+        )
+        assert list(submitted)[-1].error == status.error
 
 
 def test_the_request_is_found_again_by_its_id(gateway) -> None:

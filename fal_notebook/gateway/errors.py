@@ -95,8 +95,8 @@ class Errors:
     def _redact(self, groups: list[ErrorGroup]) -> None:
         redact = self._redaction.current()
         for group in groups:
-            group.message, group.input = redact(group.message), redact(group.input)
-            group.traceback = redact(group.traceback)
+            for name in ("type", "place", "message", "traceback", "input"):
+                setattr(group, name, redact(getattr(group, name)))
 
     def _add(self, groups: list[ErrorGroup]) -> None:
         with self._store.transaction():

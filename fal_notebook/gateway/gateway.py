@@ -118,7 +118,7 @@ class Gateway:
         self.auth.load(self.store.select(Key))
         self.admission = Admission(self._find, self.auth)
         self.proxy = Proxy(self.admission, self.lifecycle.kill, self.max_body)
-        self.queue = Queue(state, self.lifecycle.kill)
+        self.queue = Queue(state, self.lifecycle.kill, self.redaction)
         self.storage = StorageRoutes.of_state(state, self.store, self.auth)
         self.signer = Signer(self.store, self.vault)
         allow = settings.setting("webhook_allow", "")

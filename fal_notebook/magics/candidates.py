@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,6 +34,11 @@ def cell_line(text: str, place: Place) -> Found:
     return _line(text, place, place.names.apps)
 
 
+def server_line(text: str, place: Place) -> Found:
+    """Return the same with the options that only a server has."""
+    return _line(text, place, place.names.apps, ("lang", "cmd", "entrypoint"))
+
+
 def toml_line(text: str, place: Place) -> Found:
     """Return the same where NAME is that of an app in the cell, which is TOML."""
     return _line(text, place, lambda: names_of(lambda: read_cell(place.body, "", "")))
@@ -47,9 +52,11 @@ def names_of(project: Callable[[], Project]) -> list[str]:
         return []
 
 
-def _line(text: str, place: Place, names: Callable[[], list[str]]) -> Found:
+def _line(
+    text: str, place: Place, names: Callable[[], list[str]], more: Sequence[str] = ()
+) -> Found:
     before, word = last_word(text)
-    found = option(before, word, place, [item.name for item in option_help()])
+    found = option(before, word, place, [*(item.name for item in option_help()), *more])
     if before.strip() or found.fragment != word:
         return found
     return Found(word, {**found.texts, **fitting(word, names(), "name").texts})

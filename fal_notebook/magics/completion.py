@@ -69,9 +69,10 @@ class Matcher:
             return fal_line(text[match.end() :], self._place(context))
         match = _CELL.match(text)
         if match and not "".join(_lines(context)[: context.cursor_line]).strip():
-            from fal_notebook.magics.candidates import cell_line, toml_line
+            from fal_notebook.magics.candidates import cell_line, server_line, toml_line
 
-            line = toml_line if match[1] == "pyproject" else cell_line
+            of_cell = {"server": server_line, "pyproject": toml_line}
+            line = of_cell.get(match[1], cell_line)
             return line(text[match.end() :], self._place(context))
         return None
 

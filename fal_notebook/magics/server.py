@@ -11,6 +11,7 @@ from fal_notebook.handle import Handle
 from fal_notebook.magics.function import FunctionMagic, split_line
 from fal_notebook.magics.parse import parse_line
 from fal_notebook.magics.usage import one_line
+from fal_notebook.magics.values import LANGUAGES
 from fal_notebook.options import CellOptions, Options, help_text
 from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_image import ServerImage, first_line, is_dockerfile, with_commands
@@ -18,7 +19,6 @@ from fal_notebook.server_image import ServerImage, first_line, is_dockerfile, wi
 _MAGIC = "%%fal_server"
 _LANG = re.compile(r"(^|\s)(--)?lang=\S+")
 _COMMANDS = ("cmd", "entrypoint")
-_LANGUAGES = ("sh", "python", "dockerfile")
 _HELP = """Deploy a server that you have: all requests go to its port, unchanged.
 
 ::
@@ -102,8 +102,8 @@ class ServerMagic(FunctionMagic):
 def _language(lang: Any, cell: str) -> str:
     if lang is None:
         return "dockerfile" if is_dockerfile(cell) else "sh"
-    if lang not in _LANGUAGES:
-        raise OptionError(f"lang={lang} is not allowed: {' or '.join(_LANGUAGES)}")
+    if lang not in LANGUAGES:
+        raise OptionError(f"lang={lang} is not allowed: {' or '.join(LANGUAGES)}")
     return str(lang)
 
 

@@ -16,6 +16,9 @@ from fal_notebook.magics.gateway_names import GatewayNames
 from fal_notebook.option_types import reserved
 from fal_notebook.options import CellOptions, Options
 
+# Of a cell that starts a server.
+LANGUAGES = ("sh", "python", "dockerfile")
+
 _DEFINED = re.compile(r"^(?:async\s+)?def\s+(\w+)", re.MULTILINE)
 
 
@@ -86,6 +89,7 @@ def _modules(place: Place) -> list[str]:
 
 
 _FOUND: dict[str, Callable[[Place], Iterable[str]]] = {
+    "lang": lambda place: LANGUAGES,
     "machine_type": lambda place: MACHINE_TYPES,
     "entry": _defined,
     "setup_function": _functions,

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from fal_notebook.app_exceptions import said
 from fal_notebook.runner import log_context
+from fal_notebook.runner.secret_forms import Redact
 from fal_notebook.runner.shown import cut
 from fal_notebook.runner.tracebacks import OURS, chained
 
@@ -63,9 +64,15 @@ class Failures:
     ----------
     on_due : callable
         Called when there is something to take.
+
+    Attributes
+    ----------
+    redact : callable
+        Takes the values of the app's secrets out of a message, before it is cut.
     """
 
     def __init__(self, on_due: Callable[[], None]) -> None:
+        self.redact: Redact = str
         self._on_due = on_due
         self._groups: dict[_Key, _Group] = {}
 
@@ -82,7 +89,7 @@ class Failures:
         group.count += 1
         group.last = now
         group.request = log_context.current() or ""
-        group.message = cut(said(error), LONGEST_MESSAGE)
+        group.message = cut(self.redact(said(error)), LONGEST_MESSAGE)
         group.traceback = cut(text, LONGEST_TRACEBACK, from_end=True)
         group.given = given
         self._on_due()

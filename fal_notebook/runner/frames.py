@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import cloudpickle
 
@@ -30,6 +31,8 @@ CONTENT_TYPE = "application/vnd.fal-notebook.pickle"
 _LENGTH = struct.Struct(">Q")
 _HERE = "{}.{}".format(*sys.version_info)
 _LONGEST_HEAD = 8
+# In so many bytes a frame says of which kind it is, and the type of an error.
+_LONGEST_NAME = 4096
 
 
 def dump(value: Any) -> bytes:
@@ -98,15 +101,20 @@ def raised(error: BaseException, text: str, redact: Callable[[str], str] = str) 
     if isinstance(error, PythonMismatchError):  # of a call that never began
         return _frame(("raise", type(error).__qualname__, str(error), "", None))
     error = original(error)
-    message = said(error)
-    plain = f"{message} {said(error.args, repr)}"
-    exception = _pickled(error) if redact(plain) == plain else None
-    return _frame(("raise", type(error).__qualname__, redact(message), text, exception))
+    message, exception = said(error), _pickled(error)
+    held = f"{message} {(exception or b'').decode(errors='replace')}"  # text is plain in a pickle
+    if redact(held) != held:
+        exception = None
+    return _frame(("raise", redact(type(error).__qualname__), redact(message), text, exception))
 
 
 def type_name(error: BaseException) -> str:
     """Return what the header `RAISED` says of an error."""
-    return type(original(error)).__name__.encode("ascii", "replace").decode()
+    return _ascii(type(original(error)).__name__)
+
+
+def _ascii(name: str) -> str:
+    return name.encode("ascii", "replace").decode()
 
 
 def _pickled(error: BaseException) -> bytes | None:
@@ -139,6 +147,25 @@ def _rebuild(
     error.args = args
     vars(error).update(state)
     return error
+
+
+def raised_in(answer: BinaryIO) -> str:
+    """Return the type name of the error that ends an answer, "" of one that ends otherwise.
+
+    Nothing is unpickled, for the gateway asks; bytes of any other kind are no error.
+    """
+    start = 0
+    try:
+        while head := answer.read(_LENGTH.size):
+            start = answer.tell()
+            answer.seek(start + _LENGTH.unpack(head)[0])
+        answer.seek(start)
+        last = pickletools.genops(answer.read(_LONGEST_NAME))
+        texts = (value for _, value, _ in last if isinstance(value, str))
+        kind, name = next(texts), next(texts)
+    except (ValueError, OverflowError, OSError, StopIteration, struct.error):
+        return ""
+    return _ascii(name.rpartition(".")[2]) if kind == "raise" else ""
 
 
 async def read(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[Any, ...]]:

@@ -117,7 +117,7 @@ class Program:
             served = await loop.run_in_executor(
                 None, load, self._spec.payload, self._spec.max_multiplexing
             )
-            served.reports.redact = _hiding(self._spec)
+            served.reports.redact = self._link.failures.redact = _hiding(self._spec)
             await served.setup()
             openapi = served.openapi()
         except BaseException as error:

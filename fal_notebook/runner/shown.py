@@ -10,7 +10,7 @@ LONGEST = 16 * 1024
 
 def cut(text: str, limit: int, from_end: bool = False) -> str:
     """Return text that can be written everywhere, marked where it was cut."""
-    text = text.encode(errors="replace").decode()
+    text = text.encode(errors="backslashreplace").decode()
     if len(text) <= limit:
         return text
     mark = f"… ({len(text)} characters in all)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway.auth import API, Principal
+from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import Exchange, RefusedRequestError, Request
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import Header, without_hop_by_hop
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.queue.content import Spool
 from fal_notebook.gateway.queue.retry import Failure
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
@@ -25,6 +28,8 @@ from fal_notebook.runner import frames
 # A runner that has only just got a request may not know it yet when it hears of its cancel.
 CANCEL_TRIES = 5
 CANCEL_PAUSE = 0.1
+# Of a failed answer so many characters are told.
+LONGEST_ERROR = 1000
 
 _LOG = logging.getLogger(__name__)
 _TRUE = (b"1", b"true", b"yes")
@@ -39,6 +44,8 @@ class Attempt:
         The request's body.
     path : Path
         Where an answer is put that is too big for the journal.
+    redaction : Redaction
+        Takes secrets out of what is told of an answer; the answer itself is the app's own.
     """
 
     def __init__(
@@ -49,11 +56,14 @@ class Attempt:
         body: AsyncIterator[bytes],
         path: Path,
         kill: Callable[[Runner, str], None],
+        redaction: Redaction,
     ) -> None:
         self._runner = runner
         self._request = request
         self._body = body
+        self._path = path
         self._spool = Spool(path)
+        self._redaction = redaction
         self._status = 0
         self._headers: list[Header] = []
         self._exchange = Exchange(fleet, _as_request(request), kill, sys.maxsize)
@@ -65,6 +75,7 @@ class Attempt:
             await self._exchange.read_ahead(self._receive)
             await self._exchange.forward(self._runner, self._receive, self._send)
             content = await self._spool.finish()
+            raised = await self._raised(content)
         except (UpstreamError, SchedulingError) as error:
             begun = not isinstance(error, RefusedError)
             return self._failed(error.status, error, error.kind, begun)
@@ -78,7 +89,7 @@ class Attempt:
         finally:
             if self._cancelling is not None:
                 self._cancelling.cancel()
-        return self._answered(content)
+        return self._answered(content, raised)
 
     def cancel(self) -> None:
         """Tell the app, on this runner, that nobody wants the answer any more."""
@@ -109,10 +120,22 @@ class Attempt:
             await self._spool.write(message.get("body", b""))
 
     # --- how it ended ------------------------------------------------------------------------
-    def _answered(self, content: bytes | None) -> tuple[Answer, Failure | None]:
+    async def _raised(self, content: bytes | None) -> str:
+        """Return the type of what the function raised; of a generator, the last frame tells it."""
+        headers = dict(self._headers)
+        told = headers.get(frames.RAISED.encode())
+        if told is not None or headers.get(b"content-type") != frames.CONTENT_TYPE.encode():
+            return (told or b"").decode("latin-1")
+        if content is not None:
+            return frames.raised_in(io.BytesIO(content))
+        return await asyncio.to_thread(_raised_in_file, self._path)
+
+    def _answered(self, content: bytes | None, raised: str) -> tuple[Answer, Failure | None]:
         headers = without_hop_by_hop(self._headers)
         given = dict(headers)
-        answer = Answer(self._status, headers, content, *_error(self._status, given, content))
+        error, kind = _error(self._status, given, content, raised)
+        error = error and self._redaction.current()(error)[:LONGEST_ERROR]
+        answer = Answer(self._status, headers, content, error, kind)
         wish = given.get(b"x-fal-needs-retry")
         needs_retry = None if wish is None else wish.lower() in _TRUE
         failed = self._status >= 500 or self._status == 429
@@ -136,14 +159,20 @@ def failed(status: int, detail: str, kind: str, *more: Header) -> Answer:
     return Answer(status, headers, content, detail, kind)
 
 
-def _error(status: int, headers: dict[bytes, bytes], content: bytes | None) -> tuple[str, str]:
+def _raised_in_file(path: Path) -> str:
+    with io_errors(path.parent), path.open("rb") as answer:
+        return frames.raised_in(answer)
+
+
+def _error(
+    status: int, headers: dict[bytes, bytes], content: bytes | None, raised: str
+) -> tuple[str, str]:
     """Return what to show as the error of an answer and its type, empty when it is none."""
-    raised = headers.get(frames.RAISED.encode())
-    if raised is not None:
-        return f"the function raised {raised.decode('latin-1')}", "runner_server_error"
+    if raised:
+        return f"the function raised {raised}", "runner_server_error"
     if status < 400:
         return "", ""
-    shown = (content or b"")[:1000].decode(errors="replace")
+    shown = (content or b"").decode(errors="replace")
     text = f"the app answered {status}: {shown}" if shown else f"the app answered {status}"
     return text, headers.get(b"x-fal-error-type", b"").decode("latin-1")
 

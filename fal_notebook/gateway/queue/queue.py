@@ -15,6 +15,7 @@ from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway import errors, start_deadline
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import HINT
+from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.queue import retry
 from fal_notebook.gateway.queue.attempt import Attempt, failed
 from fal_notebook.gateway.queue.followers import Followers
@@ -44,13 +45,18 @@ class Queue:
         The state folder.
     kill : callable
         Ends a runner at once: ``kill(runner, cause)``.
+    redaction : Redaction
+        Takes secrets out of the errors that are told.
     """
 
-    def __init__(self, state: Path, kill: Callable[[Runner, str], None]) -> None:
+    def __init__(
+        self, state: Path, kill: Callable[[Runner, str], None], redaction: Redaction
+    ) -> None:
         self.records = Records(state)
         self.followers = Followers()
         self.on_webhook: Callable[[], None] = lambda: None
         self._kill = kill
+        self._redaction = redaction
         self._loop = asyncio.get_running_loop()
         self._attempts: dict[int, Attempt] = {}
         self._cancelled: set[int] = set()
@@ -144,6 +150,7 @@ class Queue:
             self.records.body(request),
             self.records.answer_path(request.id),
             self._kill,
+            self._redaction,
         )
 
     async def _settle(

@@ -64,7 +64,8 @@ def max_queue_length(scope: Scope) -> int | None:
     if text is None:
         return None
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise RefusedRequestError(422, f"fal_max_queue_length={text!r} is not a whole number")
+        detail = f"fal_max_queue_length={text!r} is not a whole number of at most 18 digits"
+        raise RefusedRequestError(422, detail)
     return int(text)
 
 
