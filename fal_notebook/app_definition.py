@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from fal_notebook.endpoints import RouteSignature, endpoints_of
+from fal_notebook.endpoints import RouteSignature, endpoints_of, refuse_covered
 from fal_notebook.exceptions import AppDefinitionError, OptionError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def check(cls: type, line: int) -> None:
     where = f"class `{cls.__name__}`"
     try:
         _refuse_init(cls)
+        _refuse_arguments(cls)
+        refuse_covered(cls)
         _refuse_shared_paths(cls)
         if _own_options(cls):
             options_of(cls)
@@ -154,6 +156,22 @@ def _refuse_init(cls: type) -> None:
             raise AppDefinitionError(
                 f"__init__ (line {line}) cannot be overridden in an app; do it in setup(self), "
                 "which runs once in each runner"
+            )
+
+
+def _refuse_arguments(cls: type) -> None:
+    """Refuse what a runner calls without arguments where it needs some."""
+    for name in ("setup", "teardown", "handle_exit"):
+        method = inspect.getattr_static(cls, name)
+        if not inspect.isfunction(method):
+            continue
+        parameters = inspect.signature(method, follow_wrapped=False).parameters.values()
+        stars = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in stars]
+        if len(needed) > 1:
+            raise AppDefinitionError(
+                f"{name} (line {method.__code__.co_firstlineno}) takes {needed[1].name}, which no "
+                "runner gives it; leave it out"
             )
 
 

@@ -25,6 +25,17 @@ from fal_notebook.client_errors import (
 )
 
 
+class _Connection(httpx.AsyncClient):
+    """A connection to a gateway; inside a runner nobody knows its process."""
+
+    info: discovery.GatewayInfo | None = None
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether the gateway's process has ended: another program may have its port by now."""
+        return self.info is not None and not discovery.is_alive(self.info)
+
+
 class Client:
     """Talks to the user's gateway, started on demand, or to the one that started this runner.
 
@@ -33,7 +44,7 @@ class Client:
     """
 
     def __init__(self) -> None:
-        self._http: httpx.AsyncClient | None = None
+        self._http: _Connection | None = None
         self._lock = asyncio.Lock()
 
     # --- the gateway -------------------------------------------------------------------------
@@ -354,29 +365,29 @@ class Client:
         http = await self._connected(unlike=http)
         return await _send(http, method, path, **request)
 
-    async def _connected(self, unlike: httpx.AsyncClient | None = None) -> httpx.AsyncClient:
-        """Return the connection to the gateway, a new one if it is the one that failed."""
+    async def _connected(self, unlike: _Connection | None = None) -> _Connection:
+        """Return the connection to the gateway, a new one for one that failed or has gone."""
         async with self._lock:
             if self._http is None:
                 self._http = await _found()
-            elif self._http is unlike:
+            elif self._http is unlike or self._http.has_gone:
                 found = await _found()
-                if _address(found) == _address(unlike):
-                    return unlike
-                await unlike.aclose()
+                if _address(found) == _address(self._http):
+                    return self._http
+                await self._http.aclose()
                 self._http = found
             return self._http
 
 
-async def _found() -> httpx.AsyncClient:
+async def _found() -> _Connection:
     return await asyncio.get_running_loop().run_in_executor(None, _connect)
 
 
-def _address(http: httpx.AsyncClient) -> tuple[str, str]:
+def _address(http: _Connection) -> tuple[str, str]:
     return str(http.base_url), http.headers["authorization"]
 
 
-async def _send(http: httpx.AsyncClient, method: str, path: str, **request: Any) -> httpx.Response:
+async def _send(http: _Connection, method: str, path: str, **request: Any) -> httpx.Response:
     return await http.send(http.build_request(method, path, **request), stream=True)
 
 
@@ -384,23 +395,25 @@ def _in_runner() -> bool:
     return {"FAL_RUNNER_ID", "FAL_NOTEBOOK_URL", "FAL_NOTEBOOK_KEY"} <= os.environ.keys()
 
 
-def _connect() -> httpx.AsyncClient:
+def _connect() -> _Connection:
     """Inside a runner its own gateway and key count; elsewhere the user's gateway is found."""
     if _in_runner():
         url, key = os.environ["FAL_NOTEBOOK_URL"], os.environ["FAL_NOTEBOOK_KEY"]
-        authorization = f"Key {key}"
+        info, authorization = None, f"Key {key}"
     else:
         info = discovery.ensure(settings.state_folder())
         url, authorization = info.url, f"Bearer {info.token}"
     for name in ("httpx", "httpcore.connection", "httpcore.http11"):
         logging.getLogger(name).addFilter(_of_others)
-    return httpx.AsyncClient(
+    connection = _Connection(
         base_url=url,
         headers={"authorization": authorization},
         timeout=httpx.Timeout(None, connect=5.0),
         limits=httpx.Limits(max_connections=None),
         trust_env=False,
     )
+    connection.info = info
+    return connection
 
 
 def _of_others(record: logging.LogRecord) -> bool:

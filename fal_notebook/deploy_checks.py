@@ -84,13 +84,21 @@ def notices(function: Any, options: Options) -> list[str]:
     stars = _star_parameters(function, options)
     missed = near_misses(function) if is_app(function) else []
     images = [] if isinstance(function, SERVERS) else image_request.notices(options)
-    return [*_not_effective(options), *images, *missed, *stars, *hidden(_paths(function))]
+    closed = [] if is_app(function) or isinstance(function, SERVERS) else _not_open(options)
+    return [*_not_effective(options), *images, *missed, *stars, *closed, *hidden(_paths(function))]
 
 
 def _not_effective(options: Options) -> list[str]:
     later = {help.name for help in option_help() if not help.effective}
     used = sorted(later & options.model_fields_set)
     return [f"{name} is stored; it takes effect in a later release" for name in used]
+
+
+def _not_open(options: Options) -> list[str]:
+    """Note what `auth` says of a function in vain."""
+    if options.auth == "private" or options.serve or options.exposed_port is not None:
+        return []
+    return [f"auth={options.auth} without serve=true: only the owner may call this app"]
 
 
 def _star_parameters(function: Any, options: Options) -> list[str]:

@@ -73,17 +73,22 @@ def find(state: Path) -> GatewayInfo | None:
     """Return the gateway of this state folder if it answers, else None."""
     info = published(state)
     # Who listens on the port of a gateway that has gone must not get its token.
-    return info if info is not None and is_up(state) and answers(info) else None
+    return info if info is not None and is_alive(info) and answers(info) else None
 
 
 def is_up(state: Path) -> bool:
     """Say whether the gateway's process is there, without asking it anything."""
     info = published(state)
+    return info is not None and is_alive(info)
+
+
+def is_alive(info: GatewayInfo) -> bool:
+    """Say whether the process of this gateway is there, without asking it anything."""
     try:
-        os.kill(info.pid if info is not None else 0, 0)
+        os.kill(info.pid, 0)
     except OSError:
         return False
-    return info is not None
+    return True
 
 
 def published(state: Path) -> GatewayInfo | None:

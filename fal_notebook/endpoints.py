@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -72,9 +73,7 @@ def mark(route: RouteSignature) -> Callable[[F], F]:
 
 def _refuse_wrong(method: Any, path: str) -> None:
     if not inspect.isfunction(method):
-        inner = getattr(method, "__func__", None)
-        what = where_of(inner) if inspect.isfunction(inner) else repr(method)
-        raise AppDefinitionError(f"{what} is no plain method; put @endpoint on a def with self")
+        raise _no_method(_covered(method) or method)
     where = where_of(method)
     _refuse_no_self(method, where)
     if not isinstance(path, str) or not path.startswith("/"):
@@ -89,6 +88,33 @@ def _refuse_wrong(method: Any, path: str) -> None:
     if hasattr(method, _MARK):
         first = getattr(method, _MARK).path
         raise AppDefinitionError(f"{where} has two paths, {first!r} and {path!r}; give it one")
+
+
+def _no_method(method: Any) -> AppDefinitionError:
+    what = where_of(method) if inspect.isfunction(method) else repr(method)
+    return AppDefinitionError(f"{what} is no plain method; put @endpoint on a def with self")
+
+
+def _covered(member: Any) -> Any:
+    """Return the function of which a decorator such as `classmethod` has made something else."""
+    if isinstance(member, (classmethod, staticmethod)):
+        return member.__func__
+    if isinstance(member, property):
+        return member.fget
+    return member.func if isinstance(member, functools.cached_property) else None
+
+
+def refuse_covered(cls: type) -> None:
+    """Refuse an endpoint that is no method any more: nothing would serve it.
+
+    Raises
+    ------
+    AppDefinitionError
+        Names the method and its line.
+    """
+    for method in map(_covered, _members(cls).values()):
+        if route_of(method) is not None:
+            raise _no_method(method)
 
 
 def _refuse_no_self(method: Any, where: str) -> None:
@@ -123,8 +149,12 @@ def route_of(member: Any) -> RouteSignature | None:
 
 def endpoints_of(cls: type) -> dict[str, RouteSignature]:
     """Return the endpoints of a class by method name, those of its bases first."""
+    found = {name: route_of(member) for name, member in _members(cls).items()}
+    return {name: route for name, route in found.items() if route is not None}
+
+
+def _members(cls: type) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         members |= vars(base)
-    found = {name: route_of(member) for name, member in members.items()}
-    return {name: route for name, route in found.items() if route is not None}
+    return members

@@ -27,7 +27,7 @@ HEAD = """
 from __future__ import annotations
 import asyncio, os, threading, time
 from typing import Annotated, Any, Iterator
-import fal_notebook as fal
+import fal_notebook as fal; from functools import cached_property
 from fastapi import BackgroundTasks, Depends, Header, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from fal_notebook.exceptions import AppException, FieldException, RequestCancelledException
@@ -108,6 +108,18 @@ REFUSED = {
     ),
     "class A(fal.App):\n    @fal.endpoint('/')\n    def f(x: int): pass": (
         "endpoint `A.f` (line 26) begins with `x`; put self before it"
+    ),
+    **{
+        f"class A(fal.App):\n    @{above}\n    @fal.endpoint('/')\n    def f(self): pass": (
+            "class `A`: endpoint `A.f` (line 26) is no plain method; put @endpoint on a def"
+        )
+        for above in ("classmethod", "staticmethod", "property", "cached_property")
+    },
+    "class A(fal.App):\n    @fal.endpoint('/')\n    @property\n    def f(self): pass": (
+        "endpoint `A.f` (line 26) is no plain method"
+    ),
+    "class A(fal.App):\n    def setup(self, model): pass": (
+        "class `A`: setup (line 26) takes model, which no runner gives it; leave it out"
     ),
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
 }

@@ -88,6 +88,16 @@ def test_a_guest_may_call_what_is_shared(gateway, guest: str, auth: str, status:
         assert httpx.post(url).status_code == anonymous
 
 
+def test_an_app_class_is_served_without_saying_so(shell, gateway, guest: str) -> None:
+    source = "class Open(fal.App):\n    @fal.endpoint('/')\n    def one(self) -> int: return 1\n"
+    shell.run("import fal_notebook as fal")
+    url = f"{gateway.url}/run/tester/open"
+    for auth, expected in (("public", [200, 200]), ("shared", [200, 401]), ("private", [403, 401])):
+        shell.run(f"%%fal_app auth={auth} wait=true\n{source}")
+        callers: list[dict[str, str]] = [with_key(guest), {}]
+        assert [httpx.post(url, headers=h).status_code for h in callers] == expected
+
+
 def seen(gateway: GatewayInfo, headers: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """What reaches the app of a direct request and of a queued one."""
     with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as http:

@@ -92,6 +92,20 @@ def test_what_a_cell_would_note_is_a_warning() -> None:
         fal_notebook.deploy(double, regions=["us-east"], wait=True)
 
 
+@pytest.mark.parametrize("auth", ["public", "shared"])
+def test_a_function_that_others_may_call_in_vain_is_noted(auth: str) -> None:
+    said = f"auth={auth} without serve=true: only the owner may call this app"
+    assert _noted(auth=auth) == [said]
+    assert _noted(auth=auth, serve=True) == []
+    assert _noted(auth=auth, exposed_port=8000) == []
+    assert _noted(auth="private") == []
+
+
+def _noted(**values: Any) -> Any:
+    options, cell = split_options(values)
+    return dry_run(double, options, cell, "")[2]
+
+
 def _star() -> Callable[..., Any]:
     def first(*numbers: int, **more: int) -> list[Any]:
         return [*numbers, more]

@@ -27,6 +27,7 @@ from fal_notebook import cli, discovery, handle, state_lock, sync
 from fal_notebook.backends.zygotes import INHERITED
 from fal_notebook.client import Client
 from fal_notebook.exceptions import DeployError, GatewayUnavailableError
+from fal_notebook.magics.gateway_names import GatewayNames
 
 
 @pytest.fixture
@@ -117,6 +118,21 @@ def test_an_app_is_still_there_when_its_gateway_was_killed(state) -> None:
     kill(discovery.ensure(state))
     assert seven() == 7
     assert seven.url == url
+
+
+def test_who_takes_the_port_of_a_killed_gateway_is_not_asked(state) -> None:
+    seven = deploy_seven()
+    info = discovery.ensure(state)
+    names = GatewayNames(fresh=0)
+    assert names.apps() == ["seven"]
+    kill(info)
+    port = int(info.url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)) as other:
+        names.apps()
+        assert seven() == 7
+        other.settimeout(0)
+        with pytest.raises(BlockingIOError):  # nobody came
+            other.accept()
 
 
 def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(

@@ -23,6 +23,7 @@ def test_what_the_gateway_refuses_has_fals_error_type(gateway: GatewayInfo, act:
         assert answer.json()["error_type"] == answer.headers["x-fal-error-type"] == "bad_request"
 
 
+@pytest.mark.filterwarnings("ignore:.* without serve=true")
 @pytest.mark.parametrize("serve", [True, False])
 @pytest.mark.parametrize("auth", ["public", "shared", "private"])
 @pytest.mark.parametrize("team", [None, "other-team"])

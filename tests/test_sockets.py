@@ -82,6 +82,15 @@ class Talk(fal.App, max_multiplexing=8, max_concurrency=1, request_timeout=600):
             self.seen.append("cancelled")
             raise
 
+    @fal.endpoint("/sends", is_websocket=True)
+    async def sends(self, socket: WebSocket):
+        await socket.accept()
+        try:
+            while True:
+                await socket.send_text("x" * 100)
+        finally:
+            self.seen.append("ended")
+
     @fal.endpoint("/thread", is_websocket=True)
     async def thread(self, socket: WebSocket):
         await socket.accept()
@@ -330,6 +339,36 @@ def test_a_caller_that_half_closes_frees_its_slot(
         wire.until(b"hello")
         wire.socket.shutdown(1)
         eventually(lambda: in_flight(talk) == 0)
+
+
+def _close(wire: Wire) -> None:
+    wire.socket.close()
+
+
+def _close_after_101(wire: Wire) -> None:
+    wire.head()
+    wire.socket.close()
+
+
+def _shut_down(wire: Wire) -> None:
+    wire.head()
+    wire.socket.shutdown(SHUT_RDWR)
+    wire.socket.close()
+
+
+@pytest.mark.parametrize("leave", [_close, _close_after_101, _shut_down])
+@pytest.mark.parametrize("path", ["sends", "busy"])
+def test_a_caller_that_leaves_with_the_handshake_frees_its_slot(
+    gateway: GatewayInfo, eventually: Eventually, path: str, leave: Callable[[Wire], None]
+) -> None:
+    with app_of(TALK, "Talk", name="left", max_multiplexing=2) as handle:
+        for _ in range(4):
+            wire = Wire(gateway)
+            wire.send(f"GET /run/tester/left/{path} HTTP/1.1\n{asked_of(gateway)}")
+            leave(wire)
+            eventually(lambda: in_flight(handle) == 0, timeout=5)
+        assert set(handle.all_seen()) <= {"ended", "cancelled"}
+        assert handle.all_seen() or leave is _close
 
 
 def test_sockets_go_over_tls(gateway: GatewayInfo, talk: Any) -> None:

@@ -81,10 +81,12 @@ def test_fals_client_uploads_data_files_and_images(
     image = PIL.Image.new("RGB", (4, 3))
     for url, kind, name in (
         (client.upload(b"\0data", "audio/wav", "a.wav"), "audio/wav", "a.wav"),
-        (client.upload("text", "text/plain; charset=utf-8"), "text/plain; charset=utf-8", ""),
+        (client.upload("text", "text/plain; charset=utf-8"), "text/plain; charset=utf-8", ".txt"),
         (client.upload(b"\0data", "audio/wav", repository="fal"), "audio/wav", "upload.bin"),
+        (client.upload(b"\0data", "audio/wav"), "audio/wav", "upload.wav"),
+        (client.upload(b"\0data", "application/x-mine"), "application/x-mine", "upload.bin"),
         (client.upload_file(tmp_path / shutil.copy(path, tmp_path / "b.txt")), "text/plain", ""),
-        (client.upload_image(image, "png"), "image/png", ""),
+        (client.upload_image(image, "png"), "image/png", "upload.png"),
     ):
         answer = httpx.get(url)
         assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
@@ -336,9 +338,9 @@ def test_no_name_leads_out_of_the_storage(
         assert answer.status_code == 400, name
         told = {"file_name": name.replace("%", "\0%")}
         assert http.post("/rest/storage/upload/initiate", json=told).status_code == 400, name
-    assert names.file_name("folder/a.png") == "a.png"
-    assert names.file_name("") == "upload.bin"
-    assert len(names.file_name("a" * 500 + ".png")) == names.LONGEST_NAME
+    assert names.file_name("folder/a.png", "") == "a.png"
+    assert names.file_name("", "") == "upload.bin"
+    assert len(names.file_name("a" * 500 + ".png", "")) == names.LONGEST_NAME
 
 
 def test_a_link_in_the_storage_is_not_followed(

@@ -29,6 +29,7 @@ from fal_notebook.toolkit.utils.retry import retry
 def test_bytes_and_paths_become_files_that_anybody_reads(
     gateway: GatewayInfo, tmp_path: Path
 ) -> None:
+    assert toolkit.Audio.from_bytes(b"", "audio/wav").file_name.endswith(".wav")
     made = toolkit.File.from_bytes(b"{}", file_name="a b.json")
     assert made.content_type == "application/json"
     reply = httpx.get(made.url)

@@ -35,6 +35,7 @@ _SHIPPED = (
     "handle.py",
     "log_lines.py",
     "machines.py",
+    "media_types.py",
     "option*.py",
     "patience.py",
     "private_file.py",

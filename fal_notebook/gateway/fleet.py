@@ -137,7 +137,7 @@ class Fleet:
         self.revision = revision
         self.scaling = scaling
         self.auth = options["auth"]
-        self.serve = options["serve"] or revision.direct
+        self.serve = options["serve"] or revision.direct or revision.manifest.get("kind") == "app"
         self.direct = revision.direct
         self.own_server = revision.direct and revision.manifest["kind"] != "sdk"
         self.request_timeout = float(options["request_timeout"] or REQUEST_TIMEOUT)

@@ -84,11 +84,13 @@ class Caller(Side, asyncio.Protocol):
         self.end()
 
     def join(self, server: Side) -> None:
-        """Let bytes pass from now on."""
+        """Let bytes pass from now on, unless the caller has gone meanwhile."""
         self.other, server.other = server, self
         server.write(self._early)
         self._early = b""
-        if not self._writable.is_set():
+        if self.lost.is_set():
+            self.end()
+        elif not self._writable.is_set():
             server.hold(True)
 
     # --- as an ASGI server would -------------------------------------------------------------

@@ -84,7 +84,7 @@ class _Question:
         # A gateway of another version may answer something else.
         with suppress(SettingError, KeyError, TypeError, *discovery.UNANSWERED):
             info = discovery.published(settings.state_folder())
-            if info is not None:
+            if info is not None and discovery.is_alive(info):
                 self.names = [self._name(item) for item in discovery.ask(info, self._path)]
 
 

@@ -116,6 +116,7 @@ class Session:
         return message
 
     async def _sent(self, message: Message) -> None:
+        await asyncio.sleep(0)  # code that only sends would hear of nothing
         if self._left:
             self._heard = True
             raise OSError("the caller has gone")

@@ -7,10 +7,10 @@ import math
 import re
 from urllib.parse import quote, unquote
 
+from fal_notebook import media_types
 from fal_notebook.gateway.exchange import RefusedRequestError
 
 LONGEST_NAME = 128
-DEFAULT_NAME = "upload.bin"
 DEFAULT_TYPE = "application/octet-stream"
 # A lifetime above a century is none.
 _FOREVER = 100 * 365 * 24 * 3600
@@ -20,8 +20,10 @@ _TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+( *;[\x20-\x7e]*)?", re.ASCII)
 _MEDIA = re.compile(r"(image|audio|video)/(?!svg)", re.IGNORECASE)
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, kind: str) -> str:
     """Return the last part of a name; it goes into URLs and headers, never to the disk.
+
+    Without a name it is one that fits the content type.
 
     Raises
     ------
@@ -33,13 +35,13 @@ def file_name(text: str) -> str:
         detail = "the file's name may not be absolute, hold '..' or control characters"
         raise RefusedRequestError(400, detail)
     name = parts[-1][-LONGEST_NAME:]
-    return DEFAULT_NAME if name in ("", ".") else name
+    return f"upload{media_types.extension(kind)}" if name in ("", ".") else name
 
 
-def named_by(header: bytes | None) -> str:
+def named_by(header: bytes | None, kind: str) -> str:
     """Return the name that a header gives, percent-encoded or as it is."""
     try:
-        return file_name(unquote((header or b"").decode(), errors="strict"))
+        return file_name(unquote((header or b"").decode(), errors="strict"), kind)
     except UnicodeDecodeError:
         raise RefusedRequestError(400, "the file's name is not UTF-8") from None
 

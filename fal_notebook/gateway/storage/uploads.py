@@ -61,8 +61,8 @@ class Uploads:
     async def initiate(self, call: Call, user: str) -> None:
         """Prepare for content, whole or in parts, that is sent to a signed URL."""
         told = await intake.json_object(call.headers, call.receive)
-        name, kind = told.get("file_name") or "", told.get("content_type") or ""
-        file = self._described(call, user, names.file_name(str(name)), str(kind))
+        name, kind = str(told.get("file_name") or ""), str(told.get("content_type") or "")
+        file = self._described(call, user, names.file_name(name, kind), kind)
         self._files.table.put(file)
         query = self._tickets.query(file.id, time.time() + URL_VALID)
         upload_url = f"{call.base}/storage/uploads/{file.id}?{query}"
@@ -110,8 +110,8 @@ class Uploads:
         return file
 
     def _described_by_headers(self, call: Call, user: str) -> StoredFile:
-        name = names.named_by(call.headers.get(b"x-fal-file-name"))
         kind = call.headers.get(b"content-type", b"").decode("latin-1")
+        name = names.named_by(call.headers.get(b"x-fal-file-name"), kind)
         return self._described(call, user, name, kind)
 
     def _described(self, call: Call, user: str, name: str, kind: str) -> StoredFile:

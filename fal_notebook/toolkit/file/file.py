@@ -17,6 +17,7 @@ from zipfile import ZipFile
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
+from fal_notebook import media_types
 from fal_notebook.ref import get_current_app
 from fal_notebook.request_context import lifecycle_preference
 from fal_notebook.toolkit import upload as storage
@@ -235,8 +236,7 @@ def _described(content_type: str | None, file_name: str | None) -> tuple[str, st
         content_type = mimetypes.guess_type(file_name)[0]
     content_type = content_type or _BINARY
     if file_name is None:
-        extension = mimetypes.guess_extension(content_type, strict=False) or ".bin"
-        file_name = f"{uuid.uuid4().hex}{extension}"
+        file_name = f"{uuid.uuid4().hex}{media_types.extension(content_type)}"
     return content_type, file_name
 
 
