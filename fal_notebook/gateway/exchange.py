@@ -35,6 +35,8 @@ AT_ONCE = 0.01
 CONTINUE_AFTER = 1.0
 # How long who lost a runner waits to hear how it ended (seconds).
 LAST_WORD = 1.0
+# A process that is being killed may close its port so long after its connections (seconds).
+DYING = 0.1
 STOP = b"x-fal-stop-runner"
 _TRUE = (b"1", b"true", b"yes")
 
@@ -458,6 +460,7 @@ async def _ending(runner: Runner) -> str:
 async def _seen_alive(runner: Runner) -> None:
     """Return if a server of the user's own still accepts; runners of ours are lost here."""
     if runner.direct is not None:
+        await asyncio.sleep(DYING)
         with contextlib.suppress(RefusedError):
             await runner.direct.check()
             return
