@@ -25,6 +25,7 @@ _COMMAND = "one text or a list of texts"
 
 
 def _dockerfile(text: str) -> str:
+    text = text.removeprefix("\ufeff")  # Windows' editors write one
     if not any(
         line.split()[:1] and line.split()[0].upper() == "FROM" for line in text.splitlines()
     ):

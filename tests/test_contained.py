@@ -115,7 +115,9 @@ def test_a_server_that_takes_too_much_memory_has_ended_for_that(
     given: dict[str, Any] = {"machine_type": "XS", "auth": "public", "serve": True}
     hungry = deploy(names["hungry"], exposed_port=8080, wait=True, **given)
     assert httpx.get(hungry.url).status_code == 200
-    assert httpx.get(f"{hungry.url}/much").status_code == 503
+    answer = httpx.get(f"{hungry.url}/much")
+    assert answer.status_code == 503
+    assert "(out of memory: it may have 512 MB" in answer.json()["detail"]
     cause = eventually(lambda: cause_of_end(containers, "hungry"))
     assert "out of memory: it may have 512 MB" in cause
     hungry.delete()

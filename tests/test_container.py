@@ -30,6 +30,12 @@ def image() -> ContainerImage:
     )
 
 
+def test_a_byte_order_mark_is_no_part_of_a_dockerfile(tmp_path: Path) -> None:
+    path = tmp_path / "Dockerfile"
+    path.write_bytes(b"\xef\xbb\xbfFROM scratch\n")
+    assert ContainerImage.from_dockerfile(path).dockerfile_str == "FROM scratch\n"
+
+
 def test_the_builder_can_read_credentials(image: ContainerImage) -> None:
     assert image.registries["ghcr.io"].password.get_secret_value() == PASSWORD
     assert image.secrets["TOKEN"].get_secret_value() == SECRET

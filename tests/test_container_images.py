@@ -359,7 +359,7 @@ FAILURES = {
     ),
     "machine of Python": (
         "FROM BASE\nRUN p=$(which python3) && rm $p && printf '\\177ELF' > $p && chmod +x $p\n",
-        "the image is made for another machine",
+        "its program is for another one",
     ),
     "no Python": ("FROM scratch\nCOPY file /file\n", "the image has no python3, .* FROM python:"),
     "other minor": (
@@ -521,13 +521,23 @@ def test_the_log_of_newer_builders_is_read_too() -> None:
         (
             1,
             "standard_init_linux.go:228: exec user process caused: exec format error",
-            r"\(arm64\)",
+            "its program is for another one",
         ),
+        (127, "exec /usr/bin/python3: no such file or directory", "python3 .* does not run"),
     ],
 )
 def test_images_that_cannot_run_a_runner_are_refused(status: int, printed: str, said: str) -> None:
     with pytest.raises(BuildError, match=said):
-        image_python.refuse(status, printed, "3.11", "arm64")
+        image_python.refuse(status, printed, "3.11", "amd64", "amd64")
+
+
+def test_what_does_not_run_and_is_made_for_another_machine_is_told_so() -> None:
+    said = "image is made for arm64 and the Docker engine's machine is amd64"
+    for printed in ("", 'exec: "python3": executable file not found in $PATH', "exec format error"):
+        with pytest.raises(BuildError, match=said):
+            image_python.refuse(127, printed, "3.11", "arm64", "amd64")
+    with pytest.raises(BuildError, match=r"has Python 3\.10"):  # it runs all the same
+        image_python.refuse(0, '{"python": "3.10"}', "3.11", "arm64", "amd64")
 
 
 def test_without_buildkit_it_is_said_what_to_install(

@@ -153,11 +153,17 @@ def test_a_runner_that_takes_too_much_memory_is_said_to_be_out_of_memory(
     source = "def greedy(x: int): return len(bytearray(x * 1024**2))"
     with deployed(source, machine_type="XS", keep_alive=300) as handle:
         assert handle(1) == 1024**2
-        with pytest.raises(Exception, match="runner"):
+        with pytest.raises(GatewayError, match="out of memory: it may have 512 MB"):
             handle(2000)
+        for runner in handle.runners():
+            assert "out of memory" in runner["cause"]
         cause = eventually(lambda: cause_of_end(containers, "greedy"))
         assert "out of memory" in cause
         assert "512 MB" in cause
+        (failure,) = eventually(handle.errors)
+        assert "out of memory" in failure["message"]
+        with pytest.raises(GatewayError, match="out of memory: it may have 512 MB"):
+            handle.with_options(no_retry=True).submit(2000).result()
 
 
 def test_files_in_the_shared_storage_stay(containers: Path) -> None:

@@ -8,12 +8,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from docker.errors import DockerException
 from inside import until
 
+from fal_notebook.backends.containers import RUNNER, Containers
 from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.engine import Engine, Streams, _follow_build
 from fal_notebook.exceptions import BuildError, EngineError
@@ -106,6 +108,51 @@ def test_what_is_not_there_is_none_and_is_removed_without_a_word(engine: Engine)
     engine.signal("none", "SIGKILL")
     engine.remove("none")
     engine.remove_image("fal-notebook/none:0")
+
+
+async def test_after_a_start_that_its_engine_missed_its_next_answer_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> str:
+        raise EngineError("away")
+
+    answers = iter([away, away, lambda *_: "amd64"])
+    monkeypatch.setattr("fal_notebook.backends.docker.RETRY", 0.01)
+    monkeypatch.setattr(Engine, "image_id", away)
+    monkeypatch.setattr(Engine, "remove", away)
+    monkeypatch.setattr(Engine, "architecture", lambda engine: next(answers)())
+    told = list[str]()
+    backend = DockerBackend(tmp_path, lambda: told.append("it answers"))
+    for name in ("one", "two"):
+        spec: Any = SimpleNamespace(runner_id=name)
+        placement: Any = SimpleNamespace(registries=dict)
+        with pytest.raises(EngineError, match="away"):
+            await backend.start(spec, {"image": "a@b"}, placement)
+    assert told == []
+    await until(lambda: told)
+    await asyncio.sleep(0.05)
+    assert told == ["it answers"]
+    await backend.close()
+
+
+def test_a_container_that_cannot_be_removed_does_not_hide_the_others(tmp_path: Path) -> None:
+    class Stuck(Engine):
+        def containers(self, labels: Any, size: bool = False) -> list[dict[str, Any]]:
+            return [
+                {"Id": name, "State": "exited", "Labels": {RUNNER: name}}
+                for name in ("left over", "ours")
+            ]
+
+        def remove(self, container: str) -> None:
+            raise BuildError("the Docker engine refused: device or resource busy")
+
+    containers = Containers(Stuck(), "state", lambda: None)
+    containers.expect("ours")
+    containers.add("ours", "ours", str(tmp_path / "log"))
+    containers.look()
+    seen = containers.get("ours")
+    assert seen is not None
+    assert not seen.running
 
 
 async def test_a_cancelled_build_ends_at_once_and_leaves_nothing(

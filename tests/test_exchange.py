@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import select
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -119,6 +120,7 @@ class Caller:
         self.status = 0
         self.content = b""
         self.ended: list[str] = []
+        self.how = ""
 
     async def ask(self, fleet: Fleet) -> None:
         scope = {"method": "POST", "query_string": b"", "http_version": "1.1", "headers": []}
@@ -129,6 +131,7 @@ class Caller:
     def _kill(self, runner: Runner, cause: str) -> None:
         runner.row.state = "TERMINATING"
         self.ended.append(runner.row.id)
+        asyncio.get_running_loop().call_later(0.05, runner.how.set_result, self.how)
 
     async def _receive(self) -> Any:
         if not self._body:
@@ -187,6 +190,44 @@ async def test_a_runner_that_read_the_request_and_ended_may_have_worked(tmp_path
         await caller.ask(fleet)
         assert caller.status == 503
         assert b"runner_disconnected" in caller.content
+
+
+@pytest.mark.parametrize("how", ["", "out of memory: it may have 1 MB"])
+async def test_how_a_lost_runner_ended_is_told_when_it_is_known_soon(
+    tmp_path: Path, how: str
+) -> None:
+    async with serving(tmp_path, EndsWithoutAnswer) as fleet:
+        errors = list[str]()
+        fleet.on_error = lambda failure: errors.append(failure.message)
+        caller = Caller(b"{}")
+        caller.how = how
+        await caller.ask(fleet)
+        told = "the runner closed the connection without an answer" + (f" ({how})" if how else "")
+        assert json.loads(caller.content)["detail"] == told
+        assert errors == [told]
+
+
+async def test_how_a_lost_runner_ended_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LAST_WORD", 0.01)
+    async with serving(tmp_path, EndsWithoutAnswer) as fleet:
+        caller = Caller(b"{}")
+        await caller.ask(fleet)
+        assert caller.status == 503
+        assert not next(iter(fleet.runners.values())).how.done()
+
+
+async def test_a_server_that_goes_on_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "LAST_WORD", 100)
+    async with serving(tmp_path, EndsWithoutAnswer) as fleet:
+        (runner,) = fleet.runners.values()
+        runner.direct = runner.pool
+        caller = Caller(b"{}")
+        await asyncio.wait_for(caller.ask(fleet), 5)
+        assert (caller.status, caller.ended) == (503, [])
 
 
 # --- what a runner gets from the gateway's process ---------------------------------------------

@@ -82,6 +82,13 @@ def test_what_any_container_uses_stays_with_what_it_is_made_from() -> None:
     assert removal([BASE, ENV, OLD], MINE, set(), {OLD.id}).names == ()
 
 
+def test_a_container_on_the_same_base_keeps_nothing_of_ours_that_adds_no_layer() -> None:
+    server = stored("user", marked("fal-notebook/user:1", MINE), "b", 100, "step", kind="user")
+    others = stored("x", ("other:1",), "bx", 110, "base", kind="")
+    found = removal([BASE, server, others], MINE, set(), {others.id})
+    assert (found.names, found.images) == (tuple(sorted(server.names)), (server,))
+
+
 def test_an_image_with_a_name_of_the_users_own_stays_under_it() -> None:
     both = stored("x", (*marked("fal-notebook/app:3", MINE), "my/name:1"), "bx", 110, "base")
     found = removal([BASE, both], MINE, set(), set())
@@ -184,7 +191,9 @@ def test_an_image_is_pushed_with_a_password_of_the_environment_or_a_secret(
     with pytest.raises(NotFoundError, match="no secret REGISTRY_WORD"):
         fal("push", app.name, to, *login)
     sync.wait(shared_client().set_secret("REGISTRY_WORD", OTHER))
-    with pytest.raises(RegistryError, match=f"refused the user {USER}"):
+    with pytest.raises(
+        RegistryError, match=f"refused the user {USER} .* came from --password-from"
+    ):
         fal("push", app.name, to, *login)
     sync.wait(shared_client().set_secret("REGISTRY_WORD", registry.password))
     assert fal("push", app.name, to, *login).endswith(digest)

@@ -231,6 +231,22 @@ async def test_a_killed_idle_runner_is_recorded_and_the_minimum_restored(gateway
     assert other is not runner
 
 
+async def test_a_runner_that_is_lost_with_a_request_says_how_it_ended_before_it_is_gone(
+    gateway: Gateway,
+) -> None:
+    fleet = await deployed(gateway, "import os\ndef f(): os._exit(3)")
+    runner = await ask(fleet)
+    with pytest.raises(UpstreamError):
+        await post(runner)
+    gateway.lifecycle.kill(runner, "it closed the connection")
+    assert await runner.how == "exit status 3"
+    assert runner.row.cause == "it closed the connection (exit status 3)"
+    assert runner.row.id in fleet.runners
+    await runner.ended.wait()
+    assert states(gateway, runner.row.id)[-1] == ("TERMINATED", runner.row.cause)
+    fleet.release(runner)
+
+
 async def test_a_runner_that_calls_exit_in_a_handler_goes_on(gateway: Gateway) -> None:
     fleet = await deployed(gateway, "import sys\ndef f(): sys.exit(1)")
     runner = await ask(fleet)

@@ -162,8 +162,7 @@ class Containers:
         found = {item["Id"]: item for item in self._engine.containers(self._labels)}
         for name, item in found.items():
             if self._is_stray(item):
-                _LOG.info("container %s was left over and is removed", name[:12])
-                self._engine.remove(name)
+                self._remove(name)
             elif name in self._seen and item["State"] == "running":
                 self._seen[name].running = True
                 self.read(name)
@@ -171,6 +170,14 @@ class Containers:
             gone = name not in found or found[name]["State"] in ("exited", "dead")
             if gone and name in self._seen:
                 self._seen[name].running = False
+
+    def _remove(self, name: str) -> None:
+        """Remove what was left over; one that cannot be removed now does not stop the rest."""
+        _LOG.info("container %s was left over and is removed", name[:12])
+        try:
+            self._engine.remove(name)
+        except BuildError as error:
+            _LOG.warning("container %s is left for later: %s", name[:12], error)
 
     def _is_stray(self, item: Mapping[str, Any]) -> bool:
         return item["Labels"].get(RUNNER) not in self._expected

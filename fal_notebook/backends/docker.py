@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from fal_notebook import image, settings
 from fal_notebook.backends import untouched, usage
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
-from fal_notebook.backends.containers import RUNNER, STATE, Containers
+from fal_notebook.backends.containers import RETRY, RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine
 from fal_notebook.backends.images import Images
 from fal_notebook.backends.limits import DATA, UMASK, ending, limits
@@ -57,6 +57,7 @@ class DockerBackend:
         self._bridge = ""
         self._on_return = on_return
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def _call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         loop = self._loop = asyncio.get_running_loop()
@@ -111,11 +112,28 @@ class DockerBackend:
         try:
             await self._images.restore(environment["image"], placement.registries)
             return await self._call(self._start, spec, environment, placement)
-        except (BuildError, GatewayError):
+        except (BuildError, GatewayError) as error:
             with contextlib.suppress(BuildError):
                 await self._call(self._engine.remove, _name(spec.runner_id))
             self._containers.forget(spec.runner_id)
+            if isinstance(error, EngineError):
+                self._look_for_engine()
             raise
+
+    def _look_for_engine(self) -> None:
+        """Have it told when an engine answers again that did not answer a start.
+
+        Its events may have told that before the start had failed, or may not have broken off.
+        """
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._until_it_answers())
+
+    async def _until_it_answers(self) -> None:
+        while True:
+            await asyncio.sleep(RETRY)
+            with contextlib.suppress(BuildError):
+                await self._call(self._engine.architecture)
+                return self._on_return()
 
     def _start(
         self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
@@ -215,6 +233,8 @@ class DockerBackend:
 
     async def close(self) -> None:
         """Stop following the engine."""
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.to_thread(self._containers.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._engine.close()

@@ -302,6 +302,11 @@ class Engine:
         with contextlib.suppress(ImageNotFound):
             self.api.remove_image(name)
 
+    @_translated
+    def architecture(self) -> str:
+        """Return that of the engine's machine, such as ``amd64``, as images name it too."""
+        return str(self.api.version()["Arch"])
+
     # --- containers --------------------------------------------------------------------------
     @_translated
     def bridge_address(self) -> str:
@@ -350,6 +355,11 @@ class Engine:
         """Return what a program prints that is run in a container; also why it could not be."""
         made = self.api.exec_create(container, command)
         return bytes(self.api.exec_start(made["Id"])).decode(errors="replace")
+
+    @_translated
+    def last_lines(self, container: str) -> str:
+        """Return what a container printed last."""
+        return bytes(self.api.logs(container, tail=LAST_LINES)).decode(errors="replace")
 
     @_translated
     def inspect(self, container: str) -> dict[str, Any] | None:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 _GPU = re.compile(r"could not select device driver|nvidia-container|unresolvable CDI devices", re.I)
 _FULL = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.I)
-
-
 _FOREIGN = re.compile(r"exec format error", re.I)
 
 
@@ -32,6 +30,31 @@ def meaning(said: str) -> str | None:
             "base image for this one, or leave out --platform"
         )
     return None
+
+
+def misfit(image: str, engine: str, said: str) -> str:
+    """Return why programs of an image that failed cannot run, "" when they may have run.
+
+    Images of another architecture run where they are emulated, so this is asked after a failure.
+
+    Parameters
+    ----------
+    image, engine : str
+        The architecture of the image and that of the engine, as the engine names them.
+    said : str
+        What the failure left.
+    """
+    if image != engine:
+        return (
+            f"the image is made for {image} and the Docker engine's machine is {engine}: take or "
+            "build it for this one, or leave out --platform"
+        )
+    if _FOREIGN.search(said):
+        return (
+            f"the image says that it is made for {engine}, as is this machine, but its program is "
+            "for another one, or is a script without #! in its first line"
+        )
+    return ""
 
 
 def failure(step: str, reason: str, last: Sequence[str]) -> str:

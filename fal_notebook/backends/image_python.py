@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 
+from fal_notebook.backends.engine_words import misfit
 from fal_notebook.exceptions import BuildError
 
 # Prints one line of JSON; it has to run on every Python 3.
@@ -23,11 +23,10 @@ print(json.dumps({
 """
 COMMAND = ["python3", "-c", _PROGRAM]
 _SERVER = "a server needs none: give it exposed_port in %%fal_server"
-_ABSENT = ("executable file not found", "no such file or directory")
-_FOREIGN = "exec format error"
+_ABSENT = "executable file not found"
 
 
-def refuse(status: int, printed: str, minor: str, architecture: str) -> None:
+def refuse(status: int, printed: str, minor: str, image: str, engine: str) -> None:
     """Refuse an image in which a runner cannot run.
 
     Parameters
@@ -36,26 +35,22 @@ def refuse(status: int, printed: str, minor: str, architecture: str) -> None:
         How `COMMAND` ended in the image, and what it printed or why it could not be run.
     minor : str
         The Python minor of the payload.
-    architecture : str
-        That of the image, as the engine names it.
+    image, engine : str
+        The architecture of the image and that of the engine, as the engine names them.
 
     Raises
     ------
     BuildError
         One sentence that says what to write.
     """
-    if why := _why_not(status, printed, minor, architecture):
+    wrong = misfit(image, engine, printed) if status else ""
+    if why := wrong or _why_not(status, printed, minor):
         raise BuildError(why, printed.splitlines()[-5:] if status else [])
 
 
-def _why_not(status: int, printed: str, minor: str, architecture: str) -> str:
+def _why_not(status: int, printed: str, minor: str) -> str:
     base = f"write FROM python:{minor}-slim"
-    if _FOREIGN in printed.lower():
-        return (
-            f"the image is made for another machine ({architecture}), this one is "
-            f"{platform.machine()}: build it for this one, or leave out --platform"
-        )
-    if status and any(word in printed.lower() for word in _ABSENT):
+    if status and _ABSENT in printed:
         return f"the image has no python3, which runs the function: {base} or install it; {_SERVER}"
     try:
         found = json.loads(printed.strip().splitlines()[-1])

@@ -162,7 +162,8 @@ class Images:
     async def _check_python(self, name: str, found: Mapping[str, Any], minor: str) -> None:
         labels = {**self._labels, RUNNER: f"check-{os.urandom(4).hex()}"}
         status, printed = await self._call(self._engine.tried, name, image_python.COMMAND, labels)
-        image_python.refuse(status, printed, minor, found.get("Architecture", ""))
+        own = await self._call(self._engine.architecture)
+        image_python.refuse(status, printed, minor, found.get("Architecture", own), own)
 
     async def _own_user(self) -> str:
         rootless = await self._call(self._engine.is_rootless)

@@ -54,11 +54,11 @@ class Login:
         return {"auth": base64.b64encode(text.encode()).decode()}
 
 
-async def login(host: str, given: Given) -> Login | None:
+async def login(host: str, given: Given, source: str = "") -> Login | None:
     """Return the credentials for a registry, asked anew; None when there are none.
 
-    Those given with the image come first, then Docker's own configuration (``DOCKER_CONFIG``,
-    else ``~/.docker``) with its credential helpers.
+    Those given, with the image or by what `source` names, come first, then Docker's own
+    configuration (``DOCKER_CONFIG``, else ``~/.docker``) with its credential helpers.
 
     Raises
     ------
@@ -67,7 +67,7 @@ async def login(host: str, given: Given) -> Login | None:
     """
     entries = {host_of_key(key): entry for key, entry in given.items()}
     if host in entries:
-        return await _given(host, entries[host])
+        return await _given(host, entries[host], source)
     return await _configured(host)
 
 
@@ -96,10 +96,10 @@ def folder(found: Mapping[str, Login]) -> Iterator[Path]:
         yield Path(private)
 
 
-async def _given(host: str, entry: Mapping[str, Password]) -> Login:
+async def _given(host: str, entry: Mapping[str, Password], source: str) -> Login:
     username, password = str(entry["username"]), entry["password"]
     if isinstance(password, str):
-        return Login(username, password, "the image's registries")
+        return Login(username, password, source or "the image's registries")
     shown = " ".join(password[:1])
     what = f"the command {shown} that gives the password of {host}"
     return Login(username, await _output(what, password), f"the command {shown}")

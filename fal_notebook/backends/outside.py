@@ -9,6 +9,7 @@ from typing import Any
 
 from fal_notebook.backends.containers import Containers
 from fal_notebook.backends.engine import Engine
+from fal_notebook.backends.engine_words import misfit
 from fal_notebook.backends.limits import ending
 from fal_notebook.exceptions import BuildError
 
@@ -50,6 +51,18 @@ class OutsideOfContainer:
             about = await self._call(self._engine.inspect, self._name)
             return dict(about["State"]) if about else {}
         return {}
+
+    async def misfit(self) -> str:
+        """Compare its image's architecture with the engine's, and look at what it printed last."""
+        with contextlib.suppress(BuildError):
+            return str(await self._call(self._misfit))
+        return ""
+
+    def _misfit(self) -> str:
+        about = self._engine.inspect(self._name) or {}
+        image = self._engine.image(about.get("Image", "")) or {}
+        own = self._engine.architecture()
+        return misfit(image.get("Architecture", own), own, self._engine.last_lines(self._name))
 
     async def table(self) -> str:
         """Have a program in the container print it, or read it here where it has none."""

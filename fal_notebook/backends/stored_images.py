@@ -91,9 +91,10 @@ def removal(
     needed : collection of str
         Names or ids of images that its revisions need; those they are made from are needed too.
     used : collection of str
-        Ids of images that any container uses.
+        Ids of images that any container uses; they stay, with those that they name as parents.
     """
-    kept = _with_parents(images, [i for i in images if i.id in used or _any(i, needed)])
+    kept = _made_from(images, [i for i in images if _any(i, needed)])
+    kept |= _with_parents(images, [i for i in images if i.id in used])
     unneeded = [image for image in images if image.id not in kept]
     names = {image.id: _names_to_remove(image, label) for image in unneeded}
     gone = [image for image in unneeded if names[image.id] and set(image.names) <= names[image.id]]
@@ -115,7 +116,14 @@ def _with_parents(images: Iterable[Stored], kept: Iterable[Stored]) -> set[str]:
         while above is not None and above.id not in found:
             found.add(above.id)
             above = known.get(above.parent)
-    layers = [known[i].layers for i in found]  # BuildKit tells no parents
+    return found
+
+
+def _made_from(images: Iterable[Stored], kept: Iterable[Stored]) -> set[str]:
+    """Return parents by their layers too: BuildKit names none."""
+    known = {image.id: image for image in images}
+    found = _with_parents(images, kept)
+    layers = [known[i].layers for i in found]
     return found | {i.id for i in known.values() if any(_below(i.layers, own) for own in layers)}
 
 
@@ -198,15 +206,17 @@ class StoredImages:
         ]
         return found, layers
 
-    async def push(self, image: str, to: str, given: Given, progress: Progress) -> str:
-        """Send an image to a registry and return its digest there.
+    async def push(
+        self, image: str, to: str, given: Given, progress: Progress, source: str = ""
+    ) -> str:
+        """Send an image to a registry and return its digest there; `source`: see `login`.
 
         Raises
         ------
         RegistryError
             With the registry's reason, and where credentials go.
         """
-        known = await login(Reference.of(to).host, given)
+        known = await login(Reference.of(to).host, given, source)
         digest: str = await breakable(self._call, self._engine.push, image, to, progress, known)
         return digest
 

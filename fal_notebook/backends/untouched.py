@@ -66,6 +66,9 @@ class Outside(Protocol):
     async def ending(self) -> str:
         """Return how it ended, in words, once all that it printed is in its log."""
 
+    async def misfit(self) -> str:
+        """Return why its programs cannot run on this machine, "" when nothing speaks for that."""
+
 
 async def states(outside: Outside, host: str, port: int) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the states of a container as a runner in it would tell them, until its end."""
@@ -74,13 +77,14 @@ async def states(outside: Outside, host: str, port: int) -> AsyncGenerator[dict[
         async for note in notes:
             yield {"state": "SETUP", "note": note}
     if not outside.alive():
-        ended = f"the server ended with {await outside.ending()}"
-        yield {"state": "FAILED", "error": f"{ended} before it opened port {port}{_hint(ended)}"}
+        how = await outside.ending()
+        hint = _hint(how, await outside.misfit())
+        yield {"state": "FAILED", "error": f"{_ended(how, f' before it opened port {port}')}{hint}"}
         return
     yield {"state": "IDLE", "openapi": {}, "address": f"tcp:{host}:{port}"}
     while outside.alive():
         await asyncio.sleep(NOTICE)
-    yield {"state": "ENDED", "cause": f"the server ended with {await outside.ending()}"}
+    yield {"state": "ENDED", "cause": _ended(await outside.ending())}
 
 
 async def _until_open(outside: Outside, host: str, port: int) -> AsyncGenerator[str, None]:
@@ -93,16 +97,24 @@ async def _until_open(outside: Outside, host: str, port: int) -> AsyncGenerator[
         now = time.monotonic()
         if now - began > PATIENCE and now - looked > max(LOOK, (now - began) / 10):
             note, looked = where(listening(await outside.table()), port), now
-            if note != told:
+            if note and note != told:
                 told = note
                 yield note
         await asyncio.sleep(FAST if now - began < 1 else SLOW)
 
 
-def _hint(ended: str) -> str:
-    if ended.endswith("exit status 0"):
+def _ended(how: str, when: str = "") -> str:
+    if how.startswith("out of memory"):
+        return f"the server ended{when}, {how}"
+    return f"the server ended with {how}{when}"
+
+
+def _hint(how: str, misfit: str) -> str:
+    if how == "exit status 0":
         return "; what the image starts is no server, or goes into the background: give cmd="
-    if ended.endswith(("exit status 126", "exit status 127")):
+    if misfit and how.startswith("exit status"):  # what took a signal or all memory did run
+        return f"; {misfit}"
+    if how in ("exit status 126", "exit status 127"):
         return "; the image lacks the program that entrypoint or cmd says, or cannot run it"
     return ""
 
@@ -134,7 +146,12 @@ def _address(digits: str) -> str:
 
 
 def where(found: set[tuple[str, int]], port: int) -> str:
-    """Return in one sentence where a server listens that does not answer on `port`."""
+    """Return in one sentence where a server listens that does not answer on `port`.
+
+    Nothing of one that opened it since.
+    """
+    if found & {("0.0.0.0", port), ("::", port)}:
+        return ""
     wanted = f"0.0.0.0:{port} (exposed_port), as a server in a container has to"
     others = [f"[{host}]:{at}" if ":" in host else f"{host}:{at}" for host, at in sorted(found)]
     if not others:

@@ -33,6 +33,10 @@ READ_AHEAD = 64 * 1024
 AT_ONCE = 0.01
 # Of a server that does not say whether it wants the body: it gets it after so many seconds.
 CONTINUE_AFTER = 1.0
+# How long who lost a runner waits to hear how it ended (seconds).
+LAST_WORD = 1.0
+# A process that is being killed may close its port so long after its connections (seconds).
+DYING = 0.1
 STOP = b"x-fal-stop-runner"
 _TRUE = (b"1", b"true", b"yes")
 
@@ -430,13 +434,37 @@ async def _headed(connection: Connection, upload: asyncio.Future[None] | None) -
 async def _judged(runner: Runner, error: UpstreamError) -> UpstreamError:
     """Return a failure as what it is: a runner that lives cuts an answer when its app has failed.
 
-    It has told so itself.
+    It has told so itself. Of one that does not live, how it ended is told.
     """
     if error.kind == INCOMPLETE and runner.direct is None:
         with contextlib.suppress(RefusedError):
             await runner.traffic.check()
             return UpstreamError("the app failed as it answered", 500, "runner_server_error")
+    if error.kind in ("runner_disconnected", INCOMPLETE) and (how := await _ending(runner)):
+        return UpstreamError(f"{error} ({how})", error.status, error.kind)
     return error
+
+
+async def _ending(runner: Runner) -> str:
+    """Return how a runner has ended; "" if that is not known soon, or it lives."""
+    lives = asyncio.ensure_future(_seen_alive(runner))
+    try:
+        await asyncio.wait(
+            (runner.how, lives), timeout=LAST_WORD, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        lives.cancel()
+    return runner.how.result() if runner.how.done() else ""
+
+
+async def _seen_alive(runner: Runner) -> None:
+    """Return if a server of the user's own still accepts; runners of ours are lost here."""
+    if runner.direct is not None:
+        await asyncio.sleep(DYING)
+        with contextlib.suppress(RefusedError):
+            await runner.direct.check()
+            return
+    await asyncio.Event().wait()
 
 
 async def _ended(upload: asyncio.Future[None] | None) -> None:

@@ -61,6 +61,10 @@ class Runner:
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    # How its process ended, in words, as soon as that is known; "" where that is nothing to tell.
+    how: asyncio.Future[str] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -18,6 +18,8 @@ from fal_notebook.gateway.states import ENDING, States
 from fal_notebook.gateway.store import Revision
 from fal_notebook.gateway.upstream import UpstreamError
 
+# Ends that say nothing: nobody knows, it was killed, or it was told to end.
+PLAIN = ("", "SIGKILL", "exit status 0")
 # How often a draining runner's requests are looked at.
 DRAIN_PERIOD = 0.003
 
@@ -52,6 +54,8 @@ class Life:
         self._spawn = spawn
         self._redaction = redaction
         self._note = ""
+        self._ending = ""
+        self._killing = asyncio.Lock()
 
     async def run(self, revision: Revision, adopted: bool) -> None:
         """Follow the runner from its start, or from its adoption, to its end."""
@@ -59,14 +63,26 @@ class Life:
         lost = adopted and not self._backend.alive(row.process)
         error = await self._until_gone(revision, adopted)
         self._states.gone()
-        ending = await self._backend.kill(row.process, row.id)
+        await self._kill()
+        how = f" ({self._ending})" if self._ending else ""
+        self._tell_ending(how)
         await self._launcher.clean_up(row)
-        how = f" ({ending})" if ending else ""
-        if row.state == "TERMINATING" and ending not in ("", "SIGKILL", "exit status 0"):
-            row.cause += how if row.cause else ""
         if not lost:  # what happened without a gateway is no failed start
             self._states.failed(error or f"the runner ended while it was starting{how}")
         self._states.ended(error or f"the runner ended by itself{how}")
+
+    async def _kill(self) -> None:
+        """Kill what is left of it; who comes second finds nothing that says how it ended."""
+        async with self._killing:
+            row = self._runner.row
+            self._ending = await self._backend.kill(row.process, row.id) or self._ending
+
+    def _tell_ending(self, how: str) -> None:
+        """Let those know how it ended who lost it; what ended it itself is known already."""
+        row, told = self._runner.row, "" if self._ending in PLAIN else self._ending
+        if row.state == "TERMINATING" and row.cause and told and told not in row.cause:
+            row.cause += how
+        self._runner.how.set_result(told)
 
     def stop(self, cause: str) -> None:
         """Drain the runner and end it; after the grace it is killed."""
@@ -79,7 +95,7 @@ class Life:
         row = self._runner.row
         if row.state not in ("TERMINATING", "TERMINATED"):
             self._states.enter("TERMINATING", cause)
-            self._spawn(self._backend.kill(row.process, row.id))
+            self._spawn(self._kill())
 
     async def drain(self) -> None:
         """Ask for the end, say when the last request was sent, kill when the grace is spent."""

@@ -62,10 +62,11 @@ async def push(gateway: Gateway, owner: str, name: str, request: PushRequest) ->
         When there is no such app, it has no image, or `to` is no name for one.
     """
     revision, to = _of_containers(gateway, owner, name), _target(request.to)
-    given = credentials.registries(gateway, revision)
+    given, source = credentials.registries(gateway, revision), ""
     if request.login is not None:
         login = Credentials(registries={Reference.of(to).host: request.login})
         given = credentials.with_values(gateway, login)["registries"]
+        source = "--password-from"
     backend = await _docker(gateway)
     news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -75,7 +76,8 @@ async def push(gateway: Gateway, owner: str, name: str, request: PushRequest) ->
 
     async def work() -> None:
         try:
-            digest = await backend.stored.push(revision.environment["image"], to, given, tell)
+            image = revision.environment["image"]
+            digest = await backend.stored.push(image, to, given, tell, source)
             news.put_nowait({"name": to, "digest": digest})
         except FalNotebookError as error:
             said = gateway.redaction.current()(str(error))
