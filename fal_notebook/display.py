@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fal_notebook import deploy_steps
 from fal_notebook.deploy_progress import LOG_LINES, Progress
+from fal_notebook.deploy_steps import shortened
 from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
@@ -19,35 +21,35 @@ class DeployView:
     """The output of a deploying cell, as HTML and as text."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self.progress = progress
 
     @property
     def over(self) -> bool:
         """Whether the deploy has ended, well or not."""
-        return self._progress.state != "deploying"
+        return self.progress.state != "deploying"
 
     def __repr__(self) -> str:
-        p = self._progress
+        p = self.progress
         revision = f" (revision {p.number})  {p.url}" if p.number else ""
         lines = [f"{p.name}: {_deploy_state(p)}{revision}"]
         lines += [f"  {line}" for line in inherited_lines(p.inherited)]
         lines += [f"  {line}" for line in _packages(p)]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
-        lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
+        lines += [f"  {line}" for line in _steps(p)]
         if p.state in ("failed", "cancelled"):
             lines += [f"  {p.error}", *(f"  | {line}" for line in p.log[-LOG_LINES:])]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        p = self._progress
+        p = self.progress
         colour = _COLOURS.get(p.state, "#1565c0")
         head = f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_deploy_state(p)}</span>"
         if p.number:
             head += f" · revision {p.number} · <code>{_text(p.url)}</code>"
         notes = [*inherited_lines(p.inherited), *_packages(p), *p.notices, *p.payload.warnings]
         rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
-        if p.state == "deploying":
-            rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
+        style = "white-space:pre-wrap"
+        rows += [f"<div><code style='{style}'>{_text(line)}</code></div>" for line in _steps(p)]
         if p.state in ("failed", "cancelled"):
             rows.append(f"<div style='color:{colour}'>{_text(p.error)}</div>")
             log = "\n".join(p.log[-LOG_LINES:])
@@ -206,7 +208,7 @@ class ImageView:
 
     def _layers(self, width: int = 100) -> Table:
         rows = [
-            (number, _megabytes(layer["size"]), _shortened(_command(layer["command"]), width))
+            (number, _megabytes(layer["size"]), shortened(_command(layer["command"]), width))
             for number, layer in enumerate(self._about["layers"], 1)
         ]
         return Table(("layer", "size", "command"), rows, "no layers")
@@ -241,10 +243,6 @@ def _command(text: str) -> str:
     text = re.sub(r"^/bin/sh -c #\(nop\)\s+", "", text)
     text = re.sub(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c ", "RUN ", text)
     return " ".join(text.removesuffix("# buildkit").split())
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 class ErrorView:
@@ -289,6 +287,12 @@ def log_line(line: dict[str, Any]) -> str:
 
 def _packages(progress: Progress) -> list[str]:
     return [f"image with {', '.join(progress.packages)}"] if progress.packages else []
+
+
+def _steps(progress: Progress) -> Iterator[str]:
+    return deploy_steps.lines(
+        progress.steps[-_STEPS_SHOWN:] if progress.state == "deploying" else []
+    )
 
 
 def _deploy_state(progress: Progress) -> str:

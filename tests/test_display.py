@@ -103,11 +103,3 @@ def test_a_cancelled_deploy_is_not_called_failed(payload) -> None:
     shown.step({"step": "failed", "message": "another took its place", "cancelled": True})
     assert "app: cancelled (revision 3)" in repr(DeployView(shown))
     assert "another took its place" in repr(DeployView(shown))
-
-
-def test_what_uv_says_to_people_at_a_shell_is_left_out(payload) -> None:
-    shown = progress(payload)
-    shown.state = "deploying"
-    for line in ("Creating virtual environment at: 1", "Activate with: source 1/bin/activate"):
-        shown.step({"step": "building", "message": line})
-    assert shown.steps == []
