@@ -26,7 +26,12 @@ from fal_notebook.container import ContainerImage
 from fal_notebook.discovery import published
 from fal_notebook.exceptions import NotFoundError, OptionError
 from fal_notebook.server_handle import ServerHandle
-from fal_notebook.server_image import ServerImage, is_dockerfile, of_reference
+from fal_notebook.server_image import (
+    ServerImage,
+    begins_like_dockerfile,
+    is_dockerfile,
+    of_reference,
+)
 
 Eventually = Callable[[Callable[[], Any]], Any]
 BASE = "python:{}.{}-slim".format(*sys.version_info)
@@ -397,6 +402,12 @@ def test_an_image_whose_command_is_no_server_is_told_to_give_one(containers: Pat
     failing("empty", BASE, r"exit status 0 before it opened port 8000.*cmd=")
 
 
+def test_an_image_without_a_command_is_told_to_give_one(containers: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    bare = ContainerImage("FROM scratch\nCOPY a /a\n", context_dir=str(tmp_path))
+    failing("bare", bare, r"names no program: write CMD into the Dockerfile, or give cmd=")
+
+
 def test_a_command_that_is_not_there_is_named(containers: Path, image: str) -> None:
     failing("nowhere", of_reference(image, entrypoint=["no-such-server"]), r"no-such-server")
 
@@ -423,6 +434,9 @@ def test_a_failed_revision_leaves_the_one_before_serving(containers: Path, image
         ("exposed_port=8000 cmd=x", "sleep 1\n", "cmd is for images"),
         ("exposed_port=8000 lang=dockerfile", "echo\n", "FROM line"),
         ("exposed_port=8000 image=a/b target=local", "", "target=local"),
+        ("exposed_port=8000", "FROM\n", "begins like a Dockerfile.* lang=dockerfile"),
+        ("exposed_port=8000", "RUN true\nCMD x\n", "begins like a Dockerfile.* lang=dockerfile"),
+        ("exposed_port=8000", "# syntax=a/b\nfrom c\n", "begins like a Dockerfile"),
         ("exposed_port=8000 image=a/b cmd=3", "", "cmd=3"),
     ],
 )
@@ -457,6 +471,12 @@ def test_without_a_function_a_deploy_needs_image_port_and_name() -> None:
 )
 def test_a_dockerfile_is_known_by_its_first_instruction(cell: str, expected: bool) -> None:
     assert is_dockerfile(cell) is expected
+
+
+def test_what_the_magic_is_told_to_run_is_not_taken_for_a_dockerfile() -> None:
+    assert not begins_like_dockerfile("python -m http.server\n")
+    assert not begins_like_dockerfile("ENV=1 RUNS\n")
+    assert begins_like_dockerfile("\n# a comment\n  RUN true\n")
 
 
 def test_a_reference_is_an_image_of_one_line() -> None:
