@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,10 @@ from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
 _STEPS_SHOWN = 6
+# As wide are values of a status in text, such as an image's Dockerfile.
+_WIDEST = 100
+# Where options were given, by how their holder is called.
+_ORIGINS = {"project ": "pyproject", "a program ": "program"}
 
 
 class DeployView:
@@ -58,22 +63,40 @@ class DeployView:
 
 
 class Table:
-    """Rows under named columns."""
+    """Rows under named columns; as text no cell with others behind it is longer than `widest`."""
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
+    def __init__(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        empty: str,
+        widest: int = sys.maxsize,
+    ) -> None:
         self._columns = columns
         self._rows = [[str(cell) for cell in row] for row in rows]
         self._empty = empty
+        self._widest = widest
 
     def __repr__(self) -> str:
         if not self._rows:
             return self._empty
-        lines = [list(self._columns), *self._rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self._columns))]
+        lines = [self._cut(line) for line in (self._columns, *self._rows)]
+        widths = [
+            max((len(line[i]) for line in lines if i < len(line) - 1), default=0)
+            for i in range(len(self._columns))
+        ]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
             for line in lines
         )
+
+    def _cut(self, line: Sequence[str]) -> list[str]:
+        """Return the cells up to the last that says something, which alone may be long."""
+        count = max((n for n, cell in enumerate(line, 1) if cell), default=0)
+        return [
+            *(shortened(cell, self._widest) for cell in line[: count - 1]),
+            *line[count - 1 : count],
+        ]
 
     def _repr_html_(self) -> str:
         if not self._rows:
@@ -128,7 +151,7 @@ def status_table(app: dict[str, Any]) -> Table:
         facts["last error"] = app["last_error"]
     rows = [(name, value, "") for name, value in facts.items()]
     rows += [(name, value, _origin(app, name)) for name, value in sorted(app["options"].items())]
-    return Table(("", "value", "from"), rows, "")
+    return Table(("", "value", "from"), rows, "", _WIDEST)
 
 
 def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None = None) -> Table:
@@ -311,7 +334,9 @@ def _state(app: dict[str, Any]) -> str:
 def _origin(app: dict[str, Any], name: str) -> str:
     if name in app["scaled"]:
         return "scale"
-    return "cell" if name in app["explicit"] else ""
+    if name not in app["explicit"]:
+        return ""
+    return next((o for kind, o in _ORIGINS.items() if app["notebook"].startswith(kind)), "cell")
 
 
 def _text(value: Any) -> str:
