@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,9 @@ from fal_notebook import cli, deploying, settings
 from fal_notebook.backends.untouched import brings_init, listening, where
 from fal_notebook.container import ContainerImage
 from fal_notebook.discovery import published
+from fal_notebook.display import DeployView
 from fal_notebook.exceptions import NotFoundError, OptionError
+from fal_notebook.options import split_options
 from fal_notebook.server_handle import ServerHandle
 from fal_notebook.server_image import (
     ServerImage,
@@ -134,6 +137,25 @@ def test_a_dockerfile_as_the_cell_is_built_beside_the_notebook(
     cells.run(f"%%fal_server web exposed_port=8000 lang=dockerfile wait=true\n{dockerfile}")
     assert cells["web"].request("GET", "/hello.txt").text == "changed\n"
     assert cells["web"].status()["number"] == 2
+
+
+def test_a_slow_step_is_seen_as_it_goes_on(containers: Path, image: str) -> None:
+    slow = f"FROM {image}\nRUN echo {time.time()}; for i in 1 2 3; do echo tick $i; sleep 1; done\n"
+    server, shown = ServerImage("slow", ContainerImage(slow)), list[str]()
+    options, cell = split_options({"image": server.image, "exposed_port": 8000, "wait": True})
+
+    def look() -> None:
+        with contextlib.suppress(NameError):  # before the deploy is accepted
+            shown.append(repr(DeployView(deployment.progress)))
+
+    deployment = deploying.start(server, options, cell, on_change=look)
+    deployment.handle.wait()
+    text = "\n".join(shown)
+    for mark in ("tick 1", "tick 2", "tick 3"):
+        assert re.search(rf"Step 2/3 : RUN .*\n +██████░{{14}} [0-3] s  {mark}", text)
+    assert re.search(r"Step 2/3 : RUN .* \([34]\.\d s\)\n", text)
+    assert len(shown) < 40
+    deployment.handle.delete()
 
 
 def test_cmd_and_entrypoint_take_the_place_of_the_images(cells: Any, image: str) -> None:
