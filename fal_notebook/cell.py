@@ -10,8 +10,9 @@ import re
 import types
 import warnings as python_warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -51,7 +52,9 @@ class Cell:
     imported: tuple[str, ...]
 
 
-def analyse(source: str, entry: str | None = None) -> Cell:
+def analyse(
+    source: str, entry: str | None = None, where: str = "the cell", also: Sequence[str] = ()
+) -> Cell:
     """Return what the cell defines and imports, and which function is to be deployed.
 
     Parameters
@@ -60,6 +63,10 @@ def analyse(source: str, entry: str | None = None) -> Cell:
         Plain Python source.
     entry : str, optional
         Name of the function to deploy; by default the last one defined at module level.
+    where : str
+        What errors call the source.
+    also : sequence of str
+        What else `entry` might have meant.
 
     Raises
     ------
@@ -69,12 +76,16 @@ def analyse(source: str, entry: str | None = None) -> Cell:
         When there is no such function, or the cell awaits at its top level.
     """
     tree = _parse(source)
-    _refuse_await(tree)
+    _refuse_await(tree, where)
     nodes = list(_module_level(tree))
     functions = _last_of_each(node.name for node in nodes if isinstance(node, _FUNCTIONS))
     imported = _unique(name for node in nodes for name in _imports(node))
     defined = _unique(name for node in nodes for name in _bindings(node))
-    return Cell(source, _entry(entry, functions, defined), functions, defined, imported)
+    if entry is None and not functions:
+        raise CellError(f"{where} defines no function to deploy; add one with def or async def")
+    if entry is not None and entry not in defined:
+        raise _unknown(entry, where, (*also, *functions))
+    return Cell(source, entry or functions[-1], functions, defined, imported)
 
 
 def classes(source: str) -> tuple[str, ...]:
@@ -83,7 +94,7 @@ def classes(source: str) -> tuple[str, ...]:
     Errors are those of `analyse`.
     """
     tree = _parse(source)
-    _refuse_await(tree)
+    _refuse_await(tree, "the cell")
     names = _last_of_each(n.name for n in _module_level(tree) if isinstance(n, ast.ClassDef))
     if not names:
         raise CellError("the cell defines no class to deploy; add one that derives from fal.App")
@@ -132,26 +143,23 @@ def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
             yield from _module_level(node)
 
 
-def _refuse_await(tree: ast.Module) -> None:
+def _refuse_await(tree: ast.Module, where: str) -> None:
     for node in _module_level(tree):
         asynchronous = isinstance(node, ast.comprehension) and node.is_async
         if asynchronous or isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)):
             line = f" (line {node.lineno})" if hasattr(node, "lineno") else ""
             raise CellError(
-                f"the cell awaits at its top level{line}, which a deployed cell cannot do; "
+                f"{where} awaits at its top level{line}, which a deployed cell cannot do; "
                 "await in another cell, or inside the function"
             )
 
 
-def _entry(entry: str | None, functions: tuple[str, ...], defined: tuple[str, ...]) -> str:
-    names = ", ".join(f"`{name}`" for name in functions) or "no function"
-    if entry is None and not functions:
-        raise CellError("the cell defines no function to deploy; add one with def or async def")
-    if entry is None:
-        return functions[-1]
-    if entry not in defined:
-        raise CellError(f"the cell does not define `{entry}`; it defines {names}")
-    return entry
+def _unknown(name: str, where: str, names: Sequence[str]) -> CellError:
+    """Return that a function or class is not defined there; `names` are those that are."""
+    near = get_close_matches(name, names, n=1)
+    defines = ", ".join(f"`{each}`" for each in names) or "no function"
+    instead = f"did you mean `{near[0]}`?" if near else f"it defines {defines}"
+    return CellError(f"{where} does not define `{name}`; {instead}")
 
 
 def _imports(node: ast.AST) -> Iterator[str]:

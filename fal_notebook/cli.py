@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +22,7 @@ from fal_notebook.handle import Handle, shared_client
 from fal_notebook.option_types import check_secret_name
 from fal_notebook.options import app_name
 from fal_notebook.registries import from_environment, literal
+from fal_notebook.terminal_line import TerminalLine
 
 if TYPE_CHECKING:
     from fal_notebook.deploying import Deployment
@@ -97,13 +98,18 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
     NAME is that of a table [tool.fal.apps.NAME] in the nearest pyproject.toml, from the working
     folder upwards. Of a file it is a function or an App class; options are those of a cell.
     """
-    deployment = _deployed(target, _values(options))
+    line = TerminalLine()
+    deployment = _deployed(target, _values(options), line.update)
     try:
+        line.follow(deployment.progress)
         deployment.handle.wait()
     except FalNotebookError:
+        line.end()
         for note in (*deployment.progress.notices, *deployment.progress.payload.warnings):
             click.echo(f"note: {note}", err=True)
         raise
+    finally:
+        line.end()
     return display.DeployView(deployment.progress)
 
 
@@ -426,16 +432,16 @@ def _values(options: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def _deployed(target: str, values: dict[str, Any]) -> Deployment:
+def _deployed(target: str, values: dict[str, Any], on_change: Callable[[], None]) -> Deployment:
     from fal_notebook import program, project, project_deploy
 
     given = values.pop("pyproject", None)
     if not project.is_app_name(target):
         if given is not None:
             raise OptionError(f"pyproject is for the name of an app, and {target} is a file")
-        return program.deploy_file(target, values)
+        return program.deploy_file(target, values, on_change)
     found = project.read(project.find("" if given is None else str(given)))
-    return project_deploy.deploy(found.app(target), values)
+    return project_deploy.deploy(found.app(target), values, on_change)
 
 
 def _quoted(word: str) -> str:

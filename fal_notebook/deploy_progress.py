@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -11,18 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fal_notebook.client import Client
+from fal_notebook.deploy_steps import Step, printable
 from fal_notebook.exceptions import (
     DeployError,
     FalNotebookError,
     GatewayError,
     GatewayUnavailableError,
 )
+from fal_notebook.lacking_packages import advice
 from fal_notebook.payload import Payload
 
 # Of a failed runner, as many of its last lines are shown.
 LOG_LINES = 50
-# What uv tells people who make an environment by hand.
-_FOR_A_SHELL = ("Activate with: ", "Creating virtual environment ")
+# So often who shows a deploy is called while nothing comes: its time counts up (seconds).
+TICK = 1.0
 
 
 @dataclass
@@ -30,9 +33,10 @@ class Progress:
     """What a deploy shows: the app, its steps so far, and how it ended.
 
     `state` is deploying, up to date, active, failed or cancelled; when it did not succeed,
-    `still_runs` says whether an earlier revision answers. `on_change` is called after each change,
-    from a worker thread. `packages` is what an image got because the code imports it;
-    `refused_by` is the registry that refused its credentials.
+    `still_runs` says whether an earlier revision answers. `on_change` is called after each change
+    and each second, from a worker thread. `packages` is what an image got because the code imports
+    it; `own_image` says that it is the user's. `refused_by` is the registry that refused its
+    credentials.
     """
 
     owner: str
@@ -42,9 +46,10 @@ class Progress:
     still_runs: bool = False
     url: str = ""
     number: int = 0
-    steps: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     packages: list[str] = field(default_factory=list)
+    own_image: bool = False
     inherited: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     log: list[str] = field(default_factory=list)
@@ -60,13 +65,11 @@ class Progress:
         self.state = "up to date" if reply["up_to_date"] else "deploying"
         self.on_change()
 
-    def step(self, data: Mapping[str, Any]) -> None:
-        """Take one event of the deploy."""
+    def step(self, data: Mapping[str, Any], at: float | None = None) -> None:
+        """Take one event of the deploy, which happened then; by default now."""
         if data["step"] == "failed":
             self.refused_by = data.get("registry", "")
             self.failed(data["message"], data.get("log"), data.get("cancelled", False))
-            return
-        if data["message"].startswith(_FOR_A_SHELL):
             return
         if data["step"] == "note":
             self.notices.append(data["message"])
@@ -74,8 +77,17 @@ class Progress:
             return
         if data["step"] == "active":
             self.state = "active"
-        self.steps.append(f"{data['step']}: {data['message']}")
+        began = time.time() if at is None else at
+        if self.steps:
+            self.steps[-1].ended = began
+        self.steps.append(Step(f"{data['step']}: {printable(data['message'])}", began))
         self.on_change()
+
+    def detail(self, data: Mapping[str, Any]) -> None:
+        """Take what the step that runs said last, and how far it is."""
+        if self.steps:
+            self.steps[-1].said, self.steps[-1].part = printable(data["message"]), data["part"]
+            self.on_change()
 
     def failed(self, reason: str, log: list[str] | None = None, cancelled: bool = False) -> None:
         """Take the reason why the deploy ended without success."""
@@ -123,17 +135,34 @@ async def follow(
 
 
 async def _until_ended(client: Client, progress: Progress, reply: Mapping[str, Any]) -> None:
-    async for event in client.events(reply["owner"], reply["app"], reply["since"]):
-        if event["kind"] == "deploy" and event["data"]["revision"] == reply["revision"]:
-            progress.step(event["data"])
-        if progress.state != "deploying":
-            return
+    ticking = asyncio.create_task(_tick(progress))
+    try:
+        async for event in client.events(reply["owner"], reply["app"], reply["since"]):
+            if event["data"].get("revision") != reply["revision"]:
+                continue
+            if event["kind"] == "deploy":
+                progress.step(event["data"], event["at"])
+            elif event["kind"] == "detail":
+                progress.detail(event["data"])
+            if progress.state != "deploying":
+                return
+    finally:
+        ticking.cancel()
+
+
+async def _tick(progress: Progress) -> None:
+    while True:
+        await asyncio.sleep(TICK)
+        progress.on_change()
 
 
 async def _explain(client: Client, progress: Progress) -> None:
     """Add to a failure what helps, and which revision still answers: no handle calls old code."""
     lacking = re.search(r"No module named '(\w+)", progress.error)
     hints = [w for w in progress.payload.warnings if lacking and f"`{lacking[1]}`" in w]
+    if helps := advice(progress.error, progress.own_image):
+        hints.insert(0, helps)
+        progress.log = []  # where an import stands in our code helps nobody
     with suppress(GatewayError):  # nothing runs
         running = await client.status(progress.owner, progress.name)
         progress.still_runs = running["number"] != progress.number

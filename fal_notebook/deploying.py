@@ -186,6 +186,7 @@ def start(
     payload = find({})
     noted = notices(function, options)
     progress = Progress(owner, app, payload, notices=noted, on_change=on_change)
+    progress.own_image = options.image is not None
     target = image_request.target(cell.target, options)
     imported, told = imported_distributions(function, payload, options, target)
     progress.packages = imported.get("distributions", [])

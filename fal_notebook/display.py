@@ -4,50 +4,57 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fal_notebook import deploy_steps
 from fal_notebook.deploy_progress import LOG_LINES, Progress
+from fal_notebook.deploy_steps import shortened
 from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
 _STEPS_SHOWN = 6
+# As wide are values of a status in text, such as an image's Dockerfile.
+_WIDEST = 100
+# Where options were given, by how their holder is called.
+_ORIGINS = {"project ": "pyproject", "a program ": "program"}
 
 
 class DeployView:
     """The output of a deploying cell, as HTML and as text."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self.progress = progress
 
     @property
     def over(self) -> bool:
         """Whether the deploy has ended, well or not."""
-        return self._progress.state != "deploying"
+        return self.progress.state != "deploying"
 
     def __repr__(self) -> str:
-        p = self._progress
+        p = self.progress
         revision = f" (revision {p.number})  {p.url}" if p.number else ""
         lines = [f"{p.name}: {_deploy_state(p)}{revision}"]
         lines += [f"  {line}" for line in inherited_lines(p.inherited)]
         lines += [f"  {line}" for line in _packages(p)]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
-        lines += [f"  {step}" for step in p.steps[-_STEPS_SHOWN:] if p.state == "deploying"]
+        lines += [f"  {line}" for line in _steps(p)]
         if p.state in ("failed", "cancelled"):
             lines += [f"  {p.error}", *(f"  | {line}" for line in p.log[-LOG_LINES:])]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        p = self._progress
+        p = self.progress
         colour = _COLOURS.get(p.state, "#1565c0")
         head = f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_deploy_state(p)}</span>"
         if p.number:
             head += f" · revision {p.number} · <code>{_text(p.url)}</code>"
         notes = [*inherited_lines(p.inherited), *_packages(p), *p.notices, *p.payload.warnings]
         rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
-        if p.state == "deploying":
-            rows += [f"<div><code>{_text(step)}</code></div>" for step in p.steps[-_STEPS_SHOWN:]]
+        style = "white-space:pre-wrap"
+        rows += [f"<div><code style='{style}'>{_text(line)}</code></div>" for line in _steps(p)]
         if p.state in ("failed", "cancelled"):
             rows.append(f"<div style='color:{colour}'>{_text(p.error)}</div>")
             log = "\n".join(p.log[-LOG_LINES:])
@@ -56,22 +63,40 @@ class DeployView:
 
 
 class Table:
-    """Rows under named columns."""
+    """Rows under named columns; as text no cell with others behind it is longer than `widest`."""
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
+    def __init__(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        empty: str,
+        widest: int = sys.maxsize,
+    ) -> None:
         self._columns = columns
         self._rows = [[str(cell) for cell in row] for row in rows]
         self._empty = empty
+        self._widest = widest
 
     def __repr__(self) -> str:
         if not self._rows:
             return self._empty
-        lines = [list(self._columns), *self._rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self._columns))]
+        lines = [self._cut(line) for line in (self._columns, *self._rows)]
+        widths = [
+            max((len(line[i]) for line in lines if i < len(line) - 1), default=0)
+            for i in range(len(self._columns))
+        ]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
             for line in lines
         )
+
+    def _cut(self, line: Sequence[str]) -> list[str]:
+        """Return the cells up to the last that says something, which alone may be long."""
+        count = max((n for n, cell in enumerate(line, 1) if cell), default=0)
+        return [
+            *(shortened(cell, self._widest) for cell in line[: count - 1]),
+            *line[count - 1 : count],
+        ]
 
     def _repr_html_(self) -> str:
         if not self._rows:
@@ -126,7 +151,7 @@ def status_table(app: dict[str, Any]) -> Table:
         facts["last error"] = app["last_error"]
     rows = [(name, value, "") for name, value in facts.items()]
     rows += [(name, value, _origin(app, name)) for name, value in sorted(app["options"].items())]
-    return Table(("", "value", "from"), rows, "")
+    return Table(("", "value", "from"), rows, "", _WIDEST)
 
 
 def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None = None) -> Table:
@@ -206,7 +231,7 @@ class ImageView:
 
     def _layers(self, width: int = 100) -> Table:
         rows = [
-            (number, _megabytes(layer["size"]), _shortened(_command(layer["command"]), width))
+            (number, _megabytes(layer["size"]), shortened(_command(layer["command"]), width))
             for number, layer in enumerate(self._about["layers"], 1)
         ]
         return Table(("layer", "size", "command"), rows, "no layers")
@@ -241,10 +266,6 @@ def _command(text: str) -> str:
     text = re.sub(r"^/bin/sh -c #\(nop\)\s+", "", text)
     text = re.sub(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c ", "RUN ", text)
     return " ".join(text.removesuffix("# buildkit").split())
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 class ErrorView:
@@ -291,6 +312,12 @@ def _packages(progress: Progress) -> list[str]:
     return [f"image with {', '.join(progress.packages)}"] if progress.packages else []
 
 
+def _steps(progress: Progress) -> Iterator[str]:
+    return deploy_steps.lines(
+        progress.steps[-_STEPS_SHOWN:] if progress.state == "deploying" else []
+    )
+
+
 def _deploy_state(progress: Progress) -> str:
     accepted = progress.number or progress.state != "deploying"
     return progress.state if accepted else "starts the gateway"
@@ -307,7 +334,9 @@ def _state(app: dict[str, Any]) -> str:
 def _origin(app: dict[str, Any], name: str) -> str:
     if name in app["scaled"]:
         return "scale"
-    return "cell" if name in app["explicit"] else ""
+    if name not in app["explicit"]:
+        return ""
+    return next((o for kind, o in _ORIGINS.items() if app["notebook"].startswith(kind)), "cell")
 
 
 def _text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -50,10 +51,12 @@ def _rank(problem: Any) -> int:
 
 
 def _reason(model: type[BaseModel], problem: Any) -> str | None:
-    """Return our own validator's reason, or what is wrong inside a nested value."""
+    """Return our own validator's reason, a nearest value, or what is wrong inside a nested one."""
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     loc = problem["loc"]
+    if problem["type"] == "literal_error" and (meant := _meant(problem)):
+        return f"{_allowed(model, str(loc[0]))}; did you mean {meant!r}?"
     holder = _nested_model(model, loc[:-1]) if len(loc) > 1 else None
     if holder is None or loc[0] in _NEVER_SHOWN:
         return None
@@ -71,6 +74,12 @@ def _inside(holder: type[BaseModel], problem: Any) -> str:
         return f"{place} is missing"
     message = problem["msg"]
     return f"{place}={_short(problem['input'])}, {message[:1].lower()}{message[1:]}"
+
+
+def _meant(problem: Any) -> str:
+    """Return which of the words that are allowed is nearest to the one that was given."""
+    words = re.findall(r"'(.*?)'", problem["ctx"]["expected"])
+    return next(iter(get_close_matches(str(problem["input"]), words, n=1)), "")
 
 
 def _nested_model(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel] | None:

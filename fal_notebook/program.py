@@ -6,7 +6,7 @@ import ast
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,9 @@ from fal_notebook.options import split_options
 from fal_notebook.sdk_app import is_sdk_app
 
 
-def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
+def deploy_file(
+    target: str, values: Mapping[str, Any], on_change: Callable[[], None] = lambda: None
+) -> deploying.Deployment:
     """Run ``FILE[::NAME]`` and deploy its function or class.
 
     By default that is the file's last `App` class, where it has none its last function. The file
@@ -38,7 +40,7 @@ def deploy_file(target: str, values: Mapping[str, Any]) -> deploying.Deployment:
     name, _, wanted = target.partition("::")
     with loaded(name, wanted) as (found, entry):
         options, cell = split_options({**deploying.given_by(found), **values})
-        deployment = deploying.start(found, options, cell, entry)
+        deployment = deploying.start(found, options, cell, entry, on_change)
         wait([deployment.accepted])  # it may have to be captured once more
     return deployment
 
@@ -53,8 +55,9 @@ def loaded(name: str, wanted: str = "") -> Iterator[tuple[Any, str]]:
     try:
         source = path.read_text()
     except (OSError, ValueError) as error:
-        raise CellError(f"{name} cannot be read: {error}") from None
-    found = _classes(source, wanted or None)
+        reason = getattr(error, "strerror", None) or error
+        raise CellError(f"{name} cannot be read: {reason}") from None
+    found = _classes(name, source, wanted or None)
     with _as_main(path) as namespace:
         exec(_compiled(source, path), namespace)
         entry = _entry(source, found, wanted, namespace)
@@ -63,14 +66,14 @@ def loaded(name: str, wanted: str = "") -> Iterator[tuple[Any, str]]:
         yield namespace[entry], entry
 
 
-def _classes(source: str, wanted: str | None) -> tuple[str, ...]:
+def _classes(name: str, source: str, wanted: str | None) -> tuple[str, ...]:
     """Return the file's classes, after a look whether it defines what is wanted."""
     try:
         names = classes(source)
     except CellError:
         names = ()
     if wanted not in names if wanted else not names:
-        analyse(source, wanted)
+        analyse(source, wanted, name, names)
     return names
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,24 @@ def _loaded(app: ProjectApp) -> Iterator[tuple[Any, dict[str, Any]]]:
         return
     with _on_path(app.folder):
         if app.ref:
-            path, _, symbol = app.ref.partition("::")
-            with program.loaded(str(app.folder / Path(path).expanduser()), symbol) as (found, _):
+            with _of_file(app) as found:
                 yield found, {}
         else:
             module, _, symbol = app.entry_point.partition(":")
             with _fresh(module.partition(".")[0], app.folder) as is_local:
                 yield _symbol(app, module, symbol), _by_value(app, module, is_local)
+
+
+@contextmanager
+def _of_file(app: ProjectApp) -> Iterator[Any]:
+    path, _, symbol = app.ref.partition("::")
+    with ExitStack() as loaded:
+        try:
+            file = program.loaded(str(app.folder / Path(path).expanduser()), symbol)
+            found, _ = loaded.enter_context(file)
+        except CellError as error:
+            raise CellError(f"{app.label}: ref={app.ref!r}: {error}") from None
+        yield found
 
 
 @contextmanager

@@ -19,6 +19,11 @@ from fal_notebook.server_command import server_manifest
 
 # What a Dockerfile begins with; no shell has such commands.
 _FIRST = re.compile(r"(FROM|ARG)\s+\S")
+# With what one is begun by mistake.
+_LIKE = re.compile(
+    r"(FROM|ARG|RUN|COPY|ADD|ENV|WORKDIR|USER|EXPOSE|LABEL|VOLUME|CMD|ENTRYPOINT)(\s|$)"
+)
+_SYNTAX = re.compile(r"\s*#\s*syntax\s*=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class ServerImage:
 def is_dockerfile(cell: str) -> bool:
     """Say whether a cell is a Dockerfile by its first instruction."""
     return _FIRST.match(first_line(cell)) is not None
+
+
+def begins_like_dockerfile(cell: str) -> bool:
+    """Say whether a cell that is no Dockerfile begins as if it were to be one."""
+    return bool(_LIKE.match(first_line(cell)) or _SYNTAX.match(cell))
 
 
 def first_line(cell: str) -> str:

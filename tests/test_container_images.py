@@ -501,6 +501,8 @@ def test_the_log_of_newer_builders_is_read_too() -> None:
     assert told == [
         "Step 1/2 : FROM docker.io/library/python:3.11",
         "Step 2/2 : RUN false",
+        "out",
+        "two",
     ]
     assert str(error) == "the image could not be built, Step 2/2 : RUN false failed: exit status 1"
     assert error.log == ["out", "two"]

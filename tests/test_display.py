@@ -7,7 +7,14 @@ import time
 import pytest
 
 from fal_notebook.deploy_progress import Progress
-from fal_notebook.display import DeployView, Table, captured_table, log_line, runners_table
+from fal_notebook.display import (
+    DeployView,
+    Table,
+    captured_table,
+    log_line,
+    runners_table,
+    status_table,
+)
 from fal_notebook.payload import Payload, capture
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -105,9 +112,41 @@ def test_a_cancelled_deploy_is_not_called_failed(payload) -> None:
     assert "another took its place" in repr(DeployView(shown))
 
 
-def test_what_uv_says_to_people_at_a_shell_is_left_out(payload) -> None:
-    shown = progress(payload)
-    shown.state = "deploying"
-    for line in ("Creating virtual environment at: 1", "Activate with: source 1/bin/activate"):
-        shown.step({"step": "building", "message": line})
-    assert shown.steps == []
+STATUS = {
+    "owner": "me",
+    "name": "app",
+    "url": "u",
+    "number": 1,
+    "revision": "r",
+    "step": "",
+    "runners": 0,
+    "in_flight": 0,
+    "queued": 0,
+    "deploying": None,
+    "crash_backoff": True,
+    "machine": {"name": "S", "memory_mb": 1, "cores": 1},
+    "scaled": {},
+    "last_error": "e" * 300,
+    "options": {"image": "x" * 500, "keep_alive": 1},
+    "explicit": {"image": "x" * 500},
+}
+
+
+@pytest.mark.parametrize(
+    ("holder", "origin"),
+    [
+        ("notebook /a.ipynb", "cell"),
+        ("a session in /a", "cell"),
+        ("a program in /a", "program"),
+        ("project /a/pyproject.toml", "pyproject"),
+    ],
+)
+def test_a_status_says_where_a_value_is_from_and_cuts_long_ones_in_text(
+    holder: str, origin: str
+) -> None:
+    table = status_table({**STATUS, "notebook": holder})
+    lines = {line.split()[0]: line for line in repr(table).splitlines()[1:]}
+    assert lines["image"].endswith(f"…  {origin}")
+    assert len(lines["image"]) < 140
+    assert lines["last"].endswith("e" * 300)
+    assert "x" * 500 in table._repr_html_()

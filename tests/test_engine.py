@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,12 @@ import pytest
 from docker.errors import DockerException
 from inside import until
 
+from fal_notebook.backends import transfers
 from fal_notebook.backends.containers import RUNNER, Containers
+from fal_notebook.backends.details import Detail
 from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.engine import Engine, Streams, _follow_build
+from fal_notebook.backends.transfers import Transfer
 from fal_notebook.exceptions import BuildError, EngineError
 from fal_notebook.image import Recipe
 
@@ -82,7 +86,8 @@ def test_without_permission_the_group_is_named(
 
 def test_steps_of_a_build_are_told(engine: Engine) -> None:
     steps = build(engine, f"FROM {BASE}\nRUN echo something\n")
-    assert steps[-1] == "Step 2/2 : RUN echo something"
+    steps = [text for text in steps if not isinstance(text, Detail)]
+    assert steps == [f"Step 1/2 : FROM {BASE}", "Step 2/2 : RUN echo something"]
 
 
 def test_a_failing_step_is_named_with_its_status_and_last_lines(engine: Engine) -> None:
@@ -205,3 +210,22 @@ def test_without_room_for_a_build_of_files_the_folder_is_named(
     recipe = Recipe("test", f"FROM {BASE}\nCOPY a a\n", {"a": b"0" * 64 * 1024**2})
     with pytest.raises(BuildError, match=rf"{small_disk} is full"):
         engine.build(recipe, print, Streams(), anew=False)
+
+
+def test_what_a_step_prints_is_told_as_its_details(engine: Engine) -> None:
+    told = build(engine, f"FROM {BASE}\nRUN echo one {time.time()}; sleep 1; echo two\n")
+    details = [text for text in told if isinstance(text, Detail)]
+    assert "two" in details
+    assert told.index("two") > next(n for n, text in enumerate(told) if text.startswith("Step 2/2"))
+
+
+def test_how_far_a_pull_is_is_told_in_bytes_and_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "PAUSE", 0)
+    told: list[str] = []
+    transfer = Transfer("pulled", "a", None)
+    moving = {"current": 3_000_000, "total": 4_000_000}
+    transfer.take({"id": "one", "status": "Already exists"}, told.append)
+    transfer.take({"id": "two", "status": "Pulling fs layer"}, told.append)
+    transfer.take({"id": "two", "status": "Downloading", "progressDetail": moving}, told.append)
+    assert told == ["1 of 1 layers", "1 of 2 layers", "1 of 2 layers, 3.0 of 4.0 MB"]
+    assert [text.part for text in told if isinstance(text, Detail)] == [1.0, 0.5, 0.75]

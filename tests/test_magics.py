@@ -47,9 +47,10 @@ def test_the_value_of_a_cells_last_expression_is_shown(shell, capsys) -> None:
 def test_a_terminal_prints_the_deploy_when_accepted_and_when_it_ended(shell, capsys) -> None:
     shell.run(cell("wait=true", ONE))
     lines = capsys.readouterr().out.splitlines()
-    states = [line.split("  ")[0] for line in lines if line.startswith("one: ")]
+    states = [line.split("  ")[0] for line in lines if line.startswith("one: ") and "(" in line]
     number = shell["one"].status()["number"]
     assert states == [f"one: deploying (revision {number})", f"one: active (revision {number})"]
+    assert lines.index("one: building: environment") < lines.index("one: starting: runner")
 
 
 def test_running_a_cell_again_is_up_to_date_and_keeps_what_scale_changed(shell, capsys) -> None:

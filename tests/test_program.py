@@ -65,7 +65,8 @@ def test_without_a_name_the_last_app_is_deployed(program: Path) -> None:
 
 WRONG = {
     "Plain": "`Plain` is no app; derive it from fal_notebook.App",
-    "Nothing": "the cell does not define `Nothing`",
+    "Nothing": "apps.py does not define `Nothing`; it defines `Asked`, `Plain`, ",
+    "Plan": "apps.py does not define `Plan`; did you mean `Plain`?",
 }
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,9 +25,16 @@ from fal_notebook import cli, deploying, settings
 from fal_notebook.backends.untouched import brings_init, listening, where
 from fal_notebook.container import ContainerImage
 from fal_notebook.discovery import published
+from fal_notebook.display import DeployView
 from fal_notebook.exceptions import NotFoundError, OptionError
+from fal_notebook.options import split_options
 from fal_notebook.server_handle import ServerHandle
-from fal_notebook.server_image import ServerImage, is_dockerfile, of_reference
+from fal_notebook.server_image import (
+    ServerImage,
+    begins_like_dockerfile,
+    is_dockerfile,
+    of_reference,
+)
 
 Eventually = Callable[[Callable[[], Any]], Any]
 BASE = "python:{}.{}-slim".format(*sys.version_info)
@@ -129,6 +137,25 @@ def test_a_dockerfile_as_the_cell_is_built_beside_the_notebook(
     cells.run(f"%%fal_server web exposed_port=8000 lang=dockerfile wait=true\n{dockerfile}")
     assert cells["web"].request("GET", "/hello.txt").text == "changed\n"
     assert cells["web"].status()["number"] == 2
+
+
+def test_a_slow_step_is_seen_as_it_goes_on(containers: Path, image: str) -> None:
+    slow = f"FROM {image}\nRUN echo {time.time()}; for i in 1 2 3; do echo tick $i; sleep 1; done\n"
+    server, shown = ServerImage("slow", ContainerImage(slow)), list[str]()
+    options, cell = split_options({"image": server.image, "exposed_port": 8000, "wait": True})
+
+    def look() -> None:
+        with contextlib.suppress(NameError):  # before the deploy is accepted
+            shown.append(repr(DeployView(deployment.progress)))
+
+    deployment = deploying.start(server, options, cell, on_change=look)
+    deployment.handle.wait()
+    text = "\n".join(shown)
+    for mark in ("tick 1", "tick 2", "tick 3"):
+        assert re.search(rf"Step 2/3 : RUN .*\n +██████░{{14}} [0-3] s  {mark}", text)
+    assert re.search(r"Step 2/3 : RUN .* \([34]\.\d s\)\n", text)
+    assert len(shown) < 40
+    deployment.handle.delete()
 
 
 def test_cmd_and_entrypoint_take_the_place_of_the_images(cells: Any, image: str) -> None:
@@ -397,6 +424,12 @@ def test_an_image_whose_command_is_no_server_is_told_to_give_one(containers: Pat
     failing("empty", BASE, r"exit status 0 before it opened port 8000.*cmd=")
 
 
+def test_an_image_without_a_command_is_told_to_give_one(containers: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    bare = ContainerImage("FROM scratch\nCOPY a /a\n", context_dir=str(tmp_path))
+    failing("bare", bare, r"names no program: write CMD into the Dockerfile, or give cmd=")
+
+
 def test_a_command_that_is_not_there_is_named(containers: Path, image: str) -> None:
     failing("nowhere", of_reference(image, entrypoint=["no-such-server"]), r"no-such-server")
 
@@ -423,6 +456,9 @@ def test_a_failed_revision_leaves_the_one_before_serving(containers: Path, image
         ("exposed_port=8000 cmd=x", "sleep 1\n", "cmd is for images"),
         ("exposed_port=8000 lang=dockerfile", "echo\n", "FROM line"),
         ("exposed_port=8000 image=a/b target=local", "", "target=local"),
+        ("exposed_port=8000", "FROM\n", "begins like a Dockerfile.* lang=dockerfile"),
+        ("exposed_port=8000", "RUN true\nCMD x\n", "begins like a Dockerfile.* lang=dockerfile"),
+        ("exposed_port=8000", "# syntax=a/b\nfrom c\n", "begins like a Dockerfile"),
         ("exposed_port=8000 image=a/b cmd=3", "", "cmd=3"),
     ],
 )
@@ -457,6 +493,12 @@ def test_without_a_function_a_deploy_needs_image_port_and_name() -> None:
 )
 def test_a_dockerfile_is_known_by_its_first_instruction(cell: str, expected: bool) -> None:
     assert is_dockerfile(cell) is expected
+
+
+def test_what_the_magic_is_told_to_run_is_not_taken_for_a_dockerfile() -> None:
+    assert not begins_like_dockerfile("python -m http.server\n")
+    assert not begins_like_dockerfile("ENV=1 RUNS\n")
+    assert begins_like_dockerfile("\n# a comment\n  RUN true\n")
 
 
 def test_a_reference_is_an_image_of_one_line() -> None:

@@ -46,3 +46,22 @@ def test_a_terminal_is_told_of_a_refusal_too(terminal: pexpect.spawn) -> None:
     terminal.expect_exact("one: active (revision 1)")
     deploy(terminal, "def one(): return 2", "requirements=nosuchpackage-xyz")
     terminal.expect_exact("nosuchpackage-xyz failed")
+
+
+def test_a_step_that_takes_long_is_told_above_the_prompt(terminal: pexpect.spawn) -> None:
+    deploy(terminal, "def one(): return 1", "wait=true")
+    terminal.expect_exact("one: active (revision 1)")
+    terminal.sendline("def load(): import time; time.sleep(3)")
+    terminal.sendline("")
+    deploy(terminal, "def one(): return 2", "setup_function=load")
+    terminal.expect_exact("one: starting: runner")
+    terminal.expect_exact("one: active (revision 2)")
+
+
+def test_a_cell_that_waits_rewrites_one_line(terminal: pexpect.spawn) -> None:
+    terminal.sendline("def load(): import time; time.sleep(3)")
+    terminal.sendline("")
+    deploy(terminal, "def one(): return 1", "wait=true setup_function=load")
+    terminal.expect_exact("\rone: 1 s  starting: runner\x1b[K")
+    terminal.expect_exact("\rone: 2 s  starting: runner\x1b[K")
+    terminal.expect_exact("\r\x1b[Kone: active (revision 1)")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from fal_notebook.backends import children, programs
+from fal_notebook.backends.details import Detail
 from fal_notebook.backends.engine_words import failure
 from fal_notebook.exceptions import BuildError
 from fal_notebook.image import LABEL, UserImage
@@ -59,6 +60,7 @@ class Steps:
             self._failed = vertex, text.removeprefix("ERROR: ")
         elif (output := _OUTPUT.match(text)) and vertex in self._names:
             self._output.setdefault(vertex, deque(maxlen=LAST_LINES)).append(output[1])
+            self._progress(Detail(output[1]))
         elif (step := _STEP.match(text)) and vertex not in self._names:
             self._names[vertex] = f"Step {step[1]}/{step[2]} : {step[3]}"
             self._progress(self._names[vertex])

@@ -23,6 +23,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import CancellableStream
 
 from fal_notebook import settings
+from fal_notebook.backends.details import Detail
 from fal_notebook.backends.engine_words import meaning
 from fal_notebook.backends.logins import Login, header
 from fal_notebook.backends.transfers import Transfer
@@ -450,7 +451,7 @@ def _close(stream: CancellableStream) -> None:
 
 
 def _follow_build(lines: CancellableStream, progress: Progress) -> None:
-    """Tell each step; raise what the builder says when one fails."""
+    """Tell each step and what it prints; raise what the builder says when one fails."""
     step, last = "", list[str]()
     for line in lines:
         if "error" in line:
@@ -461,6 +462,7 @@ def _follow_build(lines: CancellableStream, progress: Progress) -> None:
                 progress(text)
             elif not text.startswith(_NOISE):
                 last.append(text)
+                progress(Detail(text))
 
 
 def _why(step: str, line: Mapping[str, Any], last: list[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 _GPU = re.compile(r"could not select device driver|nvidia-container|unresolvable CDI devices", re.I)
 _FULL = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.I)
 _FOREIGN = re.compile(r"exec format error", re.I)
+_NO_PROGRAM = re.compile(r"no command specified", re.I)
 
 
 def meaning(said: str) -> str | None:
@@ -29,6 +30,8 @@ def meaning(said: str) -> str | None:
             f"its programs are for another machine than this one, {platform.machine()}: take a "
             "base image for this one, or leave out --platform"
         )
+    if _NO_PROGRAM.search(said):
+        return "the image names no program: write CMD into the Dockerfile, or give cmd="
     return None
 
 

@@ -36,7 +36,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from fal_notebook.backends.uv_process import Progress, elapsed, os_errors_translated, run_uv
+from fal_notebook.backends.uv_process import Progress, os_errors_translated, run_uv
 from fal_notebook.exceptions import BuildError
 from fal_notebook.local_requirements import fingerprints, folders
 
@@ -273,14 +273,16 @@ def _mark(folder: Path, record: Mapping[str, object], seconds: float) -> None:
 
 @asynccontextmanager
 async def _locked(path: Path, progress: Progress) -> AsyncIterator[None]:
-    lock = FileLock(path)
-    async with elapsed("waiting for another build of the same environment", progress):
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except Timeout:
-                await asyncio.sleep(0.05)
+    lock, told = FileLock(path), False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            if not told:
+                progress("waiting for another build of the same environment")
+            told = True
+            await asyncio.sleep(0.05)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 
 from docker.auth import encode_header
 
+from fal_notebook.backends.details import Detail
 from fal_notebook.backends.logins import Login
 from fal_notebook.exceptions import RegistryError
 from fal_notebook.registries import Reference, explain, refused
@@ -19,7 +20,6 @@ PAUSE = 0.5
 _DONE = ("Pull complete", "Already exists", "Pushed", "Layer already exists", "Mounted from")
 _MOVING = ("Downloading", "Pushing")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_WORDS = {"pulled": "pulling", "pushed": "pushing"}
 
 
 class Transfer:
@@ -57,7 +57,7 @@ class Transfer:
         self.digest = digest or self.digest
         if self._is_news(line) and time.monotonic() - self._shown_at >= PAUSE:
             self._shown_at = time.monotonic()
-            progress(self.text)
+            progress(self.detail)
 
     def error(self, said: str) -> RegistryError:
         """Return what to raise for the engine's reason."""
@@ -66,14 +66,14 @@ class Transfer:
         return RegistryError(explain(self._doing, self.name, said, login), host=host)
 
     @property
-    def text(self) -> str:
-        """How far it is, in words."""
+    def detail(self) -> Detail:
+        """How far it is: of the bytes that are known to be moved, else of the layers."""
         done = sum(is_done for is_done, _, _ in self._layers.values())
         moved = sum(current for _, current, _ in self._layers.values()) / 1e6
         total = sum(total for _, _, total in self._layers.values()) / 1e6
         size = f", {moved:.1f} of {total:.1f} MB" if total else ""
-        layers = f": {done} of {len(self._layers)} layers{size}" if self._layers else ""
-        return f"{_WORDS[self._doing]} {self.name}{layers}"
+        part = moved / total if total else done / len(self._layers)
+        return Detail(f"{done} of {len(self._layers)} layers{size}", part)
 
     def _is_news(self, line: Mapping[str, Any]) -> bool:
         layer, status = line.get("id"), str(line.get("status", ""))

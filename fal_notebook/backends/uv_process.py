@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import uv
 
 from fal_notebook.backends import programs
+from fal_notebook.backends.details import Detail
 from fal_notebook.exceptions import BuildError
 
 Progress = Callable[[str], None]
-
-ELAPSED_EVERY = 2.0
-"""Seconds between two signs of life of a build that has nothing else to say."""
 
 # What another interpreter or project means for uv must not reach the environments made here;
 # index, proxy, CA and cache settings must.
@@ -56,7 +52,7 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
     what : str
         The step in words, for messages: "installing six".
     progress : callable
-        Gets each line that uv prints, and the elapsed seconds every `ELAPSED_EVERY`.
+        Gets the step, and each line that uv prints as its `Detail`.
 
     Raises
     ------
@@ -67,11 +63,10 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
 
     def told(line: str) -> None:
         said.append(line)
-        progress(line)
+        progress(Detail(line))
 
-    async with elapsed(what, progress):
-        environment = uv_environment(os.environ)
-        status = await programs.run([_program(), *arguments], cwd, environment, told)
+    progress(what)
+    status = await programs.run([_program(), *arguments], cwd, uv_environment(os.environ), told)
     if status:
         raise BuildError(f"{what} failed: {reason(said)}")
 
@@ -92,24 +87,6 @@ def uv_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if not any(name.startswith(("UV_INDEX", "UV_DEFAULT_INDEX")) for name in kept):
         kept |= {theirs: kept[ours] for ours, theirs in _INDEXES.items() if kept.get(ours)}
     return {**kept, "NO_COLOR": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-
-
-@asynccontextmanager
-async def elapsed(what: str, progress: Progress) -> AsyncIterator[None]:
-    """Say every `ELAPSED_EVERY` seconds how long the body has been running."""
-
-    async def tick() -> None:
-        started = time.monotonic()
-        while True:
-            await asyncio.sleep(ELAPSED_EVERY)
-            progress(f"{what}: {time.monotonic() - started:.0f} s")
-
-    ticking = asyncio.create_task(tick())
-    try:
-        yield
-    finally:
-        ticking.cancel()
-        await asyncio.gather(ticking, return_exceptions=True)
 
 
 def reason(said: Sequence[str]) -> str:

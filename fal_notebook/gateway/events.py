@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,6 +38,10 @@ class Events:
         """Hand a load sample to every follower; samples are not stored."""
         if self._queues:
             self.publish(Event(0, sample["at"], "sample", owner, app, sample))
+
+    def detail(self, owner: str, app: str, data: dict[str, Any]) -> None:
+        """Tell every follower how far a build's step is; that is not stored."""
+        self.publish(Event(0, time.time(), "detail", owner, app, data))
 
     def errors(self, owner: str, app: str, data: dict[str, Any]) -> None:
         """Tell every follower that requests failed; they are stored as groups, not as events."""

@@ -106,7 +106,7 @@ class FunctionMagic:
         if cell.dry_run:
             _show_captured(*deploying.dry_run(function, options, cell, entry))
             return
-        output = Output(self._shell)
+        output = Output(self._shell, bool(cell.wait))
         # A gateway takes seconds to start; without it there is only the output to tell more.
         at_once = output.follows and not cell.wait and not discovery.is_up(settings.state_folder())
         deployment = deploying.start(function, options, cell, entry, output.update, source)

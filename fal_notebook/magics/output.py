@@ -1,4 +1,4 @@
-"""The output of a deploying cell: updated in place by a kernel, else printed when it is over."""
+"""The output of a deploying cell: updated in place by a kernel, else told in the terminal."""
 
 from __future__ import annotations
 
@@ -8,33 +8,45 @@ from typing import Any
 
 from IPython.display import display
 
+from fal_notebook.display import DeployView
+from fal_notebook.terminal_line import TerminalLine
+
 
 class Output:
     """Shows one object, whose ``over`` says that it changes no more.
 
     `update` may be called from any thread, also before `show`.
 
+    Parameters
+    ----------
+    waited : bool
+        Whether the cell waits for the end, so that no prompt stands in the terminal.
+
     Attributes
     ----------
     follows : bool
         Whether what becomes of the object is shown by itself: by a kernel, in the cell that showed
-        it, and by a terminal, above the prompt, when it is over.
+        it, and by a terminal, above the prompt: steps that take long, and how it ended.
     """
 
-    def __init__(self, shell: Any) -> None:
+    def __init__(self, shell: Any, waited: bool = False) -> None:
         self._in_place = hasattr(shell, "kernel")
         # IPython's own prompt takes care of what threads print meanwhile; nothing else does.
         self.follows = self._in_place or getattr(shell, "pt_app", None) is not None
+        self._line = TerminalLine(at_prompt=not waited)
+        self._told = not self._in_place and (waited or self.follows)
         self._lock = threading.Lock()
-        self._shown: Any = None
+        self._shown: DeployView
         self._printed = ""
         self._display: Any = None
 
-    def show(self, shown: Any) -> None:
+    def show(self, shown: DeployView) -> None:
         """Show the object for the first time."""
         with self._lock:
             self._shown, self._printed = shown, repr(shown)
             self._display = display(shown, display_id=True)
+            if self._told:
+                self._line.follow(shown.progress)
 
     def update(self) -> None:
         """Show what the object has become."""
@@ -45,6 +57,8 @@ class Output:
                 # In a fresh context the message counts to the cell that runs now: a front end
                 # finds the output by its display id, but may ignore a cell that has ended.
                 contextvars.Context().run(self._display.update, self._shown)
+            elif self._told and not self._shown.over:
+                self._line.update()
             elif self.follows and self._shown.over:
                 self._print()
 
@@ -55,6 +69,7 @@ class Output:
                 self._print()
 
     def _print(self) -> None:
+        self._line.end()
         if repr(self._shown) != self._printed:
             self._printed = repr(self._shown)
             print(self._printed, flush=True)

@@ -68,7 +68,7 @@ class PyprojectMagic:
         failures: list[str] = []
         for app in apps:
             try:
-                started.append(self._start(app, values))
+                started.append(self._start(app, values, alone=len(apps) == 1))
             except FalNotebookError as error:
                 failures.append(_about(app, error) if len(apps) > 1 else str(error))
         if values.get("wait"):
@@ -76,8 +76,10 @@ class PyprojectMagic:
         if failures:
             raise DeployError("; ".join(failures))
 
-    def _start(self, app: ProjectApp, values: Mapping[str, Any]) -> tuple[Deployment, Output]:
-        output = Output(self._shell)
+    def _start(
+        self, app: ProjectApp, values: Mapping[str, Any], alone: bool
+    ) -> tuple[Deployment, Output]:
+        output = Output(self._shell, waited=alone and bool(values.get("wait")))
         deployment = project_deploy.deploy(app, values, output.update)
         deployment.accepted.result()
         self._shell.user_ns[app.name.replace("-", "_")] = deployment.handle

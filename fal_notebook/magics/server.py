@@ -14,7 +14,13 @@ from fal_notebook.magics.usage import one_line
 from fal_notebook.magics.values import LANGUAGES
 from fal_notebook.options import CellOptions, Options, help_text
 from fal_notebook.server_command import ServerCommand
-from fal_notebook.server_image import ServerImage, first_line, is_dockerfile, with_commands
+from fal_notebook.server_image import (
+    ServerImage,
+    begins_like_dockerfile,
+    first_line,
+    is_dockerfile,
+    with_commands,
+)
 
 _MAGIC = "%%fal_server"
 _LANG = re.compile(r"(^|\s)(--)?lang=\S+")
@@ -101,6 +107,11 @@ class ServerMagic(FunctionMagic):
 
 def _language(lang: Any, cell: str) -> str:
     if lang is None:
+        if not is_dockerfile(cell) and begins_like_dockerfile(cell):
+            raise OptionError(
+                "the cell begins like a Dockerfile, but not with FROM IMAGE: begin with that, or "
+                "say lang=dockerfile; of a shell command say lang=sh"
+            )
         return "dockerfile" if is_dockerfile(cell) else "sh"
     if lang not in LANGUAGES:
         raise OptionError(f"lang={lang} is not allowed: {' or '.join(LANGUAGES)}")

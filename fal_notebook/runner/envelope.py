@@ -45,7 +45,7 @@ def packages_compared(manifest: dict[str, Any]) -> Iterator[None]:
             raise
         raise PayloadFormatError(
             f"the payload cannot be loaded ({type(error).__name__}: {error}); it was made with "
-            f"{', and with '.join(other)}; give the kernel's versions in requirements"
+            f"{', and with '.join(other)}"
         ) from error
 
 

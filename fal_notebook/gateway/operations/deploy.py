@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 import uuid
@@ -23,6 +24,7 @@ from fal_notebook.exceptions import (
     RegistryError,
 )
 from fal_notebook.gateway import paths, plan
+from fal_notebook.gateway.build_news import BuildNews
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import credentials, secrets
@@ -286,9 +288,9 @@ async def _roll_out(
         await asyncio.wait([before.task])
     _step(gateway, revision, "building", "environment")
     backend = await gateway.targets.load(revision.target)
-    revision.environment = await backend.build(
-        _order(gateway, revision), functools.partial(_tell_built, gateway, revision)
-    )
+    news = BuildNews(gateway, revision, functools.partial(_step, gateway, revision, "building"))
+    with contextlib.closing(news):
+        revision.environment = await backend.build(_order(gateway, revision), news)
     if revision.direct:
         await free_port(fleet, revision, gateway.lifecycle.stop)
     await free_gpus(fleet, revision, gateway.gpus, gateway.lifecycle.stop)
@@ -302,11 +304,6 @@ async def _roll_out(
         _step(gateway, revision, "note", note)
     _switch(gateway, fleet, deployment)
     runner.proving = False
-
-
-def _tell_built(gateway: Gateway, revision: Revision, line: str) -> None:
-    """Tell what a builder says, which may be what its steps print."""
-    _step(gateway, revision, "building", gateway.redaction.current()(line))
 
 
 def _order(gateway: Gateway, revision: Revision) -> BuildOrder:
