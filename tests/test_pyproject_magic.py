@@ -93,8 +93,8 @@ def test_a_mistake_deploys_nothing_and_names_the_line_of_the_cell(shell, folder:
 
 def test_an_app_that_cannot_be_deployed_does_not_keep_the_others(shell, folder: Path) -> None:
     text = refusal(shell, CELL.replace("apps.py::Painter", "nowhere.py"))
-    assert text.startswith("pm-painter: ")
-    assert "nowhere.py cannot be read" in text
+    assert text.startswith("the cell, line 3: ref='nowhere.py': ")
+    assert "nowhere.py cannot be read: No such file" in text
     assert shell["pm_shift"](1) == 3
 
 
