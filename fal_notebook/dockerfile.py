@@ -12,7 +12,9 @@ _ESCAPE = re.compile(r"#\s*escape\s*=\s*(\S)\s*$", re.IGNORECASE)
 _DIRECTIVE = re.compile(r"#\s*[A-Za-z]+\s*=")
 _COMMENT = re.compile(r"\s*(#|$)")
 _FLAG = re.compile(r"--([a-zA-Z-]+)(?:=(\S*))?\s+")
-_HEREDOC = re.compile(r"(?<!<)<<(-?)(?:(['\"])(\w+)\2|(\w+))")
+# One word of a shell; only a word of its own begins a heredoc, as BuildKit sees it.
+_WORD = re.compile(r"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|\S)+""")
+HEREDOC = re.compile(r"""\d*<<(-?)(?:(['"])(\w[\w.+-]*)\2|(\w[\w.+-]*))""")
 _WITH_HEREDOCS = frozenset({"RUN", "COPY", "ADD"})
 _VARIABLE = re.compile(r"\\(.)|\$(?:\{(\w+)(?::([-+])([^}]*))?\}|(\w+))")
 
@@ -111,7 +113,8 @@ def _heredocs(
 ) -> tuple[tuple[Heredoc, ...], int]:
     """Return the texts that an instruction begins, and the number of the line after them."""
     found = list[Heredoc]()
-    for dash, _, quoted, plain in _HEREDOC.findall(rest) if name in _WITH_HEREDOCS else ():
+    words = map(HEREDOC.fullmatch, _WORD.findall(rest) if name in _WITH_HEREDOCS else ())
+    for dash, _, quoted, plain in (word.groups() for word in words if word):
         end, begin = quoted or plain, number
         texts = [line.lstrip("\t") if dash else line for line in lines[begin:]]
         length = texts.index(end) if end in texts else len(texts)

@@ -12,7 +12,6 @@ from fal_notebook.dockerfile import Heredoc, Instruction
 # Where the texts that a COPY takes lie in the build context.
 FOLDER = ".fal-notebook-texts"
 _SHELL = ["/bin/sh", "-c"]
-_WORD = re.compile(r"<<-?(['\"]?)\w+\1")
 
 
 def rewritten(text: str, build_args: Mapping[str, str]) -> tuple[str, dict[str, bytes]]:
@@ -48,14 +47,15 @@ def _instead(
     for heredoc, content in zip(instruction.heredocs, texts, strict=True):
         path = f"{FOLDER}/{instruction.line}/{heredoc.name}"
         files[path] = (content or "").encode()
-        words = [path if re.fullmatch(f"<<-?{heredoc.name}", word) else word for word in words]
+        begin = re.compile(rf"\d*<<-?{re.escape(heredoc.name)}")
+        words = [path if begin.fullmatch(word) else word for word in words]
     return f"{instruction.name} {flags}{json.dumps(words)}"
 
 
 def _script(instruction: Instruction) -> str:
     """Return what the shell runs: the text itself, or a command that reads it."""
     first = instruction.heredocs[0]
-    alone = _WORD.fullmatch(instruction.rest.strip()) is not None
+    alone = dockerfile.HEREDOC.fullmatch(instruction.rest.strip()) is not None
     if alone and first.text.startswith("#!"):
         return f"f=$(mktemp); cat >\"$f\" <<'{first.name}'\n{first.text}{first.name}\n" + (
             'chmod +x "$f" && "$f"; s=$?; rm -f "$f"; exit $s'

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 
+import pytest
+
 from fal_notebook.dockerfile import instructions
 from fal_notebook.heredocs import rewritten
 
@@ -47,6 +49,24 @@ def test_what_only_the_builder_knows_is_left_to_it() -> None:
     assert rewritten(text, {}) == (text, {})
 
 
-def test_a_dockerfile_without_any_stays() -> None:
-    text = "FROM a\nRUN echo $((1 << 2)) <<< x\n"
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo $((1 << 2)) <<< x",
+        'python3 -c "print(1<<20)"',
+        "echo $((1<<N))",
+        r"printf 'cat <<EOF\nhello\nEOF\n' > /x.sh",
+        'echo "see <<EOF in the docs"',
+        'python3 -c "a = \\"<<EOF\\""',
+    ],
+)
+def test_a_dockerfile_without_any_stays(command: str) -> None:
+    text = f"FROM a\nRUN {command}\nCMD x\n"
     assert rewritten(text, {}) == (text, {})
+
+
+def test_a_text_may_be_named_as_a_file_is() -> None:
+    changed, files = rewritten("FROM a\nCOPY <<robots.txt <<../x /srv/\nhi\nrobots.txt\n", {})
+    assert list(files.values()) == [b"hi\n"]
+    assert next(iter(files)).endswith("/robots.txt")
+    assert "<<../x" in changed

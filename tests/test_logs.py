@@ -145,6 +145,15 @@ def test_a_line_comes_when_it_is_whole_and_only_once(tmp_path: Path) -> None:
     assert messages(reader.lines(rows, 10)) == []
 
 
+def test_a_record_behind_an_unfinished_line_of_a_child_is_one(tmp_path: Path) -> None:
+    record = {"at": 1.5, "level": "INFO", "request": "r1", "message": "of print"}
+    (tmp_path / "log").write_bytes(b"progress 10%\x1e" + json.dumps(record).encode() + b"\nnext\n")
+    found = pieces.next_lines(tmp_path / "log", 0, False)
+    assert [raw.text[:12] for raw in found.lines] == [b"progress 10%", b'\x1e{"at": 1.5,', b"next"]
+    assert [raw.start for raw in found.lines[1:]] == [raw.end for raw in found.lines[:-1]]
+    assert parse(found.lines[1].text.decode(), "")["request"] == "r1"
+
+
 def test_the_last_words_of_a_runner_need_no_newline(tmp_path: Path) -> None:
     row = runner(tmp_path, "a", b"one\nSegmentation fault", ended=2.0)
     assert tail(tmp_path, [row], 10) == ["one", "Segmentation fault"]

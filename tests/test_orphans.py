@@ -54,12 +54,10 @@ def daemons(tag: str) -> int:
     return sum(line[-1:] == [tag] for line in lines if line)
 
 
-HELD = """
-import re
-def f():
-    print("begun")
-    re.match("(a+)+$", "a" * 40 + "b")
-"""
+HOLD = {
+    "no thread runs": "import re\ndef f(): print('begun'); re.match('(a+)+$', 'a' * 40 + 'b')",
+    "the loop does not": "async def f():\n    print('begun')\n    while True: pass",
+}
 
 
 def zygote(runner: LiveRunner) -> psutil.Process:
@@ -174,10 +172,11 @@ def test_starts_beside_killed_keepers_are_spared(bench: Bench, eventually: Any) 
         runner.wait_for("IDLE")
 
 
-def test_c_code_that_keeps_all_threads_from_running_ends_when_the_gateway_has_gone(
-    bench: Bench, eventually: Any
+@pytest.mark.parametrize("source", HOLD.values(), ids=HOLD)
+def test_code_that_lets_its_runner_do_nothing_ends_when_the_gateway_has_gone(
+    bench: Bench, source: str, eventually: Any
 ) -> None:
-    runner = bench.start(HELD, orphan_timeout=0.4)
+    runner = bench.start(source, orphan_timeout=0.4)
     with runner.client() as client, pytest.raises(httpx.ReadTimeout):
         client.post("/", timeout=2)
     assert "begun" in runner.log()

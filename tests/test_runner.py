@@ -550,19 +550,6 @@ def test_a_runner_with_a_gateway_stays(bench: Bench, eventually: Any) -> None:
         assert runner.alive()
 
 
-def test_a_runner_whose_event_loop_stands_still_ends_when_its_gateway_has_gone(
-    bench: Bench, eventually: Any
-) -> None:
-    source = "async def f():\n    print('begun')\n    while True: pass"
-    runner = start(bench, source, orphan_timeout=0.4)
-    with runner.client() as link, link.stream("GET", "/", headers=STATES):
-        with runner.client() as client, pytest.raises(httpx.ReadTimeout):
-            client.post("/", timeout=2)
-        assert "begun" in runner.log()
-        assert runner.alive()  # it is the gateway's to end
-    eventually(lambda: not runner.alive())
-
-
 def test_a_drain_waits_for_what_its_gateway_has_on_the_way(bench: Bench, eventually: Any) -> None:
     runner = start(bench, "def f(): return 1")
     with runner.client() as link, link.stream("GET", "/", headers=STATES) as reply:

@@ -23,7 +23,6 @@ from fal_notebook.runner.served import Served
 from fal_notebook.runner.server import Server
 from fal_notebook.runner.spec import RunnerSpec
 from fal_notebook.runner.upgrades import UpgradingProtocol
-from fal_notebook.runner.watchdog import Watchdog
 
 # How long a failed runner waits for a gateway to read why it failed, and to end it.
 FAREWELL = 5.0
@@ -95,10 +94,7 @@ class Program:
 
     async def main(self) -> None:
         """Serve at once, so that the gateway can watch the set-up; end when drained."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
-        connections = self._server.server_state.connections
-        Watchdog(loop, lambda: connections, 2 * self._spec.orphan_timeout)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._ending.set)
         serving = asyncio.ensure_future(self._server.serve([listening.listen(self._spec.address)]))
         tasks = [asyncio.ensure_future(c) for c in (self._start(), self._watch())]
         await self._ending.wait()

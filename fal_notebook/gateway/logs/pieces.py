@@ -18,6 +18,7 @@ SIZE = 256 * 1024
 PRECISION = 64 * 1024
 
 _MARK = b"\n" + RECORD.encode()
+_BEGIN = RECORD.encode() + b'{"at": '
 
 
 class Raw(NamedTuple):
@@ -133,7 +134,11 @@ def _lines(start: int, data: bytes) -> list[Raw]:
     # Not splitlines: it would split at RECORD too.
     for text in data.removesuffix(b"\n").split(b"\n") if data else ():
         end = min(start + len(text) + 1, start + len(data))
-        found.append(Raw(start, end, text))
+        # What a child wrote before a record without ending its line is a line of its own.
+        own = max(0, text.rfind(_BEGIN))
+        if own:
+            found.append(Raw(start, start + own, text[:own]))
+        found.append(Raw(start + own, end, text[own:]))
         start = end
     return found
 
