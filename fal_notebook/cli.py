@@ -26,6 +26,7 @@ from fal_notebook.terminal_line import TerminalLine
 
 if TYPE_CHECKING:
     from fal_notebook.deploying import Deployment
+    from fal_notebook.magics.output import Output
 
 _PART = " The beginning or end of its id is enough."
 
@@ -92,24 +93,31 @@ def errors(name: str, request: str) -> display.Table | display.ErrorView:
 @commands.command("deploy", context_settings={"ignore_unknown_options": True})
 @click.argument("target", metavar="NAME|FILE[::NAME]")
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")
-def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView:
+def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView | None:
     """Deploy an app of pyproject.toml (pyproject=PATH), or run a Python file and deploy its own.
 
     NAME is that of a table [tool.fal.apps.NAME] in the nearest pyproject.toml, from the working
     folder upwards. Of a file it is a function or an App class; options are those of a cell.
     """
-    line = TerminalLine()
-    deployment = _deployed(target, _values(options), line.update)
+    output = _output()
+    deployment = _deployed(target, _values(options), output.update)
     try:
-        line.follow(deployment.progress)
+        output.follow(deployment.progress)
         deployment.handle.wait()
     except FalNotebookError:
-        line.end()
+        output.end()
         for note in (*deployment.progress.notices, *deployment.progress.payload.warnings):
             click.echo(f"note: {note}", err=True)
         raise
+    except KeyboardInterrupt:
+        program, name = click.get_current_context().find_root().info_name, deployment.handle.name
+        output.end()
+        click.echo(f"Detached: the deploy continues. Cancel it with: {program} cancel {name}")
+        raise
     finally:
-        line.end()
+        output.end()
+    if not isinstance(output, TerminalLine):  # it stands in the cell
+        return None
     return display.DeployView(deployment.progress)
 
 
@@ -420,6 +428,17 @@ def _handle(name: str) -> Handle:
     """Return the handle of ``name`` or ``owner/name``; ``_`` stands for ``-``."""
     owner, _, app = name.rpartition("/")
     return Handle(owner or settings.owner(), app_name(app))
+
+
+def _output() -> TerminalLine | Output:
+    """Return where a deploy is shown: in the cell of a kernel, else on a line of the terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if not hasattr(shell, "kernel"):
+        return TerminalLine()
+    from fal_notebook.magics.output import Output
+
+    return Output(shell, waited=True)
 
 
 def _values(options: tuple[str, ...]) -> dict[str, Any]:

@@ -88,7 +88,16 @@ def is_alive(info: GatewayInfo) -> bool:
         os.kill(info.pid, 0)
     except OSError:
         return False
-    return True
+    return not _is_zombie(info.pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Say whether a process has ended and waits for its parent only, where there is /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return False
 
 
 def published(state: Path) -> GatewayInfo | None:

@@ -135,6 +135,15 @@ def test_who_takes_the_port_of_a_killed_gateway_is_not_asked(state) -> None:
             other.accept()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_a_gateway_that_only_waits_for_its_parent_has_gone() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        info = discovery.GatewayInfo("http://127.0.0.1:1", "t", process.pid, 1, "")
+        assert psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE
+        assert not discovery.is_alive(info)
+
+
 def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(
     state, tmp_path, eventually
 ) -> None:

@@ -137,6 +137,19 @@ def test_an_interrupt_detaches_a_waiting_cell_and_the_deploy_goes_on(notebook: N
     assert "one: active" in text(cell)
 
 
+def test_a_file_is_deployed_with_the_output_of_a_cell(notebook: Notebook, tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text("import time\ndef load(): time.sleep(2)\n" + ONE)
+    cell = notebook.run(f"%fal deploy {file} setup_function=load")
+    assert [output.output_type for output in cell.outputs] == ["display_data"]
+    assert "one: active" in text(cell)
+    file.write_text(file.read_text().replace("return 1", "return 2"))
+    with notebook.interrupted_after(1):
+        cell = notebook.run(f"%fal deploy {file} setup_function=load")
+    assert "Detached: the deploy continues. Cancel it with: %fal cancel one" in text(cell)
+    notebook.run("%fal delete one")
+
+
 def test_an_interrupt_before_the_gateway_answers_detaches_too(
     notebook: Notebook, gateway: GatewayInfo
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from IPython.display import display
 
 from fal_notebook import deploying, discovery, sdk_app, settings
-from fal_notebook.display import DeployView, captured_table, inherited_lines
+from fal_notebook.display import captured_table, inherited_lines
 from fal_notebook.exceptions import CellError, DeployError, OptionError
 from fal_notebook.handle import Handle
 from fal_notebook.magics import missing_sdk
@@ -114,7 +114,7 @@ class FunctionMagic:
             if not at_once:
                 deployment.accepted.result()
             self._shell.user_ns[entry] = deployment.handle
-            output.show(DeployView(deployment.progress))
+            output.follow(deployment.progress)
             if cell.wait:
                 self._wait(deployment, output)
 

@@ -8,14 +8,13 @@ from typing import Any
 
 from IPython.display import display
 
+from fal_notebook.deploy_progress import Progress
 from fal_notebook.display import DeployView
 from fal_notebook.terminal_line import TerminalLine
 
 
 class Output:
-    """Shows one object, whose ``over`` says that it changes no more.
-
-    `update` may be called from any thread, also before `show`.
+    """Shows one deploy; `update` may be called from any thread, also before `follow`.
 
     Parameters
     ----------
@@ -25,7 +24,7 @@ class Output:
     Attributes
     ----------
     follows : bool
-        Whether what becomes of the object is shown by itself: by a kernel, in the cell that showed
+        Whether what becomes of the deploy is shown by itself: by a kernel, in the cell that showed
         it, and by a terminal, above the prompt: steps that take long, and how it ended.
     """
 
@@ -40,16 +39,17 @@ class Output:
         self._printed = ""
         self._display: Any = None
 
-    def show(self, shown: DeployView) -> None:
-        """Show the object for the first time."""
+    def follow(self, progress: Progress) -> None:
+        """Show a deploy from now on."""
         with self._lock:
-            self._shown, self._printed = shown, repr(shown)
-            self._display = display(shown, display_id=True)
+            self._shown = DeployView(progress)
+            self._printed = repr(self._shown)
+            self._display = display(self._shown, display_id=True)
             if self._told:
-                self._line.follow(shown.progress)
+                self._line.follow(progress)
 
     def update(self) -> None:
-        """Show what the object has become."""
+        """Show what has become of it."""
         with self._lock:
             if self._display is None:
                 return

@@ -7,7 +7,6 @@ from typing import Any
 
 from fal_notebook import notebook, project_deploy
 from fal_notebook.deploying import Deployment
-from fal_notebook.display import DeployView
 from fal_notebook.exceptions import DeployError, FalNotebookError, OptionError
 from fal_notebook.magics.output import Output
 from fal_notebook.magics.parse import parse_line
@@ -83,7 +82,7 @@ class PyprojectMagic:
         deployment = project_deploy.deploy(app, values, output.update)
         deployment.accepted.result()
         self._shell.user_ns[app.name.replace("-", "_")] = deployment.handle
-        output.show(DeployView(deployment.progress))
+        output.follow(deployment.progress)
         return deployment, output
 
     def _wait(self, started: Sequence[tuple[Deployment, Output]]) -> list[str]:
