@@ -17,7 +17,7 @@ import click
 from fal_notebook import __version__, client_env, discovery, display, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.command_help import Commands
-from fal_notebook.exceptions import FalNotebookError, OptionError
+from fal_notebook.exceptions import DeployError, FalNotebookError, OptionError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.option_types import check_secret_name
 from fal_notebook.options import app_name
@@ -100,12 +100,15 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
     folder upwards. Of a file it is a function or an App class; options are those of a cell.
     """
     output = _output()
+    in_cell = not isinstance(output, TerminalLine)
     deployment = _deployed(target, _values(options), output.update)
     try:
         output.follow(deployment.progress)
         deployment.handle.wait()
-    except FalNotebookError:
+    except FalNotebookError as error:
         output.end()
+        if in_cell:  # which shows notes and log
+            raise DeployError(str(error).splitlines()[0]) from None
         for note in (*deployment.progress.notices, *deployment.progress.payload.warnings):
             click.echo(f"note: {note}", err=True)
         raise
@@ -116,9 +119,7 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
         raise
     finally:
         output.end()
-    if not isinstance(output, TerminalLine):  # it stands in the cell
-        return None
-    return display.DeployView(deployment.progress)
+    return None if in_cell else display.DeployView(deployment.progress)
 
 
 @commands.command()

@@ -93,9 +93,10 @@ def _read(text: str) -> Iterator[Instruction]:
             parts.append(joined.removesuffix(escape))
             if not joined.endswith(escape):
                 break
-        name, _, rest = "".join(parts).strip().partition(" ")
+        name, *more = "".join(parts).split(None, 1)
+        rest = more[0].rstrip() if more else ""
         heredocs, number = _heredocs(name.upper(), rest, lines, number)
-        flags, rest = _flags(rest.strip())
+        flags, rest = _flags(rest)
         yield Instruction(name.upper(), flags, rest, begin + 1, number, heredocs)
 
 
@@ -117,7 +118,9 @@ def _heredocs(
     for dash, _, quoted, plain in (word.groups() for word in words if word):
         end, begin = quoted or plain, number
         texts = [line.lstrip("\t") if dash else line for line in lines[begin:]]
-        length = texts.index(end) if end in texts else len(texts)
+        if end not in texts:  # the builder says so
+            continue
+        length = texts.index(end)
         body = "".join(f"{line}\n" for line in texts[:length])
         found.append(Heredoc(end, body, bool(quoted)))
         number = begin + length + 1

@@ -65,6 +65,12 @@ def test_a_dockerfile_without_any_stays(command: str) -> None:
     assert rewritten(text, {}) == (text, {})
 
 
+def test_a_text_without_an_end_is_left_to_the_builder() -> None:
+    text = "FROM a\nRUN <<EOF\necho\nCMD x\n"
+    assert rewritten(text, {}) == (text, {})
+    assert [i.name for i in instructions("FROM\ta\nRUN\t<<B\nx\nB\n")] == ["FROM", "RUN"]
+
+
 def test_a_text_may_be_named_as_a_file_is() -> None:
     changed, files = rewritten("FROM a\nCOPY <<robots.txt <<../x /srv/\nhi\nrobots.txt\n", {})
     assert list(files.values()) == [b"hi\n"]

@@ -150,6 +150,16 @@ def test_a_file_is_deployed_with_the_output_of_a_cell(notebook: Notebook, tmp_pa
     notebook.run("%fal delete one")
 
 
+def test_a_file_that_fails_to_deploy_shows_its_log_once(notebook: Notebook, tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text("def load():\n    print('loading')\n    raise ValueError('no file')\n" + ONE)
+    with pytest.raises(CellExecutionError):
+        notebook.run(f"%fal deploy {file} setup_function=load")
+    said = text(notebook.last)
+    assert said.count("| loading") == 1
+    assert said.count("Traceback") == 1
+
+
 def test_an_interrupt_before_the_gateway_answers_detaches_too(
     notebook: Notebook, gateway: GatewayInfo
 ) -> None:
