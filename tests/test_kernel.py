@@ -23,6 +23,13 @@ from fal_notebook.discovery import GatewayInfo
 ONE = "def one():\n    return 1\n"
 SLOW = "def load():\n    import time; time.sleep({})\n"
 
+FILE = """
+import fal_notebook as fal
+def load(): {}
+@fal.function(setup_function=load)
+def one(): return 1
+"""
+
 
 class Notebook:
     """A notebook whose cells are run one by one in a kernel of its own."""
@@ -139,22 +146,22 @@ def test_an_interrupt_detaches_a_waiting_cell_and_the_deploy_goes_on(notebook: N
 
 def test_a_file_is_deployed_with_the_output_of_a_cell(notebook: Notebook, tmp_path: Path) -> None:
     file = tmp_path / "app.py"
-    file.write_text("import time\ndef load(): time.sleep(2)\n" + ONE)
-    cell = notebook.run(f"%fal deploy {file} setup_function=load")
+    file.write_text(FILE.format("import time; time.sleep(2)"))
+    cell = notebook.run(f"%fal deploy {file}")
     assert [output.output_type for output in cell.outputs] == ["display_data"]
     assert "one: active" in text(cell)
     file.write_text(file.read_text().replace("return 1", "return 2"))
     with notebook.interrupted_after(1):
-        cell = notebook.run(f"%fal deploy {file} setup_function=load")
+        cell = notebook.run(f"%fal deploy {file}")
     assert "Detached: the deploy continues. Cancel it with: %fal cancel one" in text(cell)
     notebook.run("%fal delete one")
 
 
 def test_a_file_that_fails_to_deploy_shows_its_log_once(notebook: Notebook, tmp_path: Path) -> None:
     file = tmp_path / "app.py"
-    file.write_text("def load():\n    print('loading')\n    raise ValueError('no file')\n" + ONE)
+    file.write_text(FILE.format("print('loading'); raise ValueError('no file')"))
     with pytest.raises(CellExecutionError):
-        notebook.run(f"%fal deploy {file} setup_function=load")
+        notebook.run(f"%fal deploy {file}")
     said = text(notebook.last)
     assert said.count("| loading") == 1
     assert said.count("Traceback") == 1
