@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = "not gpu" if mac else "not gpu and not macos"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the tests of one file, and all that share the Docker engine, run one by one."""
     for item in items:
