@@ -107,7 +107,7 @@ def test_a_wrong_command_is_one_sentence(shell, line: str, words: str) -> None:
 def test_an_unknown_app_is_answered_with_the_nearest_name(shell) -> None:
     shell.run(cell("wait=true", "def classify(): return 1"))
     shell.run(cell("wait=true", ONE))
-    assert "the nearest here: classify, one" in refusal(shell, "%fal status clasify")
+    assert "the nearest here: classify," in refusal(shell, "%fal status clasify")
 
 
 def test_commands_show_an_app_its_runners_and_its_logs(shell, capsys) -> None:
