@@ -481,8 +481,10 @@ def test_main_is_a_module_of_the_notebooks_names(bench: Bench) -> None:
 import __main__, multiprocessing, sys
 def double(x): return x * 2
 def f():
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        doubled = pool.map(double, [1, 2])
+    pool = multiprocessing.get_context("fork").Pool(1)
+    doubled = pool.map(double, [1, 2])
+    pool.close()  # terminate, as of a with statement, may hang in CPython
+    pool.join()
     return doubled, sorted(n for n in vars(sys.modules["__main__"]) if not n.startswith("_"))
 """
     doubled, names = start(bench, source).value()
