@@ -167,6 +167,11 @@ def _refuse_arguments(cls: type) -> None:
             continue
         parameters = inspect.signature(method, follow_wrapped=False).parameters.values()
         stars = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        if not parameters:
+            raise AppDefinitionError(
+                f"{name} (line {method.__code__.co_firstlineno}) takes no self; write it as its "
+                "first parameter"
+            )
         needed = [p for p in parameters if p.default is p.empty and p.kind not in stars]
         if len(needed) > 1:
             raise AppDefinitionError(

@@ -103,10 +103,8 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
     in_cell = not isinstance(output, TerminalLine)
     deployment = _deployed(target, _values(options), output.update)
     try:
-        output.follow(deployment.progress)
-        deployment.handle.wait()
+        _followed(output, deployment)
     except FalNotebookError as error:
-        output.end()
         if in_cell:  # which shows notes and log
             raise DeployError(str(error).splitlines()[0]) from None
         for note in (*deployment.progress.notices, *deployment.progress.payload.warnings):
@@ -114,11 +112,8 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
         raise
     except KeyboardInterrupt:
         program, name = click.get_current_context().find_root().info_name, deployment.handle.name
-        output.end()
         click.echo(f"Detached: the deploy continues. Cancel it with: {program} cancel {name}")
         raise
-    finally:
-        output.end()
     return None if in_cell else display.DeployView(deployment.progress)
 
 
@@ -440,6 +435,14 @@ def _output() -> TerminalLine | Output:
     from fal_notebook.magics.output import Output
 
     return Output(shell, waited=True)
+
+
+def _followed(output: TerminalLine | Output, deployment: Deployment) -> None:
+    try:
+        output.follow(deployment.progress)
+        deployment.handle.wait()
+    finally:
+        output.end()
 
 
 def _values(options: tuple[str, ...]) -> dict[str, Any]:

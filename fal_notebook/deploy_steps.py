@@ -53,7 +53,7 @@ def lines(steps: Sequence[Step]) -> Iterator[str]:
 
 def in_one_line(step: Step, width: int) -> str:
     """Return a step that runs, with how far it is, in at most so many columns."""
-    head = f"{step.bar}{_time(step)}  "
+    head = f"{step.bar if width > 3 * _BAR else ''}{_time(step)}  "
     room = max(0, width - len(head))
     text = shortened(step.text, max(room // 2, room - len(step.said) - 2))
     return shortened(f"{head}{text}  {step.said}".rstrip(), width)

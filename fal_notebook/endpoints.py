@@ -91,6 +91,7 @@ def _refuse_wrong(method: Any, path: str) -> None:
 
 
 def _no_method(method: Any) -> AppDefinitionError:
+    method = inspect.unwrap(method)
     what = where_of(method) if inspect.isfunction(method) else repr(method)
     return AppDefinitionError(f"{what} is no plain method; put @endpoint on a def with self")
 

@@ -121,6 +121,9 @@ REFUSED = {
     "class A(fal.App):\n    def setup(self, model): pass": (
         "class `A`: setup (line 26) takes model, which no runner gives it; leave it out"
     ),
+    "class A(fal.App):\n    def setup(): pass": "class `A`: setup (line 26) takes no self; write",
+    "class A(fal.App):\n    @fal.endpoint('/')\n    @fal.cached\n"
+    "    def f(self): pass": "endpoint `A.f` (line 26) is no plain method",
     METHOD.format("'/a')\n    @fal.endpoint('/b'"): "has two paths, '/b' and '/a'",
 }
 

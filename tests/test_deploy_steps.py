@@ -13,6 +13,7 @@ import pytest
 
 from fal_notebook import deploy_progress, terminal_line
 from fal_notebook.deploy_progress import Progress, follow
+from fal_notebook.deploy_steps import in_one_line
 from fal_notebook.display import DeployView
 from fal_notebook.payload import capture
 from fal_notebook.terminal_line import TerminalLine
@@ -105,6 +106,10 @@ def test_a_terminal_shows_one_line_that_is_written_anew(
     assert first.removesuffix("\x1b[K").endswith("tick <4>")
     assert len(first.removesuffix("\x1b[K")) < 80
     assert last == "\x1b[K"
+
+
+def test_a_narrow_terminal_shows_words_rather_than_a_bar(building: Progress) -> None:
+    assert in_one_line(building.steps[-1], 40) == "4 s  building: Step 2/5 : RUN…  tick <4>"
 
 
 def test_elsewhere_each_step_is_a_line_as_it_begins(building: Progress, capsys) -> None:
