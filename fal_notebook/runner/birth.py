@@ -24,7 +24,7 @@ def become(spec: RunnerSpec, kept: bool = True) -> None:
                 PermissionError
             ):  # it leads a group: a container's init did that
                 os.setsid()
-        for number in (signal.SIGCHLD, signal.SIGTERM):
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM):  # nohup ignores one
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         gc.unfreeze()
