@@ -1,0 +1,294 @@
+"""Replays a trace of requests through the autoscaler's own `decide`, in virtual time.
+
+Nothing sleeps, listens or starts: a day of traffic takes seconds. Requests go to the least loaded
+runner with a free slot and wait in one line where there is none, as in the gateway; runners need
+the given seconds to start. The gateway decides at every change, this decides once per tick.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fal_notebook.gateway.autoscaler import Observed, Runner, Scaling, decide
+
+
+class Request(NamedTuple):
+    """When a request comes and how long a runner works on it (seconds)."""
+
+    at: float
+    seconds: float
+
+
+class Start(NamedTuple):
+    """How long a runner is PENDING, which is not billed, and then in SETUP (seconds)."""
+
+    pending: float = 0.0
+    setup: float = 1.0
+
+
+USUAL = Start()
+
+
+@dataclass
+class Simulation:
+    """What became of a trace. Times are seconds on the trace's clock.
+
+    Attributes
+    ----------
+    at, runners, in_flight, queued : array
+        The live picture, one value for each tick at which something had happened; between two
+        ticks nothing changed. `runners` counts those that start, too.
+    waits : array
+        Seconds that each request waited for a runner, in the order in which they began.
+    started : int
+        Runners that were started.
+    cold_starts : int
+        Requests whose runner was not ready yet when they came.
+    unserved : int
+        Requests that no runner took up until the end.
+    billed : dict of str to float
+        Seconds of all runners in SETUP, IDLE and RUNNING.
+    """
+
+    at: array[float] = field(default_factory=lambda: array("d"))
+    runners: array[int] = field(default_factory=lambda: array("l"))
+    in_flight: array[int] = field(default_factory=lambda: array("l"))
+    queued: array[int] = field(default_factory=lambda: array("l"))
+    waits: array[float] = field(default_factory=lambda: array("d"))
+    started: int = 0
+    cold_starts: int = 0
+    unserved: int = 0
+    billed: dict[str, float] = field(
+        default_factory=lambda: {"SETUP": 0.0, "IDLE": 0.0, "RUNNING": 0.0}
+    )
+
+
+def simulate(
+    trace: Iterable[Request],
+    scaling: Scaling,
+    start: Start = USUAL,
+    tick: float = 0.1,
+) -> Simulation:
+    """Replay a trace; the runners that stay without any load are ready when it begins.
+
+    Parameters
+    ----------
+    trace : iterable of Request
+        In the order of `at`.
+    scaling : Scaling
+    start : Start
+        What each start takes.
+    tick : float, default 0.1
+        Seconds from one decision to the next; only ticks at which something happened count.
+
+    Returns
+    -------
+    Simulation
+        Until the runners have settled after the last request.
+
+    Raises
+    ------
+    ValueError
+        When the trace is not in order.
+    """
+    return _World(scaling, start, tick).run(iter(trace))
+
+
+@dataclass(eq=False, slots=True)
+class _Runner:
+    number: int
+    since: float
+    state: str = "PENDING"
+    entered: float = 0.0
+    in_flight: int = 0
+    last_request_at: float | None = None
+    offered: set[int] = field(default_factory=set)
+
+    def seen(self) -> Runner:
+        """Return it as the autoscaler sees it."""
+        at = self.last_request_at
+        return Runner(str(self.number), self.state, self.in_flight, self.since, at)
+
+
+class _World:
+    """All that there is at one moment of virtual time."""
+
+    def __init__(self, scaling: Scaling, start: Start, tick: float) -> None:
+        self._scaling = scaling
+        self._start = start
+        self._tick = tick
+        self._now = 0.0
+        self._runners: dict[int, _Runner] = {}
+        # For each number of requests in flight a heap of who may have as many and be ready.
+        self._free: list[list[int]] = [[] for _ in range(scaling.max_multiplexing)]
+        # What happens to a runner next: it advances in its start, or a request of it ends.
+        self._coming: list[tuple[float, int, _Runner]] = []
+        self._number = 0
+        self._in_flight = 0
+        self._line: list[Request] = []  # all that ever waited, of which the first `_left` left
+        self._left = 0
+        self._due = 0  # how many of them were there longer than scaling_delay
+        self._result = Simulation()
+
+    def run(self, trace: Iterator[Request]) -> Simulation:
+        """Live through the trace, tick by tick."""
+        following = next(trace, None)
+        self._now = following.at if following else 0.0
+        wake = self._settle()
+        while (due := self._next(following, wake)) is not None:
+            # Never before what is due: that a tick is a rounded float must not stop the clock.
+            self._now = max(self._now, due, math.ceil(due / self._tick) * self._tick)
+            following = self._happen(trace, following)
+            wake = self._decide()
+        return self._end()
+
+    def _next(self, following: Request | None, wake: float | None) -> float | None:
+        coming = self._coming[0][0] if self._coming else None
+        arrival = following.at if following else None
+        return min((time for time in (coming, arrival, wake) if time is not None), default=None)
+
+    def _settle(self) -> float | None:
+        """Begin with the runners that stay without load, ready."""
+        wake = self._decide()
+        for runner in self._runners.values():
+            self._ready(runner, self._now)
+        self._coming.clear()
+        return wake
+
+    # --- requests ----------------------------------------------------------------------------
+    def _happen(self, trace: Iterator[Request], following: Request | None) -> Request | None:
+        """Let everything happen until now, in its order; return the request that comes next."""
+        while True:
+            until = self._now if following is None else min(self._now, following.at)
+            while self._coming and self._coming[0][0] <= until:
+                at, _, runner = heapq.heappop(self._coming)
+                self._advance(runner, at)
+            if following is None or following.at > self._now:
+                return following
+            self._arrive(following)
+            following = _in_order(following, next(trace, None))
+
+    def _arrive(self, request: Request) -> None:
+        runner = self._least_loaded()
+        if runner is None:
+            self._line.append(request)
+        else:
+            self._serve(runner, request, request.at)
+
+    def _least_loaded(self) -> _Runner | None:
+        """Return the oldest of the ready runners that have the fewest requests."""
+        for level, numbers in enumerate(self._free):
+            while numbers:
+                runner = self._runners.get(numbers[0])
+                if runner is not None and runner.in_flight == level:
+                    return runner
+                heapq.heappop(numbers)
+                if runner is not None:
+                    runner.offered.discard(level)
+        return None
+
+    def _serve(self, runner: _Runner, request: Request, at: float) -> None:
+        if not runner.in_flight:
+            self._enter(runner, "RUNNING", at)
+        runner.in_flight += 1
+        self._in_flight += 1
+        self._offer(runner)
+        self._result.waits.append(at - request.at)
+        self._result.cold_starts += runner.since > request.at
+        self._come(at + request.seconds, runner)
+
+    def _finish(self, runner: _Runner, at: float) -> None:
+        runner.in_flight -= 1
+        self._in_flight -= 1
+        runner.last_request_at = at
+        if not runner.in_flight:
+            self._enter(runner, "IDLE", at)
+        self._offer(runner)
+        self._serve_waiting(runner, at)
+
+    def _offer(self, runner: _Runner) -> None:
+        level = runner.in_flight
+        if level < self._scaling.max_multiplexing and level not in runner.offered:
+            runner.offered.add(level)
+            heapq.heappush(self._free[level], runner.number)
+
+    def _serve_waiting(self, runner: _Runner, at: float) -> None:
+        while self._left < len(self._line) and runner.in_flight < self._scaling.max_multiplexing:
+            self._left += 1
+            self._serve(runner, self._line[self._left - 1], at)
+
+    # --- runners -----------------------------------------------------------------------------
+    def _decide(self) -> float | None:
+        """Have the autoscaler decide, and do it; return when it wants to look again."""
+        decision = decide(self._scaling, self._observed(), self._now)
+        for _ in range(decision.start):
+            self._begin()
+        for name in decision.stop:
+            self._enter(self._runners.pop(int(name)), "TERMINATED", self._now)
+        self._look()
+        return decision.wake_at
+
+    def _observed(self) -> Observed:
+        known, delay = len(self._line), self._scaling.scaling_delay
+        while self._due < known and self._line[self._due].at + delay <= self._now:
+            self._due += 1
+        oldest_young = max(self._due, self._left)
+        return Observed(
+            tuple([runner.seen() for runner in self._runners.values()]),
+            queued=max(0, self._due - self._left),
+            next_due_at=self._line[oldest_young].at + delay if oldest_young < known else None,
+        )
+
+    def _begin(self) -> None:
+        self._result.started += 1
+        runner = self._runners[self._result.started] = _Runner(self._result.started, self._now)
+        self._come(self._now + self._start.pending, runner)
+
+    def _come(self, at: float, runner: _Runner) -> None:
+        self._number += 1
+        heapq.heappush(self._coming, (at, self._number, runner))
+
+    def _advance(self, runner: _Runner, at: float) -> None:
+        if runner.state == "PENDING":
+            self._enter(runner, "SETUP", at)
+            self._come(at + self._start.setup, runner)
+        elif runner.state == "SETUP":
+            self._ready(runner, at)
+        elif runner.state == "RUNNING":
+            self._finish(runner, at)
+
+    def _ready(self, runner: _Runner, at: float) -> None:
+        self._enter(runner, "IDLE", at)
+        runner.since = at
+        self._offer(runner)
+        self._serve_waiting(runner, at)
+
+    def _enter(self, runner: _Runner, state: str, at: float) -> None:
+        if runner.state in self._result.billed:
+            self._result.billed[runner.state] += at - runner.entered
+        runner.state, runner.entered = state, at
+
+    # --- the picture -------------------------------------------------------------------------
+    def _look(self) -> None:
+        result = self._result
+        result.at.append(self._now)
+        result.runners.append(len(self._runners))
+        result.in_flight.append(self._in_flight)
+        result.queued.append(len(self._line) - self._left)
+
+    def _end(self) -> Simulation:
+        for runner in self._runners.values():
+            self._enter(runner, "TERMINATED", self._now)
+        self._result.unserved = len(self._line) - self._left
+        return self._result
+
+
+def _in_order(before: Request, following: Request | None) -> Request | None:
+    if following is not None and following.at < before.at:
+        raise ValueError(f"the trace is not in order: {following.at} s comes after {before.at} s")
+    return following

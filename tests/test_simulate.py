@@ -1,0 +1,126 @@
+"""The simulation: what it counts, steady load that never flaps, and a real run beside it."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import deployed, eventually
+
+from fal_notebook.gateway.autoscaler import Scaling
+from fal_notebook.gateway.simulate import Request, Simulation, Start, simulate
+
+TICK = 1 / 64  # a binary fraction, as all times below, so that what meets in theory meets here
+
+
+def after(result: Simulation, at: float) -> set[int]:
+    """Return how many runners there were from then on."""
+    counts = zip(result.at, result.runners, strict=True)
+    before = [n for when, n in counts if when < at][-1:]
+    return {n for when, n in zip(result.at, result.runners, strict=True) if when >= at} | {*before}
+
+
+def test_each_request_waits_for_its_runner_and_all_seconds_are_billed_once() -> None:
+    trace = [Request(0, 2), Request(1, 2), Request(60, 1)]
+    result = simulate(trace, Scaling(max_concurrency=2, keep_alive=10), Start(1, 3), TICK)
+    # The third start is too late for the second request, which follows the first on its runner.
+    assert list(result.waits) == [4, 4, 4]
+    assert (result.started, result.cold_starts, result.unserved) == (3, 3, 0)
+    assert result.billed == {"SETUP": 9, "RUNNING": 5, "IDLE": 30}
+    assert max(result.runners) == 2
+    assert result.runners[-1] == result.in_flight[-1] == result.queued[-1] == 0
+
+
+def test_runners_of_the_minimum_are_ready_when_the_trace_begins() -> None:
+    result = simulate([Request(5, 1)], Scaling(min_concurrency=2, max_concurrency=3), Start(), TICK)
+    assert (list(result.waits), result.cold_starts) == ([0], 0)
+    assert set(result.runners) == {2}
+
+
+def test_the_oldest_of_the_least_loaded_serves_so_that_the_others_may_go() -> None:
+    burst = [Request(0, 1)] * 4
+    steady = [Request(10 + n, 0.5) for n in range(40)]
+    result = simulate(burst + steady, Scaling(max_concurrency=4, keep_alive=5), Start(), TICK)
+    assert max(result.runners) == 4
+    assert after(result, 30) == {1, 0}
+
+
+def test_requests_within_scaling_delay_start_nothing() -> None:
+    scaling = Scaling(min_concurrency=1, max_concurrency=5, scaling_delay=3)
+    peak = [Request(1, 1)] * 3
+    assert simulate(peak, scaling, Start(), TICK).started == 1
+    assert simulate([*peak, *[Request(1, 1)] * 2], scaling, Start(), TICK).started == 2
+
+
+def test_what_no_runner_takes_up_is_counted() -> None:
+    result = simulate([Request(0, 1)], Scaling(max_concurrency=0))
+    assert (result.unserved, len(result.waits)) == (1, 0)
+
+
+def test_nothing_comes_of_no_requests() -> None:
+    assert set(simulate([], Scaling(max_concurrency=3)).runners) == {0}
+
+
+def test_a_trace_that_goes_back_in_time_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"0\.5 s comes after 1 s"):
+        simulate([Request(1, 1), Request(0.5, 1)], Scaling())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    streams=st.integers(1, 12),
+    length=st.integers(1, 6 * 64).map(lambda n: n / 64),
+    start=st.builds(Start, st.integers(0, 64).map(lambda n: n / 64), st.integers(0, 5)),
+    scaling=st.builds(
+        Scaling,
+        min_concurrency=st.integers(0, 4),
+        max_concurrency=st.integers(1, 16),
+        max_multiplexing=st.integers(1, 4),
+        concurrency_buffer=st.integers(0, 3),
+        concurrency_buffer_perc=st.integers(0, 100),
+        scaling_delay=st.integers(0, 3),
+        keep_alive=st.integers(0, 20),
+    ),
+)
+def test_a_steady_load_never_flaps(
+    streams: int, length: float, start: Start, scaling: Scaling
+) -> None:
+    settled = 60 + 20 * (sum(start) + length + scaling.scaling_delay)
+    times = [n * length for n in range(int(2 * settled / length))]
+    trace = [Request(at, length) for at in times for _ in range(streams)]
+    result = simulate(trace, scaling, start, TICK)
+    end = times[-1]
+    seen = {
+        n for at, n in zip(result.at, result.runners, strict=True) if settled < at < end
+    }
+    assert len(seen) == 1, "the load does not change, and the runners do"
+
+
+SLOW = "import time\ndef slow(x: float) -> float:\n    time.sleep(x)\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_concurrency": 3, "keep_alive": 1},
+        {"max_concurrency": 4, "max_multiplexing": 2, "keep_alive": 1},
+        {"max_concurrency": 3, "min_concurrency": 1, "keep_alive": 1, "concurrency_buffer": 2},
+    ],
+    ids=json.dumps,
+)
+def test_a_real_run_does_what_was_predicted(options: dict[str, int]) -> None:
+    calls, length = 6, 1.0
+    with deployed(SLOW, **options) as slow, ThreadPoolExecutor(calls) as pool:
+        floor = max(options.get("min_concurrency", 0), options.get("concurrency_buffer", 0))
+        eventually(lambda: len(slow.runners()) == floor)
+        together = Barrier(calls)
+        list(pool.map(lambda _: together.wait() and None or slow(length), range(calls)))
+        eventually(lambda: len(slow.runners()) == floor)
+        real = max(sample["runners"] for sample in slow.timeline())
+    burst = [Request(0, length)] * calls
+    predicted = simulate(burst, Scaling(**options), Start(0.05, 0.05), tick=0.01)
+    assert real == max(predicted.runners)
