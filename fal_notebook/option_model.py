@@ -84,7 +84,6 @@ class Options(BaseModel):
         None,
         "where runners may be",
         "a list of us-west, us-central, us-east, eu-north, eu-west",
-        effective=False,
     )
 
     # environment
@@ -188,7 +187,7 @@ class Options(BaseModel):
         "a dict such as {'timeout': {'retries': 2}}, of server_error, timeout, connection_error",
     )
     deployment_strategy: Literal["rolling", "recreate"] = option(
-        "rolling", "how a new revision takes over", "rolling or recreate", effective=False
+        "rolling", "how a new revision takes over", "rolling or recreate"
     )
 
     # interface
@@ -203,7 +202,7 @@ class Options(BaseModel):
         None, "port of the runner whose /metrics is collected", _PORT, effective=False
     )
     private_logs: Flag = option(
-        False, "callers do not see the logs of requests", _FLAG, effective=False
+        False, "callers do not see the logs of requests", _FLAG
     )
 
     @model_validator(mode="before")

@@ -220,9 +220,14 @@ def start_gateway_again(state: Path, eventually: Any) -> None:
 
 def steps(state: Path, app: str) -> str:
     """Return what a gateway said about the deploys of an app."""
+    return "\n".join(data["message"] for data in events(state, app, "deploy"))
+
+
+def events(state: Path, app: str, kind: str) -> list[dict[str, Any]]:
+    """Return what a gateway told of an app, oldest first."""
     with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
-        query = "SELECT data FROM events WHERE app = ? AND kind = 'deploy'"
-        return "\n".join(json.loads(row[0])["message"] for row in store.execute(query, (app,)))
+        query = "SELECT data FROM events WHERE app = ? AND kind = ? ORDER BY seq"
+        return [json.loads(row[0]) for row in store.execute(query, (app, kind))]
 
 
 def cause_of_end(state: Path, app: str) -> str:

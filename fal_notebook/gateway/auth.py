@@ -117,7 +117,7 @@ def may_run(principal: Principal | None, owner: str, auth: str, serve: bool) -> 
         return 0
     if principal is None:
         return 401
-    return 0 if _is_owner(principal, owner) or (serve and auth == "shared") else 403
+    return 0 if is_owner(principal, owner) or (serve and auth == "shared") else 403
 
 
 def may_see(principal: Principal | None, owner: str, user: str | None) -> bool:
@@ -127,11 +127,12 @@ def may_see(principal: Principal | None, owner: str, user: str | None) -> bool:
     """
     if user is None:
         return True
-    return principal is not None and (principal.user == user or _is_owner(principal, owner))
+    return is_owner(principal, owner) or (principal is not None and principal.user == user)
 
 
-def _is_owner(principal: Principal, owner: str) -> bool:
-    return principal.user == owner or principal.controls
+def is_owner(principal: Principal | None, owner: str) -> bool:
+    """Say whether the caller is the owner of an app, or the gateway's own user."""
+    return principal is not None and (principal.user == owner or principal.controls)
 
 
 def new_key(user: str, scope: str, alias: str) -> tuple[Key, str]:

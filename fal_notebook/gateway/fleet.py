@@ -128,6 +128,8 @@ class Fleet:
         self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()
         self.retries: dict[str, int] | None = None
+        self.regions: tuple[str, ...] = ()
+        self.private_logs = False
         self._on_need = on_need
         self._on_idle = on_idle
         self._run_queued = run_queued
@@ -149,6 +151,8 @@ class Fleet:
         self.start_timeout = options["request_start_timeout"] or None
         self.skip_retry_conditions = tuple(options["skip_retry_conditions"] or ())
         self.retries = plan.retries(options["retry_config"])
+        self.regions = tuple(options["regions"] or ())
+        self.private_logs = options["private_logs"]
         self.grant()
         self._on_need(self)
 

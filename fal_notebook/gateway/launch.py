@@ -142,7 +142,7 @@ class Launcher:
             "FAL_APP_NAME": row.app,
             "FAL_APP_ID": f"{row.owner}/{row.app}",
             "FAL_JOB_ID": row.id,
-            "FAL_REGION": "local",
+            "FAL_REGION": row.region,
             "FAL_RUNNER_ID": row.id,
             "FAL_RUNNER_STATE": "SETUP",
             "FAL_NOTEBOOK_URL": url,

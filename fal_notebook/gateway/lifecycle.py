@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fal_notebook.backends.targets import Targets
+from fal_notebook.gateway import plan
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.life import Life
@@ -64,6 +65,10 @@ class Lifecycle:
             state="PENDING",
             secret=secrets.token_urlsafe(24),
             machine_type=revision.machine["name"],
+            region=plan.region(
+                revision.options["regions"] if proving else fleet.regions,
+                [other.row.region for other in fleet.runners.values() if other.live],
+            ),
         )
         runner = Runner(row, since=row.created_at, proving=proving)
         self._begin(fleet, runner, revision, adopted=False)

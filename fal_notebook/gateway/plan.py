@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fal_notebook.gateway.autoscaler import Scaling
-from fal_notebook.gateway.store import App, Revision
+from fal_notebook.gateway.store import LOCAL_REGION, App, Revision
 from fal_notebook.machines import Host, MachineType, default_max_concurrency
 from fal_notebook.options import SCALING, Options
 
@@ -72,6 +73,12 @@ def scaling(options: Mapping[str, Any], machine: MachineType, host: Host) -> Sca
         scaling_delay=options["scaling_delay"] or 0,
         keep_alive=options["keep_alive"],
     )
+
+
+def region(wanted: Sequence[str] | None, taken: Iterable[str]) -> str:
+    """Return the first of the wanted regions among those with the fewest runners."""
+    count = Counter(taken)
+    return min(wanted, key=lambda name: count[name]) if wanted else LOCAL_REGION
 
 
 def retries(retry_config: Mapping[str, Any] | None) -> dict[str, int] | None:

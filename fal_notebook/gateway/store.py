@@ -22,6 +22,8 @@ from fal_notebook.gateway.database import connect, io_errors
 log = logging.getLogger(__name__)
 
 EVENTS_KEPT = 10_000
+# Where a runner is that was asked to be nowhere else.
+LOCAL_REGION = "local"
 
 _FIRST = """
 CREATE TABLE apps (
@@ -63,7 +65,8 @@ CREATE TABLE retired_secrets (name TEXT NOT NULL, value TEXT PRIMARY KEY, retire
 """
 _TARGETS = "ALTER TABLE revisions ADD COLUMN target TEXT NOT NULL DEFAULT 'local';"
 _CREDENTIALS = "ALTER TABLE revisions ADD COLUMN credentials TEXT NOT NULL DEFAULT '';"
-MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS, _CREDENTIALS)
+_REGIONS = "ALTER TABLE runners ADD COLUMN region TEXT NOT NULL DEFAULT 'local';"
+MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS, _CREDENTIALS, _REGIONS)
 
 
 @dataclass
@@ -130,6 +133,7 @@ class RunnerRow:
     state: str
     secret: str
     machine_type: str
+    region: str = LOCAL_REGION
     cause: str = ""
     address: str = ""
     process: dict[str, Any] = field(default_factory=dict)

@@ -30,7 +30,7 @@ from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import credentials, secrets
 from fal_notebook.gateway.operations.credentials import Credentials
 from fal_notebook.gateway.operations.logs import log_tail
-from fal_notebook.gateway.operations.user_server import about, free_gpus, free_port, openapi_of
+from fal_notebook.gateway.operations.user_server import about, free_gpus, free_port, make_room, openapi_of
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
 from fal_notebook.options import APP_DEFAULTS, Options, app_name, explicit, parse_options
@@ -291,6 +291,7 @@ async def _roll_out(
     news = BuildNews(gateway, revision, functools.partial(_step, gateway, revision, "building"))
     with contextlib.closing(news):
         revision.environment = await backend.build(_order(gateway, revision), news)
+    await make_room(fleet, revision, gateway.lifecycle.stop)
     if revision.direct:
         await free_port(fleet, revision, gateway.lifecycle.stop)
     await free_gpus(fleet, revision, gateway.gpus, gateway.lifecycle.stop)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
-from fal_notebook.gateway.auth import SEND_KEY, may_see
+from fal_notebook.gateway.auth import SEND_KEY, is_owner, may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
@@ -195,7 +195,9 @@ class QueueRoutes:
     async def _tell(
         self, scope: Scope, admitted: Admitted, request: QueuedRequest, wanted: bool
     ) -> dict[str, Any]:
-        logs = await self._logs(request) if wanted else None
+        app = admitted.app
+        shown = not app.private_logs or is_owner(admitted.principal, app.owner)
+        logs = (await self._logs(request) if shown else []) if wanted else None
         position = admitted.app.waiting.backlog.position(request.number) or 0
         return status.status(request, _base(scope), position, logs)
 
