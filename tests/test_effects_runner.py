@@ -1,0 +1,121 @@
+"""What each option does to a runner: what it is made of, sees, serves, and how it starts and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from effects import effect_of, given
+from serving import ACT, deployed, events, eventually, run_url
+
+from fal_notebook import cli
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.exceptions import DeployError, FalNotebookError, OptionError
+
+ENVIRONMENT = "import os\ndef seen(name: str) -> str:\n    return os.environ.get(name, '')"
+
+
+def defined(source: str) -> Any:
+    """Return the function of a source as a notebook would have it."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(source, space)
+    return space["made"]
+
+
+@effect_of("setup_function")
+def test_what_setup_returns_is_the_first_argument() -> None:
+    source = "def uses(made: list = [], x: int = 1) -> int:\n    return len(made) + x"
+    with deployed(source, **given(setup_function=defined("def made(): return [1, 2]"))) as uses:
+        assert uses(x=3) == 5
+
+
+@effect_of("startup_timeout")
+def test_a_setup_that_takes_too_long_fails_the_deploy() -> None:
+    slow = defined("import time\ndef made(): time.sleep(6)")
+    with pytest.raises(DeployError, match="startup_timeout=1 s"):
+        with deployed(ACT, **given(startup_timeout=1), setup_function=slow):
+            pass
+
+
+@effect_of("termination_grace_period_seconds")
+def test_a_request_may_end_within_the_grace() -> None:
+    options = {**given(termination_grace_period_seconds=20), "keep_alive": 60}
+    with deployed(ACT, **options) as act, ThreadPoolExecutor() as pool:
+        answer = pool.submit(act, do="sleep", n=8)
+        eventually(lambda: act.runners()[0]["in_flight"])
+        with deployed(ACT + "\n# changed"):
+            assert answer.result() == 8
+
+
+@effect_of("secrets")
+def test_a_runner_sees_the_secrets_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFECT_OF_SECRETS", "kept safe")
+    cli.run(["secrets", "set", "EFFECT_OF_SECRETS", "--from-env"], "fal-notebook")
+    monkeypatch.delenv("EFFECT_OF_SECRETS")
+    with deployed(ENVIRONMENT, **given(secrets=["EFFECT_OF_SECRETS"])) as seen:
+        assert seen("EFFECT_OF_SECRETS") == "kept safe"
+
+
+@effect_of("pass_env")
+def test_a_runner_sees_variables_that_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFECT_OF_PASS_ENV", "passed")
+    with deployed(ENVIRONMENT, **given(pass_env=["EFFECT_OF_PASS_ENV"])) as seen:
+        assert seen("EFFECT_OF_PASS_ENV") == "passed"
+
+
+@effect_of("local_python_modules")
+def test_a_module_is_shipped_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shipped_by_value.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "def uses() -> int:\n    import shipped_by_value\n    return shipped_by_value.answer()"
+    with deployed(source, **given(local_python_modules=["shipped_by_value"])) as uses:
+        assert uses() == 42
+
+
+@effect_of("python_version")
+def test_another_python_is_refused() -> None:
+    other = "3.10" if sys.version_info[:2] != (3, 10) else "3.11"
+    with pytest.raises(OptionError, match="python_version"), deployed(
+        ACT, **given(python_version=other)
+    ):
+        pass
+
+
+@effect_of("exposed_port")
+def test_a_server_gets_the_traffic_as_it_is(gateway: GatewayInfo) -> None:
+    source = """
+import http.server, os
+
+class Own(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(203)
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+def serves() -> None:
+    http.server.HTTPServer(("127.0.0.1", int(os.environ.get("PORT", 0))), Own).serve_forever()
+"""
+    with deployed(source, **given(exposed_port=8123), auth="public") as serves:
+        reply = httpx.get(run_url(gateway, serves) + "/own/path?x")
+        assert (reply.status_code, reply.text) == (203, "/own/path?x")
+
+
+@effect_of("message")
+def test_a_note_is_kept_with_the_revision() -> None:
+    with deployed(ACT, **given(message="for the fair")) as act:
+        assert act.status()["options"]["message"] == "for the fair"
+
+
+@effect_of("kind")
+def test_a_kind_that_contradicts_is_refused() -> None:
+    with pytest.raises(OptionError, match="needs image"), deployed(
+        ACT, **given(kind="container")
+    ):
+        pass
