@@ -21,7 +21,6 @@ from fal_notebook.container import ContainerImage, image_value
 from fal_notebook.option_errors import ALIASES
 from fal_notebook.option_types import (
     NAME_RULE,
-    AbsolutePath,
     AppName,
     EnvironmentName,
     Flag,
@@ -30,6 +29,7 @@ from fal_notebook.option_types import (
     ImageReference,
     ModuleName,
     MostRunners,
+    MountPath,
     Owner,
     PathText,
     Port,
@@ -116,11 +116,10 @@ class Options(BaseModel):
         "stored secrets that runners see as environment variables",
         "a list of names, never values",
     )
-    data_mounts: list[AbsolutePath] | None = option(
+    data_mounts: list[MountPath] | None = option(
         None,
         "where the shared storage appears (unset: /data)",
         "a list of absolute paths",
-        effective=False,
     )
     app_files: list[PathText] | None = option(
         None, "files and folders copied beside the app", _PATHS, effective=False
@@ -201,9 +200,7 @@ class Options(BaseModel):
     metrics_port: Port | None = option(
         None, "port of the runner whose /metrics is collected", _PORT, effective=False
     )
-    private_logs: Flag = option(
-        False, "callers do not see the logs of requests", _FLAG
-    )
+    private_logs: Flag = option(False, "callers do not see the logs of requests", _FLAG)
 
     @model_validator(mode="before")
     @classmethod

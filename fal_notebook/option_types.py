@@ -148,6 +148,12 @@ def _path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _mount(path: str) -> str:
+    if not re.fullmatch(r"(/(?!\.\.?(/|$))[^/:]+)+", path):
+        raise ValueError("a list of absolute paths without '..' and ':'")
+    return path
+
+
 # Strict, because True is an int and "10" or 1.5 would become one.
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
@@ -164,7 +170,7 @@ EnvironmentName = Annotated[_Variable, AfterValidator(_not_reserved)]
 SecretName = Annotated[_Variable, AfterValidator(_secret)]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 PythonVersion = Annotated[str, Field(pattern=r"^3\.[0-9]{1,2}$")]
-AbsolutePath = Annotated[str, BeforeValidator(_path), Field(pattern="^/")]
+MountPath = Annotated[str, BeforeValidator(_path), AfterValidator(_mount)]
 PathText = Annotated[str, BeforeValidator(_path), Field(min_length=1)]
 RequirementText = Annotated[str, AfterValidator(_requirement)]
 Regex = Annotated[str, AfterValidator(_regex)]

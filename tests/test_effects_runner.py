@@ -1,11 +1,9 @@
-"""What each option does to a runner: what it is made of, sees, serves, and how it starts and ends."""
+"""What each option does to a runner: what it is made of, sees and serves, how it starts and ends."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, events, eventually, run_url
+from serving import ACT, deployed, eventually, run_url
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import DeployError, FalNotebookError, OptionError
+from fal_notebook.exceptions import DeployError, OptionError
+from fal_notebook.options import parse_options
 
 ENVIRONMENT = "import os\ndef seen(name: str) -> str:\n    return os.environ.get(name, '')"
 
@@ -82,8 +81,9 @@ def test_a_module_is_shipped_by_value(tmp_path: Path, monkeypatch: pytest.Monkey
 @effect_of("python_version")
 def test_another_python_is_refused() -> None:
     other = "3.10" if sys.version_info[:2] != (3, 10) else "3.11"
-    with pytest.raises(OptionError, match="python_version"), deployed(
-        ACT, **given(python_version=other)
+    with (
+        pytest.raises(OptionError, match="python_version"),
+        deployed(ACT, **given(python_version=other)),
     ):
         pass
 
@@ -115,7 +115,26 @@ def test_a_note_is_kept_with_the_revision() -> None:
 
 @effect_of("kind")
 def test_a_kind_that_contradicts_is_refused() -> None:
-    with pytest.raises(OptionError, match="needs image"), deployed(
-        ACT, **given(kind="container")
-    ):
+    with pytest.raises(OptionError, match="needs image"), deployed(ACT, **given(kind="container")):
         pass
+
+
+@effect_of("data_mounts")
+def test_the_shared_storage_appears_where_it_is_asked_for(tmp_path: Path) -> None:
+    place = str(tmp_path / "models")
+    source = """
+def writes(folder: str, text: str) -> str:
+    import os, pathlib
+    pathlib.Path(folder, "effect.txt").write_text(text)
+    return pathlib.Path(os.environ["FAL_DATA_DIR"], "effect.txt").read_text()
+"""
+    with deployed(source, **given(data_mounts=[place])) as writes:
+        assert writes(place, "shared") == "shared"
+        assert not os.path.exists("/data/effect.txt")
+        assert list((tmp_path / "models").iterdir()) == []  # nobody else sees it there
+
+
+@pytest.mark.parametrize("place", ["/", "/a/../b", "relative", "/a:b", "/a//b", "/a/"])
+def test_a_place_that_no_container_could_have_is_refused(place: str) -> None:
+    with pytest.raises(OptionError, match="data_mounts"):
+        parse_options({"data_mounts": [place]})

@@ -114,9 +114,7 @@ def test_a_recreate_that_fails_brings_the_old_revision_back() -> None:
     with deployed(ACT, min_concurrency=1) as act:
         with pytest.raises(DeployError, match="broken"):
             broken = "def broken(): raise ValueError('broken')\n"
-            with deployed(
-                ACT, deployment_strategy="recreate", setup_function=_defined(broken)
-            ):
+            with deployed(ACT, deployment_strategy="recreate", setup_function=_defined(broken)):
                 pass
         assert act(do="echo", n=3) == 3
 

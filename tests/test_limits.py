@@ -17,7 +17,11 @@ SMALL = Placement("tester", "app", "r", lookup("S"))
 
 
 def of(placement: Placement = SMALL, **more: Any) -> dict[str, Any]:
-    return limits(placement, "/state/data/tester", 1000, **more)
+    return limits(placement, "/state/data/tester", 1000, ["/data", "/models"], **more)
+
+
+def test_a_container_sees_the_shared_storage_at_every_place() -> None:
+    assert of()["binds"] == ["/state/data/tester:/data:rw", "/state/data/tester:/models:rw"]
 
 
 def test_a_machine_type_is_what_a_container_may_take() -> None:

@@ -94,9 +94,7 @@ def test_a_steady_load_never_flaps(
     trace = [Request(at, length) for at in times for _ in range(streams)]
     result = simulate(trace, scaling, start, TICK)
     end = times[-1]
-    seen = {
-        n for at, n in zip(result.at, result.runners, strict=True) if settled < at < end
-    }
+    seen = {n for at, n in zip(result.at, result.runners, strict=True) if settled < at < end}
     assert len(seen) == 1, "the load does not change, and the runners do"
 
 
@@ -118,7 +116,7 @@ def test_a_real_run_does_what_was_predicted(options: dict[str, int]) -> None:
         floor = max(options.get("min_concurrency", 0), options.get("concurrency_buffer", 0))
         eventually(lambda: len(slow.runners()) == floor)
         together = Barrier(calls)
-        list(pool.map(lambda _: together.wait() and None or slow(length), range(calls)))
+        list(pool.map(lambda _: (together.wait() and None) or slow(length), range(calls)))
         eventually(lambda: len(slow.runners()) == floor)
         real = max(sample["runners"] for sample in slow.timeline())
     burst = [Request(0, length)] * calls

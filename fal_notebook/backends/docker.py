@@ -21,7 +21,7 @@ from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.containers import RETRY, RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine
 from fal_notebook.backends.images import Images
-from fal_notebook.backends.limits import DATA, UMASK, ending, limits
+from fal_notebook.backends.limits import UMASK, ending, limits
 from fal_notebook.backends.outside import OutsideOfContainer
 from fal_notebook.backends.stored_images import StoredImages
 from fal_notebook.exceptions import BuildError, EngineError, GatewayError
@@ -143,7 +143,8 @@ class DockerBackend:
         bare = "untouched" in environment
         made = untouched.creation(contained, environment) if bare else _creation(environment)
         data = spec.environment["FAL_DATA_DIR"]
-        within = limits(placement, data, os.stat(data).st_gid, _writable(environment))
+        group, places = os.stat(data).st_gid, spec.data_mounts
+        within = limits(placement, data, group, places, _writable(environment))
         if bare:
             within["init"] = not self._brings_init(environment["image"], made["entrypoint"])
         container = self._engine.create(
@@ -273,7 +274,7 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
     """Return what a runner is told whose machine is a container."""
     data = spec.environment["FAL_DATA_DIR"]
     changed = {
-        name: DATA + value.removeprefix(data)
+        name: spec.data_mounts[0] + value.removeprefix(data)
         for name, value in spec.environment.items()
         if name in ("FAL_DATA_DIR", "HF_HOME") and value.startswith(data)
     }

@@ -9,8 +9,6 @@ from typing import Any
 
 from fal_notebook.backends.base import Placement
 
-# In a container the owner's shared storage is here.
-DATA = "/data"
 # User and group of containers whose gateway is root.
 CONTAINED = 1000
 # Which rights new files lack in containers: the group of the shared storage may write them.
@@ -30,7 +28,11 @@ def own_user(uid: int, gid: int, rootless: bool) -> str:
 
 
 def limits(
-    placement: Placement, data: str, group: int, writable: Sequence[str] | None = None
+    placement: Placement,
+    data: str,
+    group: int,
+    places: Sequence[str],
+    writable: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return what a container may take and do, as docker-py's host configuration.
 
@@ -39,11 +41,13 @@ def limits(
     placement : Placement
         Its machine is what the container gets, its GPUs are the container's only ones.
     data : str
-        The folder of this machine that it sees as `DATA`.
+        The folder of this machine that is the owner's shared storage.
     group : int
         The group of that folder: whoever runs in the container belongs to it.
+    places : sequence of str
+        Where the container sees that folder.
     writable : sequence of str, optional
-        The only folders that it may write to, besides `DATA`; they are empty and in memory.
+        The only folders that it may write to, besides those; they are empty and in memory.
     """
     machine = placement.machine
     gpus = [{"DeviceIDs": list(placement.gpus), "Capabilities": [["gpu"]]}]
@@ -58,7 +62,7 @@ def limits(
         "security_opt": ["no-new-privileges"],
         "init": True,
         "group_add": [str(group)],
-        "binds": {data: {"bind": DATA, "mode": "rw"}},
+        "binds": [f"{data}:{place}:rw" for place in places],
         "log_config": {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}},
         **({"device_requests": gpus} if placement.gpus else {}),
         **(_read_only(writable) if writable is not None else {}),

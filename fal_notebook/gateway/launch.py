@@ -24,7 +24,7 @@ from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.machines import MachineType, gpus_here
 from fal_notebook.runner.secret_forms import RUNNER_KEY_PREFIX
-from fal_notebook.runner.spec import RunnerSpec
+from fal_notebook.runner.spec import DATA, RunnerSpec
 
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
 ORPHAN_TIMEOUT = 60
@@ -132,6 +132,7 @@ class Launcher:
             exposed_port=revision.options["exposed_port"] if revision.direct else None,
             fixed_port=revision.manifest.get("fixed_port", False),
             umask=paths.umask(),
+            data_mounts=revision.options["data_mounts"] or [DATA],
         )
 
     def _environment(self, row: RunnerRow, revision: Revision, url: str) -> dict[str, str]:

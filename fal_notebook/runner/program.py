@@ -21,7 +21,7 @@ from fal_notebook.runner.secret_forms import Redact, hiding
 from fal_notebook.runner.serve import RunnerApp
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.server import Server
-from fal_notebook.runner.spec import RunnerSpec
+from fal_notebook.runner.spec import DATA, RunnerSpec
 from fal_notebook.runner.upgrades import UpgradingProtocol
 
 # How long a failed runner waits for a gateway to read why it failed, and to end it.
@@ -46,17 +46,28 @@ def clean(spec: RunnerSpec) -> None:
     os.environ.clear()
     os.environ.update(spec.environment)
     time.tzset()
-    mounts.show_data(spec.environment.get("FAL_DATA_DIR", ""))
+    hidden = mounts.show(spec.environment.get("FAL_DATA_DIR", ""), spec.data_mounts)
     os.umask(spec.umask)
     os.chdir(spec.folder)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     logs.redirect(spec.log, _hiding(spec))
+    _tell_hidden(hidden, spec)
     faulthandler.enable(2)
     sys.argv[:] = [""]
     sys.modules["__main__"] = types.ModuleType("__main__")
     random.seed()
+
+
+def _tell_hidden(places: list[str], spec: RunnerSpec) -> None:
+    """Say where the shared storage is not; nobody asked for the usual place."""
+    if places and spec.data_mounts != [DATA]:
+        print(
+            f"data_mounts: the shared storage cannot be shown at {', '.join(places)} here, where "
+            "something is or no one may mount; it is the folder that FAL_DATA_DIR names",
+            file=sys.stderr,
+        )
 
 
 def _hiding(spec: RunnerSpec) -> Redact:

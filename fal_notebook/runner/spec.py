@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 LINK = b"x-fal-link"
 # The header with the secret of the runner, in every request of the gateway.
 SECRET = b"x-fal-runner-secret"
+# Where runners see the shared storage, unless they are told of other places.
+DATA = "/data"
 # An answer with it is of a failure that the gateway has been told of.
 TOLD = b"x-fal-error-told"
 
@@ -52,6 +54,8 @@ class RunnerSpec:
         That server is known to listen there, whatever ``$PORT`` says: one runner at a time.
     umask : int
         Which rights its new files lack.
+    data_mounts : list of str
+        Where it sees the shared storage, the folder that ``FAL_DATA_DIR`` names.
     """
 
     runner_id: str
@@ -69,6 +73,7 @@ class RunnerSpec:
     exposed_port: int | None = None
     fixed_port: bool = False
     umask: int = 0o077
+    data_mounts: list[str] = field(default_factory=lambda: [DATA])
 
     @property
     def ending(self) -> str:

@@ -30,7 +30,13 @@ from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import credentials, secrets
 from fal_notebook.gateway.operations.credentials import Credentials
 from fal_notebook.gateway.operations.logs import log_tail
-from fal_notebook.gateway.operations.user_server import about, free_gpus, free_port, make_room, openapi_of
+from fal_notebook.gateway.operations.user_server import (
+    about,
+    free_gpus,
+    free_port,
+    make_room,
+    openapi_of,
+)
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
 from fal_notebook.options import APP_DEFAULTS, Options, app_name, explicit, parse_options

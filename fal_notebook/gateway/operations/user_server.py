@@ -41,9 +41,7 @@ async def free_gpus(
         await _end_runners(fleet, stop, f"revision {revision.number} needs its GPUs")
 
 
-async def make_room(
-    fleet: Fleet, revision: Revision, stop: Callable[[Runner, str], None]
-) -> None:
+async def make_room(fleet: Fleet, revision: Revision, stop: Callable[[Runner, str], None]) -> None:
     """End all runners of the app first if its strategy is ``recreate``, as `free_port`."""
     if revision.options["deployment_strategy"] == "recreate":
         await _end_runners(fleet, stop, f"revision {revision.number} takes its place")
