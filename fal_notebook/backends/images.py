@@ -140,6 +140,8 @@ class Images:
         found = [
             await self._pulls.pinned(name, registries, _in_loop(progress), anew) for name in named
         ]
+        if found and dockerfile.is_reference(text):  # there is nothing to build
+            return found[0]
         own = UserImage(text, order.context, arguments, tuple(found))
         known = await logins.logins(hosts_of(named), registries)
         secrets = order.credentials.get("secrets", {})
