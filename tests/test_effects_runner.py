@@ -1,4 +1,4 @@
-"""What each option does to a runner: what it is made of, sees and serves, how it starts and ends."""
+"""What each option does to a runner: what it is made of and sees, how it starts and ends."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def test_what_setup_returns_is_the_first_argument() -> None:
 @effect_of("startup_timeout")
 def test_a_setup_that_takes_too_long_fails_the_deploy() -> None:
     slow = defined("import time\ndef made(): time.sleep(6)")
-    with pytest.raises(DeployError, match="startup_timeout=1 s"):
-        with deployed(ACT, **given(startup_timeout=1), setup_function=slow):
-            pass
+    with (
+        pytest.raises(DeployError, match="startup_timeout=1 s"),
+        deployed(ACT, **given(startup_timeout=1), setup_function=slow),
+    ):
+        pass
 
 
 @effect_of("termination_grace_period_seconds")
