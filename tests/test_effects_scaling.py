@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, events, eventually
+from serving import ACT, defined, deployed, events, eventually
 
 from fal_notebook.exceptions import DeployError
 from fal_notebook.handle import Handle
@@ -113,7 +113,7 @@ def test_recreate_ends_the_old_runners_before_new_ones_start(private_state: Path
 
 
 def test_a_recreate_that_fails_brings_the_old_revision_back() -> None:
-    broken = _defined("def broken(): raise ValueError('broken')\n")
+    broken = defined("def broken(): raise ValueError('broken')\n")
     with deployed(ACT, min_concurrency=1) as act:
         with (
             pytest.raises(DeployError, match="broken"),
@@ -121,9 +121,3 @@ def test_a_recreate_that_fails_brings_the_old_revision_back() -> None:
         ):
             pass
         assert act(do="echo", n=3) == 3
-
-
-def _defined(source: str) -> Any:
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(source, space)
-    return space["broken"]
