@@ -173,7 +173,6 @@ class Options(BaseModel):
         "how a runner is asked whether it is well",
         "HealthCheck(path='/…', …), with start_period_seconds, timeout_seconds, "
         "failure_threshold, call_regularly and method, or such a dict",
-        effective=False,
     )
     skip_retry_conditions: list[RetryReason] | None = option(
         None,

@@ -84,8 +84,8 @@ class Launcher:
         """Know what a runner holds that outlived an earlier gateway."""
         self.gpus.hold(row.id, row.process.get("gpus", ()))
 
-    async def start(self, runner: Runner, revision: Revision) -> None:
-        """Start a runner's process and note where it is.
+    async def start(self, runner: Runner, revision: Revision, on_pull: Callable[[], None]) -> None:
+        """Start a runner's process and note where it is; `on_pull` is as in `Placement`.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Launcher:
             backend = self._targets[revision.target]
             gpus = self.gpus.of(runner.row.id)
             registries = functools.partial(self._registries, revision)
-            placement = _placement(revision, gpus, registries)
+            placement = _placement(revision, gpus, registries, on_pull)
             started = await backend.start(spec, revision.environment, placement)
         except OSError as error:  # a full disk, a folder that cannot be made
             raise BuildError(f"the runner could not be started: {error}") from error
@@ -173,7 +173,11 @@ class Launcher:
 
 
 def _placement(
-    revision: Revision, gpus: tuple[str, ...], registries: Callable[[], dict[str, Any]]
+    revision: Revision,
+    gpus: tuple[str, ...],
+    registries: Callable[[], dict[str, Any]],
+    on_pull: Callable[[], None],
 ) -> Placement:
     machine = MachineType(**revision.machine)
-    return Placement(revision.owner, revision.app, revision.id, machine, gpus, registries)
+    whose = revision.owner, revision.app, revision.id
+    return Placement(*whose, machine, gpus, registries, on_pull)
