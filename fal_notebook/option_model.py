@@ -197,7 +197,7 @@ class Options(BaseModel):
         None, "{'openapi': {…}} is shown in place of the schema found", "a dict of JSON values"
     )
     metrics_port: Port | None = option(
-        None, "port of the runner whose /metrics is collected", _PORT, effective=False
+        None, "port of the runner whose /metrics is collected, as $METRICS_PORT says it", _PORT
     )
     private_logs: Flag = option(False, "callers do not see the logs of requests", _FLAG)
 

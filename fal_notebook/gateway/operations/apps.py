@@ -100,6 +100,7 @@ def runners(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
             "in_flight": runner.in_flight,
             "machine_type": runner.row.machine_type,
             "region": runner.row.region,
+            "metrics_port": runner.row.process.get("metrics_port"),
             "created_at": runner.row.created_at,
             "ready_at": runner.row.ready_at,
             "last_request_at": runner.last_request_at,
