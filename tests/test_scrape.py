@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fal_notebook.gateway import metrics_ports
+from fal_notebook.backends.base import Started
+from fal_notebook.gateway import launch, metrics_ports, scrape
 from fal_notebook.gateway.metrics_ports import MetricsPorts
 from fal_notebook.gateway.scrape import LONGEST_LINE, UP, Page, render
 
@@ -74,3 +79,63 @@ def test_no_two_runners_have_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_port_that_cannot_be_had_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_ports, "_bound", lambda port: 0 if port == 80 else port or 9001)
     assert MetricsPorts().take("a", 80) == 9001
+
+
+@contextlib.asynccontextmanager
+async def saying(head: bytes, piece: bytes, pieces: int, pause: float) -> AsyncIterator[str]:
+    """Serve an answer in pieces to everybody; gives the address."""
+
+    answered = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        with contextlib.suppress(OSError):  # nobody reads more
+            for _ in range(pieces):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        answered.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    if head:
+        await answered.wait()
+
+
+OK = b"HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "pieces", "pause", "text"),
+    [
+        (OK, b"x 1\n", 2, 0, "x 1\nx 1\n"),
+        (OK, b"x 1\n", 10_000, 0.05, ""),  # it never ends
+        (OK, b"x" * 100_000, 20, 0, ""),
+        (b"HTTP/1.1 404 Not Found", b"x 1\n", 1, 0, ""),
+        (b"no HTTP", b"", 0, 0, ""),
+    ],
+    ids=["whole", "endless", "too large", "not there", "no HTTP"],
+)
+async def test_a_page_is_read_within_bounds(
+    monkeypatch: pytest.MonkeyPatch, head: bytes, piece: bytes, pieces: int, pause: float, text: str
+) -> None:
+    monkeypatch.setattr(scrape, "TIMEOUT", 0.5)
+    async with saying(head, piece, pieces, pause) as address:
+        assert await scrape._text(address) == text
+
+
+async def test_a_port_on_which_nobody_listens_says_nothing() -> None:
+    async with saying(b"", b"", 0, 0) as address:
+        pass
+    assert await scrape._text(address) == ""
+
+
+def test_metrics_are_asked_for_where_the_runner_is() -> None:
+    assert launch._host(Started("unix:/tmp/r.sock", {})) == "127.0.0.1"
+    assert launch._host(Started("tcp:172.17.0.2:8080", {})) == "172.17.0.2"
+    assert launch._host(Started("", {"host": "172.17.0.3"})) == "172.17.0.3"

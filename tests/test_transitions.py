@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from inside import fleet_of
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from inside import close_gateway, deployed, fleet_of, open_gateway, states
+from runner_bench import PLACEMENT
+
+from fal_notebook.backends.base import Placement
+from fal_notebook.backends.images import Images
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.states import States
 from fal_notebook.gateway.store import RunnerRow, Store
@@ -75,3 +83,45 @@ def test_what_is_left_of_nobody_is_buried(store: Store, state: str) -> None:
     assert left.state == "TERMINATED"
     states = [event.data["state"] for event in store.events(0)]
     assert all(two in FOLLOWS[one] for one, two in zip([state, *states], states, strict=False))
+
+
+async def test_a_runner_whose_image_is_fetched_at_its_start_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = open_gateway(tmp_path)
+    start = gateway.targets.local.start
+
+    async def pulls(spec: Any, environment: dict[str, str], placement: Placement) -> Any:
+        placement.on_pull()
+        return await start(spec, environment, placement)
+
+    monkeypatch.setattr(gateway.targets.local, "start", pulls)
+    try:
+        (runner,) = (await deployed(gateway, "def f(): return 1")).runners.values()
+        told = states(gateway, runner.row.id)
+        assert [state for state, _ in told] == ["PENDING", "DOCKER_PULL", "SETUP", "IDLE"]
+        assert told[1][1] == "its image is fetched again"
+    finally:
+        await close_gateway(gateway)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "told"),
+    [("a@sha256:0", None, ["pull", "fetch"]), ("a@sha256:0", "id", []), ("a:1", None, [])],
+)
+async def test_an_image_is_fetched_at_a_start_only_where_it_was_removed(
+    name: str, found: str | None, told: list[str]
+) -> None:
+    heard: list[str] = []
+
+    async def called(*_: Any) -> str | None:
+        return found
+
+    async def fetch(*_: Any) -> None:
+        heard.append("fetch")
+
+    images = Images.__new__(Images)
+    engine, pulling = SimpleNamespace(image_id=None), SimpleNamespace(fetch=fetch)
+    vars(images).update(_call=called, _engine=engine, _pulls=pulling)
+    await images.restore(name, replace(PLACEMENT, on_pull=lambda: heard.append("pull")))
+    assert heard == told

@@ -237,7 +237,7 @@ class Life:
 
     def _ready(self) -> None:
         self._timer.cancel()
-        if self._runner.live:
+        if self._runner.row.state == "SETUP":
             self._states.ready()
 
     async def _while_well(self, health: Health) -> None:
@@ -246,6 +246,7 @@ class Life:
             self._runner.check_now.set()  # adopted: nobody has asked for some time
         elif error := await health.until_well(self._noted):
             self._fail(error)
+            return
         self._ready()
         cause = await health.until_unwell()
         if self._runner.live:

@@ -104,7 +104,7 @@ def runners(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
             "created_at": runner.row.created_at,
             "ready_at": runner.row.ready_at,
             "last_request_at": runner.last_request_at,
-            **gateway.targets.stats(runner.row.process),
+            **({} if runner in fleet.crashed else gateway.targets.stats(runner.row.process)),
         }
         for runner in fleet.shown()
     ]
