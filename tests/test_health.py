@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inside import close_gateway, deployed, open_gateway, revision, states, until
+from inside import ask, close_gateway, deployed, open_gateway, post, revision, states, until
 
 from fal_notebook.gateway import health
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.health import check_of, count
+from fal_notebook.gateway.upstream import UpstreamError
 from fal_notebook.option_types import HealthCheck
 
 STAY = "def f(): return 1"
@@ -102,6 +103,23 @@ async def test_a_stuck_runner_is_killed_after_so_many_failures_in_a_row(
 
 
 _ONE = "timeout_seconds=1"
+
+
+async def test_a_runner_that_gets_stuck_as_it_drains_is_not_waited_for(gateway: Gateway) -> None:
+    check = {**CHECK, "failure_threshold": 1}
+    source = "import time\ndef f(): time.sleep(1000)"
+    options = {"termination_grace_period_seconds": 1000, "health_check": check}
+    fleet = await deployed(gateway, source, **options)
+    runner = await ask(fleet)
+    lost = asyncio.ensure_future(post(runner))
+    await asyncio.sleep(0.05)
+    gateway.lifecycle.stop(runner, "scaled down")
+    os.kill(runner.row.process["pid"], signal.SIGSTOP)
+    with pytest.raises(UpstreamError):
+        await lost
+    await runner.ended.wait()
+    assert "its health check GET /health had no answer" in runner.row.cause
+    fleet.release(runner)
 
 
 async def test_a_runner_that_is_well_stays(gateway: Gateway) -> None:

@@ -249,7 +249,7 @@ class Life:
             return
         self._ready()
         cause = await health.until_unwell()
-        if self._runner.live:
+        if self._runner.row.state != "TERMINATING":  # its teardown has its grace
             (self.stop if health.answered else self.kill)(cause)
 
     def _redacted(self, told: str) -> str:
