@@ -28,6 +28,7 @@ APP = """
 import os, time
 import fal_notebook as fal
 from fastapi import HTTPException, Response
+from typing import Annotated
 
 class Patient(fal.App):
     def setup(self):
@@ -65,9 +66,12 @@ def serves(port: int) -> None:
 
 
 @contextmanager
-def patient(sick: Path, check: dict[str, Any], **options: Any) -> Iterator[Any]:
+def patient(
+    sick: Path, check: dict[str, Any], parameter: str = "", **options: Any
+) -> Iterator[Any]:
     """Deploy an app that is not well while the file is there."""
     source = APP.replace("CHECK", repr(check)).replace("FILE", repr(str(sick)))
+    source = source.replace("ask(self, ", f"ask(self, {parameter}")
     with notebook():
         handle: Any = fal.deploy(define(source)["Patient"], wait=True, **options)
         try:
@@ -129,6 +133,17 @@ def test_a_check_is_not_asked_for_by_callers_and_not_shown_to_them(
         reply = client.post(url, json={"forced": "0"}, headers=header)
         assert "x-fal-runner-health-check" not in reply.headers
         assert client.post(url, json={"forced": "0"}).json()["asked"] == 1  # at its start
+
+
+@pytest.mark.parametrize("more", ["", "response: Response, "])
+def test_an_answer_to_a_call_of_the_handle_forces_a_check_too(tmp_path: Path, more: str) -> None:
+    sick = tmp_path / "sick"
+    with patient(sick, FORCED, more, min_concurrency=1) as app:
+        before = idle(app)
+        app.ask(sick=str(sick))
+        eventually(lambda: not idle(app))
+        sick.unlink()
+        assert eventually(lambda: idle(app, but=before))
 
 
 def test_a_server_of_ones_own_is_asked_too(gateway: GatewayInfo, tmp_path: Path) -> None:
