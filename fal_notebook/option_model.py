@@ -175,7 +175,6 @@ class Options(BaseModel):
         "how a runner is asked whether it is well",
         "HealthCheck(path='/…', …), with start_period_seconds, timeout_seconds, "
         "failure_threshold, call_regularly and method, or such a dict",
-        effective=False,
     )
     skip_retry_conditions: list[RetryReason] | None = option(
         None,
@@ -200,7 +199,7 @@ class Options(BaseModel):
         None, "{'openapi': {…}} is shown in place of the schema found", "a dict of JSON values"
     )
     metrics_port: Port | None = option(
-        None, "port of the runner whose /metrics is collected", _PORT, effective=False
+        None, "port of the runner whose /metrics is collected, as $METRICS_PORT says it", _PORT
     )
     private_logs: Flag = option(False, "callers do not see the logs of requests", _FLAG)
 

@@ -18,7 +18,7 @@ OWN_KEY = "FAL_KEY"
 # Secrets under these names would change how a runner, or what it starts, comes up.
 _AT_START = re.compile(
     r"PATH|HOME|TMPDIR|BASH_ENV|LD_(PRELOAD|LIBRARY_PATH|AUDIT)|DYLD_\w+|PYTHON[A-Z0-9]+"
-    r"|HF_HOME|SSL_CERT_FILE|PORT"
+    r"|HF_HOME|SSL_CERT_FILE|(METRICS_)?PORT"
 )
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")

@@ -41,7 +41,8 @@ class BuildOrder:
 class Placement:
     """Whose runner it is, and what it may take of the machine; its own GPUs by number or UUID.
 
-    `registries` gives the credentials for its image, should that have to be fetched again.
+    `registries` gives the credentials for its image, should that have to be fetched again, and
+    `on_pull` is called before it is; only `docker` fetches one at a start.
     """
 
     owner: str
@@ -50,6 +51,7 @@ class Placement:
     machine: MachineType
     gpus: tuple[str, ...] = ()
     registries: Callable[[], dict[str, Any]] = dict
+    on_pull: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class DockerBackend:
         """Create and start a container; its runner reads what it has to know from its input."""
         self._containers.expect(spec.runner_id)
         try:
-            await self._images.restore(environment["image"], placement.registries)
+            await self._images.restore(environment["image"], placement)
             return await self._call(self._start, spec, environment, placement)
         except (BuildError, GatewayError) as error:
             with contextlib.suppress(BuildError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from fal_notebook import dockerfile, image, settings
 from fal_notebook.backends import buildkit, image_python, local_packages, logins
-from fal_notebook.backends.base import BuildOrder, Progress
+from fal_notebook.backends.base import BuildOrder, Placement, Progress
 from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE
 from fal_notebook.backends.engine import Engine, host
@@ -79,10 +79,11 @@ class Images:
         prefix = _prefix(order.options.get("image"))
         return {"image": own.tag, **places, **user, **prefix, **texts}
 
-    async def restore(self, name: str, registries: Callable[[], logins.Given]) -> None:
+    async def restore(self, name: str, placement: Placement) -> None:
         """Fetch an image again, by its digest, that was removed from the engine."""
         if "@" in name and await self._call(self._engine.image_id, name) is None:
-            await self._pulls.fetch(name, registries(), lambda line: None)
+            placement.on_pull()
+            await self._pulls.fetch(name, placement.registries(), lambda line: None)
 
     async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         given = order.options["image"]
