@@ -83,9 +83,9 @@ def test_a_request_waits_before_it_starts_a_runner() -> None:
 
 @effect_of("app_scale_settings")
 def test_scaling_comes_from_the_code_again() -> None:
-    with deployed(ACT, keep_alive=33) as act:
-        with deployed(ACT + "\n# changed", **given(app_scale_settings=True)):
-            assert act.status()["options"]["keep_alive"] == 10
+    changed = ACT + "\n# changed"
+    with deployed(ACT, keep_alive=33) as act, deployed(changed, **given(app_scale_settings=True)):
+        assert act.status()["options"]["keep_alive"] == 10
 
 
 @effect_of("regions")
@@ -111,11 +111,11 @@ def test_recreate_ends_the_old_runners_before_new_ones_start(private_state: Path
 
 
 def test_a_recreate_that_fails_brings_the_old_revision_back() -> None:
+    broken = _defined("def broken(): raise ValueError('broken')\n")
     with deployed(ACT, min_concurrency=1) as act:
+        failing = deployed(ACT, deployment_strategy="recreate", setup_function=broken)
         with pytest.raises(DeployError, match="broken"):
-            broken = "def broken(): raise ValueError('broken')\n"
-            with deployed(ACT, deployment_strategy="recreate", setup_function=_defined(broken)):
-                pass
+            failing.__enter__()
         assert act(do="echo", n=3) == 3
 
 
