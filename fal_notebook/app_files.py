@@ -72,8 +72,9 @@ def _found(root: Path, given: str, ignored: Sequence[re.Pattern[str]]) -> list[t
     """Return the files of one path, by their names in `root`."""
     path = Path(os.path.normpath(root / os.path.expanduser(given)))
     if not _inside(root, path):
+        lies = "is a link that leaves" if path.is_relative_to(root) else "lies outside of"
         raise AppFilesError(
-            f"app_files names {given}, which lies outside of {root}; copy it there, or set "
+            f"app_files names {given}, which {lies} {root}; copy it there, or set "
             "app_files_context_dir to a folder above it",
             given,
         )

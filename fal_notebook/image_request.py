@@ -45,6 +45,12 @@ class ImageRequest:
         return _credentials(self.image)
 
     @property
+    def told(self) -> list[str]:
+        """What a dry run says of `files`."""
+        more = f" and {len(self.files) - 5} more" if len(self.files) > 5 else ""
+        return [f"app_files: {', '.join(self.files[:5])}{more}"] if self.files else []
+
+    @property
     def manifest(self) -> dict[str, str]:
         """What the manifest says of the files: their archive's SHA-256."""
         return {"context": hashlib.sha256(self.context).hexdigest()} if self.context else {}

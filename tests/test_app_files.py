@@ -77,7 +77,7 @@ def test_equal_files_are_packed_to_equal_bytes(tmp_path: Path) -> None:
         (["no.txt"], {}, r"names no.txt, which is not in .*; correct it"),
         (["../secret"], {}, r"names ../secret, which lies outside of .*; copy it there"),
         (["/etc/passwd"], {}, r"names /etc/passwd, which lies outside"),
-        (["leaves"], {}, r"names leaves, which lies outside"),
+        (["leaves"], {}, r"names leaves, which is a link that leaves .*; copy it there"),
         (["empty"], {}, r"names empty, of which nothing is copied"),
         (["a.pyc"], {}, r"names a.pyc, .* change app_files_ignore"),
         (["a"], {"app_files_ignore": ["^a$"]}, r"names a, of which nothing"),
@@ -118,6 +118,15 @@ def test_a_stored_secret_does_not_travel_in_a_file(
     with pytest.raises(OptionError, match=sentence), deployed(READS, **files):
         pass
     cli.run(["secrets", "delete", "IN_APP_FILE"], "fal-notebook")
+
+
+def test_a_dry_run_names_the_files(shell: Any, tmp_path: Path, capsys: Any) -> None:
+    tree(tmp_path, *(f"{n}.txt" for n in range(7)))
+    options = f"app_files=. app_files_context_dir={tmp_path} dry_run=true"
+    shell.run(f"%%fal_function {options}\ndef reads() -> str:\n    return open('0.txt').read()\n")
+    said = capsys.readouterr().out
+    assert "note: app_files: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more" in said
+    assert "reads the relative file" not in said
 
 
 # --- what comes of it -------------------------------------------------------------------------

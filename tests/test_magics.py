@@ -260,8 +260,8 @@ def test_a_comment_outside_of_the_function_makes_a_new_revision(shell) -> None:
 
 
 def test_dry_run_prints_the_notes_too(shell, capsys) -> None:
-    shell.run(cell("dry_run=true regions=us-east", ONE))
-    assert "note: regions is stored; it takes effect" in capsys.readouterr().out
+    shell.run(cell("dry_run=true auth=public", ONE))
+    assert "note: auth=public without serve=true" in capsys.readouterr().out
     shell.run(cell("dry_run=true machine_type=WHAT", ONE))
     assert "note: machine type 'WHAT' is not known here" in capsys.readouterr().out
 
