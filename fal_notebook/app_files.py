@@ -100,12 +100,16 @@ def _walk(root: Path, path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    for base, folders, files in os.walk(path):
+    for base, folders, files in os.walk(path, onerror=_refuse):
         folders.sort()
         for name in sorted(files):
             file = Path(base, name)
             if file.is_file() and _inside(root, file):
                 yield file
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _inside(root: Path, path: Path) -> bool:
