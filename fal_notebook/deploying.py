@@ -239,7 +239,8 @@ def imported_distributions(
     local = target == settings.TARGETS[0]
     sdk = [sdk_app.UPLOADS] if isinstance(function, SdkServer) and not local else []
     if local or options.requirements is not None or options.image:
-        return {}, sdk
+        added = runner_needs.added_to(function, options)
+        return {"added": added} if added else {}, sdk
     found = needed_by(payload.modules | runner_needs.modules_for(function))
     notices = [
         f"{name} is installed here from a folder and is not in the image; give requirements"
@@ -293,6 +294,7 @@ def _captured(
     identity: dict[str, Any] = {
         "options": explicit(options),
         "variables": variables(options),
+        **({"added": added} if (added := runner_needs.added_to(function, options)) else {}),
         **image,
     }
     if local := fingerprints(options.requirements):

@@ -35,6 +35,13 @@ USER_DOCKERFILE = ".fal-notebook.Dockerfile"
 LABEL = "fal-notebook.image"
 
 _PIP = "python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore"
+# Fails when the requirements brought what the runner cannot share a process with.
+_CHECK = b"""from importlib.metadata import distributions
+
+for found in distributions(name="pydantic"):
+    if found.version.startswith(("0.", "1.")):
+        raise SystemExit(f"requirements bring pydantic {found.version}, the runner needs \\u2265 2")
+"""
 # The engine says who that is when it starts a container; names are asked of these variables.
 _ANYONE = [
     f"ENV HOME={USER_HOME} USER=fal LOGNAME=fal",
@@ -194,6 +201,9 @@ def environment(
         files |= {f"{packages}/{file}": tree for file, tree in layer.packages.items()}
         lines += [f"COPY {packages} {PACKAGES}"] if layer.packages else []
         lines += [f"COPY {name} {HOME}/{name}", f"RUN {_PIP} -r {HOME}/{name}"]
+    if requirements:
+        files["check.py"] = _CHECK
+        lines += [f"COPY check.py {HOME}/check.py", f"RUN python3 {HOME}/check.py"]
     lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
     return Recipe("env", _text(lines), files, base_id)
 

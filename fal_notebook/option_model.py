@@ -159,7 +159,9 @@ class Options(BaseModel):
         None, "seconds for setup and port open (unset: 600)", _SOME_SECONDS
     )
     request_start_timeout: Whole | None = option(
-        None, "seconds until a request must have begun (0: no limit)", _SECONDS
+        None,
+        "seconds until a request with a key of the owner must have begun (0: no limit)",
+        _SECONDS,
     )
     termination_grace_period_seconds: Whole = option(
         5, "seconds a runner has to stop before it is killed", _SECONDS

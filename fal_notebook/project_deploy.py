@@ -159,5 +159,5 @@ def _by_value(app: ProjectApp, module: str, is_local: bool) -> dict[str, Any]:
     """Have a module of the project travel by value, unless the runner has it from elsewhere."""
     requirements = app.options.get("requirements") or []
     flat = [one for item in requirements for one in (item if isinstance(item, list) else [item])]
-    brought = "image" in app.options or any(one.startswith("/") for one in flat)
+    brought = any(one.startswith("/") for one in flat)
     return {"local_python_modules": [module.partition(".")[0]]} if is_local and not brought else {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 import os
 import pickle
 import subprocess
@@ -28,7 +30,7 @@ from fal_notebook.payload.digest import digest_of
 
 def cell(source: str, **names: Any) -> dict[str, Any]:
     namespace = {"__name__": "__main__", **names}
-    exec(source, namespace)
+    exec(compile(source, "<string>", "exec", dont_inherit=True), namespace)
     return namespace
 
 
@@ -194,6 +196,62 @@ def trained(seed: int, samples: int = 300) -> Any:
 
 
 PREDICT = "def predict(x: list) -> int: return int(model.predict([x])[0])"
+
+
+USED = """
+import abc, collections, dataclasses, enum, typing
+import pydantic, pydantic.dataclasses
+
+class Plain:
+    def __init__(self, a=1): self.a = a
+class Slots:
+    __slots__ = ("a",)
+    def __init__(self, a=1): self.a = a
+@dataclasses.dataclass
+class Data:
+    a: int = 1
+@pydantic.dataclasses.dataclass
+class Checked:
+    a: int = 1
+class Model(pydantic.BaseModel):
+    a: int = 1
+    data: Data = Data()
+class Named(typing.NamedTuple):
+    a: int = 1
+class Colour(enum.Enum):
+    RED = 1
+class Base(abc.ABC):
+    a = 1
+class Derived(Base): pass
+@typing.runtime_checkable
+class Shape(typing.Protocol):
+    a: int
+    def area(self): ...
+T = typing.TypeVar("T")
+class Generic(typing.Generic[T]):
+    def __init__(self, a=1): self.a = a
+class Error(Exception):
+    def __init__(self, a=1): super().__init__(a)
+
+def make():
+    kinds = (Plain, Slots, Data, Checked, Model, Named, Derived, Generic[int], Error)
+    return [*(kind() for kind in kinds), Colour.RED]
+def f():
+    return make(), Shape, Base
+"""
+
+
+def test_classes_that_are_used_stay_the_same() -> None:
+    space = cell(USED)
+    before = digest_of(space["f"])
+    for made in space["make"]():
+        copy.copy(made)
+        copy.deepcopy(made)
+        made.__reduce_ex__(2)
+        isinstance(made, (space["Shape"], space["Base"]))
+        inspect.signature(type(made))
+        repr(made), hash(type(made)), made == copy.copy(made)
+    assert digest_of(space["f"]) == before
 
 
 def test_a_retrained_model_is_a_change_and_an_identical_one_is_not() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, eventually, run_url, with_key
+from serving import ACT, deployed, eventually, in_flight, run_url, with_key
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
@@ -79,10 +79,10 @@ def test_a_request_may_take_only_so_long() -> None:
 
 @effect_of("request_start_timeout")
 def test_a_request_must_have_begun_in_time(gateway: GatewayInfo) -> None:
-    options = {**given(request_start_timeout=1), "max_concurrency": 1, "serve": True}
+    options = {**given(request_start_timeout=1), "max_concurrency": 1}
     with deployed(ACT, **options) as act, ThreadPoolExecutor() as pool:
         first = pool.submit(act, do="sleep", n=4)
-        eventually(lambda: act.runners()[0]["in_flight"])
+        eventually(lambda: in_flight(gateway))
         with pytest.raises(FalNotebookError, match="request_start_timeout"):
             act(do="pid")
         assert first.result() == 4

@@ -1,4 +1,4 @@
-"""What each option does to a runner: what it is made of, sees and serves, how it ends."""
+"""What each option does to a runner: what it is made of and sees, how it starts and ends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, eventually, run_url
+from serving import ACT, defined, deployed, eventually, run_url
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
@@ -19,13 +18,6 @@ from fal_notebook.exceptions import DeployError, OptionError
 from fal_notebook.options import parse_options
 
 ENVIRONMENT = "import os\ndef seen(name: str) -> str:\n    return os.environ.get(name, '')"
-
-
-def defined(source: str) -> Any:
-    """Return the function of a source as a notebook would have it."""
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(source, space)
-    return space["made"]
 
 
 @effect_of("setup_function")

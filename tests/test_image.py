@@ -28,6 +28,7 @@ def test_the_environment_installs_each_layer_and_the_runner_last() -> None:
     assert [line.rpartition("/")[2] for line in installed] == [
         "requirements-1.txt",
         "requirements-2.txt",
+        "check.py",
     ]
     assert lines[-2:] == [
         "COPY libraries /opt/fal/libraries",

@@ -21,6 +21,7 @@ from fal_notebook.backends.engine import Engine, host
 from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
+from fal_notebook.backends.requirement_layers import layers_of
 from fal_notebook.backends.stored_images import mark_of
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of
@@ -105,7 +106,7 @@ class Images:
         found = await self._call(self._engine.image, base) or {}
         base_user = found.get("Config", {}).get("User", "")
         ours = not brought and not base_user
-        wanted = _requirements(order.options, manifest)
+        wanted = layers_of(order.options, manifest)
         shared = image.environment(
             base,
             found.get("Id", ""),
@@ -141,6 +142,8 @@ class Images:
         found = [
             await self._pulls.pinned(name, registries, _in_loop(progress), anew) for name in named
         ]
+        if found and dockerfile.is_reference(text):  # there is nothing to build
+            return found[0]
         own = UserImage(text, order.context, arguments, tuple(found))
         known = await logins.logins(hosts_of(named), registries)
         secrets = order.credentials.get("secrets", {})
@@ -211,16 +214,6 @@ def _prefix(given: Any) -> dict[str, str]:
     """Return the program of the user's own that starts the runner, if the image names one."""
     entrypoint = given.get("entrypoint") if isinstance(given, dict) else None
     return {"entrypoint": json.dumps(entrypoint)} if entrypoint else {}
-
-
-def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[list[str]]:
-    """Return the layers that were asked for, or else what the code imports."""
-    given = options.get("requirements")
-    layers = manifest.get("distributions") if given is None else given
-    layers = layers or []
-    if layers and isinstance(layers[0], str):
-        layers = [layers]
-    return [list(layer) for layer in layers if layer]
 
 
 def _in_loop(progress: Progress) -> Progress:

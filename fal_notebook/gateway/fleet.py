@@ -38,7 +38,7 @@ class SchedulingError(Exception):
 
 def start_failure(for_owner: str) -> SchedulingError:
     """Return the error for requests to an app whose runners do not come up."""
-    told = "the app's runners fail to start; its owner sees why in its logs"
+    told = "the app's runners fail to start; %fal status tells its owner why"
     return SchedulingError(503, "runner_scheduling_failure", told, for_owner)
 
 

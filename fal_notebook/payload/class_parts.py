@@ -22,6 +22,8 @@ _GENERATED = {
     "__abstractmethods__",
     "_abc_impl",
     "__protocol_attrs__",
+    "__non_callable_proto_members__",
+    "__slotnames__",  # copyreg notes them when an instance is copied or pickled
 }
 _PYDANTIC_KEPT = ("__pydantic_generic_metadata__", "__pydantic_root_model__")
 _ENUM_GENERATED = {
@@ -63,6 +65,8 @@ def _members(cls: type) -> dict[str, Any]:
     if issubclass(cls, enum.Enum):
         skipped |= _ENUM_GENERATED | set(cls.__members__)
     members = {name: value for name, value in vars(cls).items() if name not in skipped}
+    if not members.get("__annotations__", True):  # made by who looks for them
+        del members["__annotations__"]
     if _is_pydantic(cls):
         members = {n: v for n, v in members.items() if not _pydantic_generated(n)}
     return members

@@ -9,7 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from fal_notebook.exceptions import OptionError, PayloadMissingError, StoredSecretError
+from fal_notebook.exceptions import (
+    NotFoundError,
+    OptionError,
+    PayloadMissingError,
+    StoredSecretError,
+)
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import blobs
@@ -66,7 +71,8 @@ def delete(gateway: Gateway, name: str) -> None:
     NotFoundError
         When there is none of that name.
     """
-    gateway.store.secret(name)
+    if not gateway.store.select(Secret, "name = ?", name):
+        raise NotFoundError(f"there is no secret {name}; '%fal secrets list' shows all names")
     with gateway.store.transaction():
         gateway.store.retire_secret(name)
         gateway.store.delete_secret(name)
