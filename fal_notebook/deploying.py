@@ -225,7 +225,8 @@ def dry_run(
         sync.wait(_check_secrets(payload, find, options.secrets or ()))
     inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
     machine = choose(options.machine_type, options.num_gpus, this_host()).notice
-    return payload, inherited, [*([machine] if machine else []), *notices(function, options)]
+    noted = [*([machine] if machine else []), *image.told, *notices(function, options)]
+    return payload, inherited, noted
 
 
 def imported_distributions(

@@ -21,6 +21,7 @@ from fal_notebook.exceptions import BuildError
 # Where everything of ours lies in an image.
 HOME = "/opt/fal"
 PAYLOAD = f"{HOME}/payload"
+APP_FILES = f"{HOME}/files"
 LIBRARIES = f"{HOME}/libraries"
 RUNNER = f"{HOME}/runner"
 # Packages that were made on this machine.
@@ -207,10 +208,13 @@ def environment(
     return Recipe("env", _text(lines), files, base_id)
 
 
-def app(environment_tag: str, payload: Tree) -> Recipe:
-    """Return the image of a revision: its environment and the payload."""
+def app(environment_tag: str, payload: Tree, files: Tree | None = None) -> Recipe:
+    """Return the image of a revision: its environment, the archive of its files, the payload."""
     lines = [f"FROM {environment_tag}", f"LABEL {LABEL}=app", f"COPY payload {PAYLOAD}"]
-    return Recipe("app", _text(lines), {"payload": payload})
+    if files is None:
+        return Recipe("app", _text(lines), {"payload": payload})
+    lines.insert(2, f"COPY files {APP_FILES}")  # they change less often than the code
+    return Recipe("app", _text(lines), {"files": files, "payload": payload})
 
 
 def _tag(kind: str, parts: object) -> str:

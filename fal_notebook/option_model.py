@@ -122,13 +122,15 @@ class Options(BaseModel):
         "a list of absolute paths",
     )
     app_files: list[PathText] | None = option(
-        None, "files and folders copied beside the app", _PATHS, effective=False
+        None, "files and folders copied beside the app", _PATHS
     )
     app_files_ignore: list[Regex] | None = option(
-        None, "patterns left out of app_files", "a list of regular expressions", effective=False
+        None,
+        "patterns left out of app_files (unset: notebooks, .git, .env and the like)",
+        "a list of regular expressions",
     )
     app_files_context_dir: PathText | None = option(
-        None, "folder of app_files (unset: the notebook's)", _PATH, effective=False
+        None, "folder of app_files (unset: the notebook's)", _PATH
     )
 
     # scaling

@@ -82,6 +82,33 @@ def test_another_python_is_refused() -> None:
         pass
 
 
+@effect_of("requirements")
+def test_a_runner_has_the_packages_that_are_required() -> None:
+    source = "def says() -> str:\n    import cowsay\n    return cowsay.__name__"
+    with deployed(source, **given(requirements=["cowsay"])) as says:
+        assert says() == "cowsay"
+
+
+@effect_of("compile_bytecode")
+def test_modules_are_compiled_before_anybody_imports_them() -> None:
+    source = """
+def compiled() -> bool:
+    import importlib.util, os
+    return os.path.exists(importlib.util.find_spec("six").cached)
+"""
+    with deployed(source, requirements=["six"], **given(compile_bytecode=True)) as compiled:
+        assert compiled()
+
+
+@effect_of("force")
+def test_an_environment_is_built_again(gateway: GatewayInfo) -> None:
+    source = "def place() -> str:\n    import sys\n    return sys.prefix"
+    with deployed(source, requirements=["six"]) as place:
+        before = place()
+        with deployed(source, requirements=["six"], **given(force=True)):
+            assert place() != before
+
+
 @effect_of("exposed_port")
 def test_a_server_gets_the_traffic_as_it_is(gateway: GatewayInfo) -> None:
     source = """

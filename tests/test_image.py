@@ -55,6 +55,16 @@ def test_the_payload_is_the_only_thing_in_an_apps_own_layer() -> None:
     assert made.tag != image.app(tag, image.Tree(Path("/nowhere"), "other")).tag
 
 
+def test_files_of_an_app_lie_below_its_payload() -> None:
+    files = image.Tree(Path("/nowhere"), "files")
+    made = image.app("base", NOTHING, files)
+    assert [line for line in made.dockerfile.splitlines() if line.startswith("COPY")] == [
+        "COPY files /opt/fal/files",
+        "COPY payload /opt/fal/payload",
+    ]
+    assert made.tag != image.app("base", NOTHING, image.Tree(Path("/nowhere"), "other")).tag
+
+
 def test_the_context_can_be_read_by_every_user_and_is_nobodys(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir(mode=0o700)
     (tmp_path / "inner" / "file").write_text("x")

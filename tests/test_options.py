@@ -385,7 +385,6 @@ def test_help_says_what_is_not_effective_yet() -> None:
     later = "accepted and stored; takes effect in a later release"
     assert all((later in item.help) == (not item.effective) for item in listed.values())
     assert listed["keep_alive"].effective
-    assert not listed["app_files"].effective
     assert listed["machine_type"].type == "str | list[str]"
     assert listed["setup_function"].type == "callable"
 

@@ -24,7 +24,7 @@ class BuildOrder:
     payload : Path
         The payload's file, named by its SHA-256.
     context : Path, optional
-        The build context of the image, a tar archive named by its SHA-256.
+        The build context of the image, or the `app_files`: a tar archive named by its SHA-256.
     credentials : dict
         ``registries`` (username and password by host) and ``secrets`` (values by name) of the
         build; nothing of them may stay in an image, a log or a command line.

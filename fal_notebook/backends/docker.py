@@ -283,6 +283,7 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
         address=f"tcp:0.0.0.0:{port_of(spec)}",
         state="",
         payload=image.PAYLOAD,
+        app_files=image.APP_FILES if spec.app_files else "",
         log="",
         folder="",
         umask=UMASK,

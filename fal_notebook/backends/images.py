@@ -70,7 +70,9 @@ class Images:
         if order.manifest.get("kind") == "image":
             return await self._untouched(order, progress)
         shared, user = await self._environment(order, progress)
-        own = image.app(shared.tag, image.Tree(order.payload, order.payload.name))
+        files = order.context if order.options.get("app_files") else None
+        packed = image.Tree(files, files.name) if files is not None else None
+        own = image.app(shared.tag, image.Tree(order.payload, order.payload.name), packed)
         anew = bool(order.options.get("force"))  # the name says nothing of an environment made anew
         await self._ensure(own.tag, self._built(own, progress, anew, {}), anew)
         # An image outlives this version of the package, so it says itself where things are.

@@ -126,12 +126,14 @@ class Launcher:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _spec(self, row: RunnerRow, revision: Revision, url: str) -> RunnerSpec:
+        files = revision.app_files
         return RunnerSpec(
             runner_id=row.id,
             secret=row.secret,
             address=f"unix:{self._targets.local.address_folder / row.id}.sock",
             state=str(self._state),
             payload=str(paths.blob(self._state, revision.payload)),
+            app_files=str(paths.blob(self._state, files)) if files else "",
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),
             environment=self._environment(row, revision, url),

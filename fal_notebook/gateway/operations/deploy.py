@@ -50,7 +50,8 @@ class DeployRequest(BaseModel):
     """What a client sends to deploy a cell; the payload was uploaded before.
 
     ``notebook`` names who deploys, so that two notebooks do not overwrite each other's app.
-    ``manifest["context"]`` is the SHA-256 of the image's build context, if it has one.
+    ``manifest["context"]`` is the SHA-256 of the archive of the image's build context, or of
+    `app_files`, if there are such files.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -207,13 +208,13 @@ def _check_files(gateway: Gateway, request: DeployRequest) -> None:
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
     context = _context(gateway, request.manifest)
     if context is not None and not context.is_file():
-        raise ContextMissingError("the build context was not uploaded; deploy the cell again")
+        raise ContextMissingError("the app's files were not uploaded; deploy the cell again")
     if context is not None:
-        secrets.refuse_in_context(gateway, context.name)
+        secrets.refuse_in_context(gateway, context.name, bool(request.options.get("app_files")))
 
 
 def _context(gateway: Gateway, manifest: dict[str, Any]) -> Path | None:
-    """Return the file of the image's build context, if it has one."""
+    """Return the archive of the image's build context, or of `app_files`, if there is one."""
     digest = manifest.get("context")
     if digest is None:
         return None

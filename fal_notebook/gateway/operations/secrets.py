@@ -26,6 +26,12 @@ from fal_notebook.runner.secret_forms import SHORTEST
 _SHORTEST_LOOKED_FOR = 8
 # The longest value in bytes: a variable of a process has 128 KiB at most.
 _LONGEST = 64 * 1024
+# Where files stand that hold a secret, and what to do about it.
+_BUILD_CONTEXT = (
+    "the build context",
+    "leave it out with dockerignore, or give the build secrets={…} of the image",
+)
+_APP_FILES = "app_files", "leave it out with app_files_ignore, and name the secret in secrets=[…]"
 
 
 def put(gateway: Gateway, name: str, value: str) -> None:
@@ -103,10 +109,10 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
         blobs.discard(gateway, request.payload)
 
 
-def refuse_in_context(gateway: Gateway, context: str) -> None:
+def refuse_in_context(gateway: Gateway, context: str, app_files: bool = False) -> None:
     """Look for the value of every stored secret in a build context, whose files go into an image.
 
-    One that is refused goes at once.
+    Or in `app_files`. One that is refused goes at once.
 
     Raises
     ------
@@ -121,10 +127,9 @@ def refuse_in_context(gateway: Gateway, context: str) -> None:
         if at >= 0:
             file = _file_at(content, at)
             blobs.discard(gateway, context)
-            raise OptionError(
-                f"{file} of the build context holds the value of the stored secret {secret.name}; "
-                "leave it out with dockerignore, or give the build secrets={…} of the image"
-            )
+            whose, remedy = _APP_FILES if app_files else _BUILD_CONTEXT
+            held = f"{file} of {whose} holds the value of the stored secret {secret.name}"
+            raise OptionError(f"{held}; {remedy}")
 
 
 def _file_at(archive: bytes, offset: int) -> str:
