@@ -20,7 +20,6 @@ from fal_notebook.options import (
     CellOptions,
     Options,
     explicit,
-    option_help,
     with_absolute_paths,
 )
 from fal_notebook.payload.manifest import name_of
@@ -84,13 +83,7 @@ def notices(function: Any, options: Options) -> list[str]:
     missed = near_misses(function) if is_app(function) else []
     images = [] if isinstance(function, SERVERS) else image_request.notices(options)
     closed = [] if is_app(function) or isinstance(function, SERVERS) else _not_open(options)
-    return [*_not_effective(options), *images, *missed, *stars, *closed, *hidden(_paths(function))]
-
-
-def _not_effective(options: Options) -> list[str]:
-    later = {help.name for help in option_help() if not help.effective}
-    used = sorted(later & options.model_fields_set)
-    return [f"{name} is stored; it takes effect in a later release" for name in used]
+    return [*images, *missed, *stars, *closed, *hidden(_paths(function))]
 
 
 def _not_open(options: Options) -> list[str]:

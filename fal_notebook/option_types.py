@@ -31,11 +31,9 @@ _LOCAL_OR_URL = re.compile(
 )
 
 
-def option(
-    default: Any, help: str, allowed: str, *, effective: bool = True, exclude: bool = False
-) -> Any:
+def option(default: Any, help: str, allowed: str, *, exclude: bool = False) -> Any:
     """Declare one option: its default, its help, and what a refusal says is allowed."""
-    extra: dict[str, Any] = {"allowed": allowed, "effective": effective}
+    extra: dict[str, Any] = {"allowed": allowed}
     keywords: dict[str, Any] = {"description": help, "exclude": exclude or None}
     if isinstance(default, list | dict):
         return Field(default_factory=default.copy, json_schema_extra=extra, **keywords)
