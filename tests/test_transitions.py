@@ -20,7 +20,7 @@ from fal_notebook.gateway.transitions import ENDING, FOLLOWS, LIVE, bury
 
 # RUNNING is shown of a runner with requests and never recorded.
 RECORDED = [name for name in FOLLOWS if name not in ("", "RUNNING")]
-ALLOWED = [(one, two) for one in FOLLOWS if one != "RUNNING" for two in FOLLOWS[one]]
+ALLOWED = [(one, two) for one in FOLLOWS if one != "RUNNING" for two in sorted(FOLLOWS[one])]
 WALKED = [pair for pair in ALLOWED if pair[1] != "RUNNING"]
 REFUSED = [(one, two) for one in ["", *RECORDED] for two in FOLLOWS if (one, two) not in WALKED] + [
     ("NOWHERE", "IDLE"),
