@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from inside import ask, close_gateway, deployed, open_gateway, post, rows, until
 
-from fal_notebook.gateway import autoscaler, controller, states
-from fal_notebook.gateway import fleet as fleet_module
+from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway import clock as clock_module
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import apps
@@ -29,13 +29,13 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 
 class Clock:
-    """The time as fleets and their controller see it, moved by hand."""
+    """The clock of decisions, moved by hand."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
 
-    def time(self) -> float:
-        return time.time() + self._ahead
+    def now(self) -> float:
+        return time.monotonic() + self._ahead
 
     async def move(self, seconds: float, fleet: Fleet, gateway: Gateway) -> None:
         """Move on and let the controller decide then."""
@@ -46,10 +46,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    for module in (controller, fleet_module, states):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+    moved = Clock()
+    monkeypatch.setattr(clock_module, "now", moved.now)
+    return moved
 
 
 async def decided() -> None:
@@ -121,7 +120,7 @@ async def test_scaling_delay_holds_for_the_first_runner_too(gateway: Gateway, cl
     waiting = asyncio.ensure_future(request(fleet))
     await decided()
     assert fleet.runners == {}
-    assert gateway.controller._due[fleet][0] == pytest.approx(clock.time() + 100, abs=20)
+    assert gateway.controller._due[fleet][0] == pytest.approx(clock.now() + 100, abs=20)
     await clock.move(60, fleet, gateway)
     assert fleet.runners == {}
     await clock.move(41, fleet, gateway)
@@ -152,6 +151,20 @@ async def test_an_app_without_load_goes_to_zero_and_has_no_timer_then(
     assert (runner.row.ended_at or 0) - (runner.row.ready_at or 0) >= 0.3
     await decided()
     assert fleet not in gateway.controller._due
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+async def test_a_jump_of_the_machines_clock_changes_nothing(
+    gateway: Gateway, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    fleet = await deployed(gateway, STAY, keep_alive=100)
+    await request(fleet)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    await clock.move(60, fleet, gateway)
+    assert len(fleet.active()) == 1
+    await clock.move(41, fleet, gateway)
+    await until(lambda: fleet.active() == [])
 
 
 async def test_keep_alive_counts_from_the_last_request(gateway: Gateway, clock: Clock) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from inside import add_runner, fleet_of, until
 
-from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway import autoscaler, clock
 from fal_notebook.gateway.fleet import SchedulingError
 
 
@@ -136,9 +136,9 @@ async def test_keep_alive_counts_from_the_last_request() -> None:
     fleet = fleet_of(1)
     runner = fleet.take()
     assert runner is not None
-    before = time.time()
+    before = clock.now()
     fleet.release(runner)
-    (seen,) = fleet.observe(time.time()).runners
+    (seen,) = fleet.observe(clock.now()).runners
     assert seen.last_request_at is not None
     assert seen.last_request_at >= before
 
@@ -156,11 +156,11 @@ async def test_scaling_delay_is_counted_per_waiter() -> None:
 
 async def test_runners_that_fail_together_are_one_failure_and_a_later_one_another() -> None:
     fleet = fleet_of(0)
-    began = time.time()
+    began = clock.now()
     for _ in range(3):
         fleet.failed("no", began - 1)
     assert fleet.failures == 1
-    fleet.failed("no", time.time() + 1)
+    fleet.failed("no", clock.now() + 1)
     assert fleet.failures == 2
 
 
@@ -169,7 +169,7 @@ async def test_a_failed_start_does_not_refuse_who_waits_for_a_busy_runner() -> N
     runner = fleet.take()
     assert runner is not None
     waiter = fleet.enqueue()
-    fleet.failed("no", time.time())
+    fleet.failed("no", clock.now())
     assert not waiter.granted.done()
     fleet.release(runner)
     assert waiter.granted.result() is runner

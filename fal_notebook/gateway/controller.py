@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Callable
 
-from fal_notebook.gateway import autoscaler
+from fal_notebook.gateway import autoscaler, clock
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError, start_failure
 
 
@@ -39,7 +38,7 @@ class Controller:
         That is after its keep_alive; a decision that is due before does as well, because it looks
         further itself. So a busy app costs no decision per request.
         """
-        asked = time.time() + fleet.scaling.keep_alive
+        asked = clock.now() + fleet.scaling.keep_alive
         if fleet not in self._due:
             self._schedule(fleet, 0.0)
         elif self._due[fleet][0] > asked:
@@ -65,7 +64,7 @@ class Controller:
             return
         self._cancel(fleet)
         loop = asyncio.get_running_loop()
-        delay = at - time.time()
+        delay = at - clock.now()
         later = functools.partial(loop.call_later, delay) if delay > 0 else loop.call_soon
         self._due[fleet] = at, later(self._reconcile, fleet)
 
@@ -73,7 +72,7 @@ class Controller:
         self._due.pop(fleet, None)
         if fleet.revision is None:
             return
-        now = time.time()
+        now = clock.now()
         decision = autoscaler.decide(fleet.scaling, fleet.observe(now), now)
         if decision.blocked_until is not None and not fleet.active():
             fleet.refuse(_backing_off(fleet, decision.blocked_until - now))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fal_notebook.gateway import autoscaler, plan
+from fal_notebook.gateway import autoscaler, clock, plan
 from fal_notebook.gateway.metrics import AppMetrics
 from fal_notebook.gateway.store import ErrorGroup, Revision, RunnerRow
 from fal_notebook.gateway.transitions import LIVE
@@ -48,7 +48,8 @@ class Runner:
     """A runner as the gateway uses it; its row in the store holds what must survive."""
 
     row: RunnerRow
-    since: float
+    since: float = field(default_factory=lambda: clock.now())
+    began: float = field(default_factory=lambda: clock.now())
     proving: bool = False
     grace: float = 0.0
     in_flight: int = 0
@@ -228,7 +229,7 @@ class Fleet:
     def release(self, runner: Runner) -> None:
         """Give a slot back; the next in line gets it."""
         runner.in_flight -= 1
-        runner.last_request_at = time.time()
+        runner.last_request_at = clock.now()
         if self.failures:
             self.proven(runner)
         if self.waiting:
@@ -254,14 +255,14 @@ class Fleet:
         self.waiting.refuse(error)
         self.changed()
 
-    def failed(self, error: str, created_at: float) -> None:
+    def failed(self, error: str, began: float) -> None:
         """Count a runner that did not come up; who waits is told when no other can serve.
 
         Runners that started together and fail together are one failure.
         """
-        if created_at > (self.last_failure_at or 0.0):
+        if began > (self.last_failure_at or 0.0):
             self.failures += 1
-        self.last_failure_at = time.time()
+        self.last_failure_at = clock.now()
         self.last_error = error
         if not any(runner.state in ("IDLE", "RUNNING") for runner in self.active()):
             self.refuse(start_failure(error))
@@ -275,7 +276,8 @@ class Fleet:
         """Return until when a crash backoff holds back starts, None where there is none."""
         if not self.failures or self.last_failure_at is None or self.active():
             return None
-        return self.last_failure_at + autoscaler.backoff(self.failures)
+        left = self.last_failure_at + autoscaler.backoff(self.failures) - clock.now()
+        return time.time() + left
 
     def shown(self) -> list[Runner]:
         """Return the runners that have not ended, and those in CRASH_BACKOFF."""

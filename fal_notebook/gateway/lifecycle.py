@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fal_notebook.backends.targets import Targets
-from fal_notebook.gateway import plan
+from fal_notebook.gateway import clock, plan
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.health import Health, check_of
 from fal_notebook.gateway.launch import Launcher
@@ -71,7 +70,7 @@ class Lifecycle:
                 [other.row.region for other in fleet.runners.values() if other.live],
             ),
         )
-        runner = Runner(row, since=row.created_at, proving=proving)
+        runner = Runner(row, proving=proving)
         if not proving:
             fleet.tried()
         self._begin(fleet, runner, revision, adopted=False)
@@ -84,9 +83,9 @@ class Lifecycle:
         knows when its last request was, and until then it is one that has just begun to start.
         """
         ending = row.state in ("DRAINING", "TERMINATING")
-        runner = Runner(row, since=time.time())
+        runner = Runner(row)
         if row.ready_at is not None and not ending:
-            runner.last_request_at = time.time()
+            runner.last_request_at = clock.now()
         life = self._begin(fleet, runner, revision, adopted=True)
         if ending:
             self._spawn(life.drain())

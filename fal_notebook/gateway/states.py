@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fal_notebook.exceptions import DeployError, StoreError
-from fal_notebook.gateway import errors, transitions
+from fal_notebook.gateway import clock, errors, transitions
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.store import Store
 from fal_notebook.gateway.transitions import ENDING
@@ -68,7 +68,7 @@ class States:
         """Let the runner serve; who waits gets it."""
         runner = self._runner
         if runner.row.ready_at is None:
-            runner.since = runner.row.ready_at = time.time()
+            runner.since, runner.row.ready_at = clock.now(), time.time()
             asyncio.get_running_loop().call_later(PROVEN_AFTER, self._fleet.proven, runner)
         self.enter("IDLE", "it is ready")
         if not runner.ready.done():
@@ -101,7 +101,7 @@ class States:
         runner = self._runner
         if runner.row.state != "IDLE":
             return
-        age = time.time() - (runner.row.ready_at or 0)
+        age = clock.now() - runner.since
         if age < PROVEN_AFTER and not runner.in_flight and runner.last_request_at is None:
             what = runner.row.cause or "the runner ended by itself"
             error = f"{what} {age:.1f} s after it was ready"
@@ -110,7 +110,7 @@ class States:
 
     def _crash(self, error: str) -> None:
         self._crashed = True
-        self._fleet.failed(error, self._runner.row.created_at)
+        self._fleet.failed(error, self._runner.began)
 
     def _terminate(self, cause: str) -> None:
         """Enter TERMINATING; a better cause may become known until the end."""

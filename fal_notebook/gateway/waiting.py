@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.queue.backlog import Backlog
 
 
@@ -44,7 +44,7 @@ class Waiting:
 
     def add_caller(self, hint: bytes | None = None) -> Waiter:
         """Let a caller stand in line."""
-        waiter = Waiter(time.time(), asyncio.get_running_loop().create_future(), hint)
+        waiter = Waiter(clock.now(), asyncio.get_running_loop().create_future(), hint)
         self._callers.append(waiter)
         return waiter
 
