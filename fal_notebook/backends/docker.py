@@ -24,7 +24,7 @@ from fal_notebook.backends.images import Images
 from fal_notebook.backends.limits import UMASK, ending, limits
 from fal_notebook.backends.outside import OutsideOfContainer
 from fal_notebook.backends.stored_images import StoredImages
-from fal_notebook.exceptions import BuildError, EngineError, GatewayError
+from fal_notebook.exceptions import BuildError, EngineError, GatewayError, RegistryError
 from fal_notebook.runner.spec import RunnerSpec
 
 # In its container a runner listens here, or there if a server of the user's own does.
@@ -98,6 +98,15 @@ class DockerBackend:
         """Build the image of an environment, unless it is there, and that of the payload."""
         async with self.stored.building():
             return await self._images.build(order, progress)
+
+    async def restore(
+        self, environment: dict[str, str], registries: Callable[[], dict[str, Any]]
+    ) -> bool:
+        """Have the image, by its digest where it came from a registry; say whether it is here."""
+        async with self.stored.building():
+            with contextlib.suppress(RegistryError):  # it may be built from what it was made of
+                await self._images.restore(environment["image"], registries)
+            return await self._images.kept(environment["image"])
 
     async def remove_strays(self, dry: bool) -> list[dict[str, Any]]:
         """Remove the containers of this state folder that nobody knows, or only return them."""

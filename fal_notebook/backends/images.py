@@ -21,7 +21,7 @@ from fal_notebook.backends.engine import Engine, host
 from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
-from fal_notebook.backends.stored_images import mark_of
+from fal_notebook.backends.stored_images import is_ours, mark_of
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of
 
@@ -82,6 +82,12 @@ class Images:
         """Fetch an image again, by its digest, that was removed from the engine."""
         if "@" in name and await self._call(self._engine.image_id, name) is None:
             await self._pulls.fetch(name, registries(), lambda line: None)
+
+    async def kept(self, name: str) -> bool:
+        """Say whether an image is here; one of ours is kept from those who share the engine."""
+        if is_ours(name):
+            return await self._mark(name)
+        return bool(await self._call(self._engine.image_id, name))
 
     async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         given = order.options["image"]
