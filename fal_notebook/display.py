@@ -211,7 +211,7 @@ def revisions_table(revisions: Sequence[dict[str, Any]]) -> Table:
         )
         for r in revisions
     ]
-    return Table(("revision", "state", "deployed", "from", "message", ""), rows, "no revisions")
+    return Table(("revision", "state", "deployed", "copy of", "message", ""), rows, "no revisions")
 
 
 def envs_table(envs: Sequence[dict[str, Any]]) -> Table:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from fal_notebook.gateway.store import Revision
 
@@ -14,24 +13,28 @@ _ENVIRONMENT = ("requirements", "python_version")
 
 
 def of(older: Revision, newer: Revision) -> dict[str, str]:
-    """Return diffs of source, options, requirements, captured values and schema, by these names."""
-    return {name: _diff(list(lines(older)), list(lines(newer))) for name, lines in _PARTS.items()}
+    """Return diffs of source, options, requirements, captured values and schema, by these names.
+
+    They are "" where nothing is different. Lists have no lines around what is.
+    """
+    texts = {name: _diff(lines(older), lines(newer), 3) for name, lines in _TEXTS.items()}
+    lists = {name: _diff(lines(older), lines(newer), 0) for name, lines in _LISTS.items()}
+    return {**texts, **lists}
 
 
-def _diff(older: list[str], newer: list[str]) -> str:
-    """Return a unified diff, "" of equal lines; which is which says who shows it."""
-    found = difflib.unified_diff(older, newer, lineterm="")
-    return "\n".join(list(found)[2:])
+def _diff(older: Iterator[str], newer: Iterator[str], around: int) -> str:
+    """Return a unified diff without its head: who shows it says which is which."""
+    found = difflib.unified_diff(list(older), list(newer), n=around, lineterm="")
+    lines = list(found)[2:]
+    return "\n".join(line for line in lines if around or not line.startswith("@@"))
 
 
 def _source(revision: Revision) -> Iterator[str]:
     """Yield the code that was captured, and a user's Dockerfile."""
-    for source in revision.manifest.get("sources", {}).values():
-        yield from source.rstrip().splitlines()
-        yield ""
     image = revision.options.get("image")
-    if isinstance(image, dict):
-        yield from image["dockerfile_str"].strip().splitlines()
+    dockerfile = [image["dockerfile_str"]] if isinstance(image, dict) else []
+    sources = dict.fromkeys([*revision.manifest.get("sources", {}).values(), *dockerfile])
+    yield from "\n\n".join(source.strip("\n") for source in sources).splitlines()
 
 
 def _options(revision: Revision) -> Iterator[str]:
@@ -65,10 +68,10 @@ def _schema(revision: Revision) -> Iterator[str]:
     yield from json.dumps(revision.openapi, indent=2, sort_keys=True).splitlines()
 
 
-_PARTS: dict[str, Any] = {
-    "source": _source,
+Lines = Callable[[Revision], Iterator[str]]
+_TEXTS: dict[str, Lines] = {"source": _source, "schema": _schema}
+_LISTS: dict[str, Lines] = {
     "options": _options,
     "requirements": _requirements,
     "captured": _captured,
-    "schema": _schema,
 }

@@ -93,7 +93,7 @@ def rollback(gateway: Gateway, owner: str, name: str, number: int | None = None)
         )
     options, explicit = plan.rolled_back(app, active, target)
     copy = _copy(gateway, target, owner, name, options, explicit)
-    copy = replace(copy, origin=f"rollback to {target.number}")
+    copy = replace(copy, origin=f"revision {target.number}")
     return _begin(gateway, copy, app.notebook)
 
 
@@ -131,7 +131,7 @@ def _begin(gateway: Gateway, copy: Revision, notebook: str) -> DeployReply:
     for digest in copy.blobs:
         if not paths.blob(gateway.state, digest).is_file():
             raise PayloadMissingError(
-                f"the code or the build context of the {copy.origin} is gone; run its cell again"
+                f"the code or the build context of {copy.origin} is gone; run its cell again"
             )
     since, app = gateway.store.last_seq(), gateway.store.app(copy.owner, copy.app)
     running = gateway.deployments.get((copy.owner, copy.app))

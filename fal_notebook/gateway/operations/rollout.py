@@ -89,7 +89,7 @@ async def _environment(gateway: Gateway, revision: Revision) -> dict[str, str]:
         registries = functools.partial(credentials.registries, gateway, revision)
         if await backend.restore(revision.environment, registries):
             return revision.environment
-        step(f"environment of the {revision.origin} is gone: built again")
+        step(f"the environment of {revision.origin} is gone: it is built again")
     news = BuildNews(gateway, revision, step)
     with contextlib.closing(news):
         return await backend.build(_order(gateway, revision), news)
