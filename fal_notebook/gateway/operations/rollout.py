@@ -13,7 +13,7 @@ from fal_notebook.backends.base import BuildOrder
 from fal_notebook.exceptions import BuildError, OptionError, RegistryError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.build_news import BuildNews
-from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import credentials
 from fal_notebook.gateway.operations.logs import log_tail
@@ -64,10 +64,11 @@ async def _roll_out(
     if before is not None:
         await asyncio.wait([before.task])
     revision.environment = await _environment(gateway, revision)
-    await make_room(fleet, revision, gateway.lifecycle.retire)
+    retire = functools.partial(_retire, gateway, revision)
+    await make_room(fleet, revision, retire)
     if revision.direct:
-        await free_port(fleet, revision, gateway.lifecycle.retire)
-    await free_gpus(fleet, revision, gateway.gpus, gateway.lifecycle.retire)
+        await free_port(fleet, revision, retire)
+    await free_gpus(fleet, revision, gateway.gpus, retire)
     _step(gateway, revision, "starting", "runner")
     runner = deployment.runner = gateway.lifecycle.start(fleet, revision, proving=True)
     runner.on_note = functools.partial(_step, gateway, revision, "starting")
@@ -78,6 +79,13 @@ async def _roll_out(
         _step(gateway, revision, "note", note)
     _switch(gateway, fleet, deployment)
     runner.proving = False
+
+
+def _retire(gateway: Gateway, revision: Revision, runner: Runner, cause: str) -> None:
+    """Let a runner give way to the revision once its requests are answered."""
+    if runner.has_requests:
+        _step(gateway, revision, "waiting", f"for the requests of runner {runner.row.id}")
+    gateway.lifecycle.retire(runner, cause)
 
 
 async def _environment(gateway: Gateway, revision: Revision) -> dict[str, str]:
