@@ -20,6 +20,7 @@ from fal_notebook.gateway.store import (
     Key,
     Revision,
     RunnerRow,
+    Secret,
     Store,
 )
 
@@ -96,12 +97,14 @@ def test_a_file_of_the_first_version_is_migrated_once(tmp_path: Path) -> None:
         old.executescript(VERSION_1)
         row = ("me", "app", "r1", "notebook.ipynb", json.dumps({"keep_alive": 5}), 1.5)
         old.execute("INSERT INTO apps VALUES (?, ?, ?, ?, ?, ?)", row)
+        old.execute("INSERT INTO secrets VALUES ('WORD', 'encrypted', 2.5)")
         old.commit()
     for _ in range(2):
         store = Store(tmp_path / "store.db")
         (found,) = store.select(App)
         assert (found.name, found.scaling, found.created_at) == ("app", {"keep_alive": 5}, 1.5)
         assert store.select(ErrorGroup) == []
+        assert store.select(Secret) == [Secret("WORD", "encrypted", "main", 2.5)]
         store.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as new:
         assert new.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)

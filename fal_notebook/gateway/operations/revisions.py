@@ -118,6 +118,9 @@ def promote(gateway: Gateway, owner: str, name: str, request: PromoteRequest) ->
     there = gateway.store.app(owner, goal)
     active = gateway.store.revision(there.revision) if there else None
     refuse_other_env(active, request.to)
+    imported = source.manifest.get("distributions")
+    if active and plan.up_to_date(source.digest, source.target, active, imported):
+        return reply(gateway, active, gateway.store.last_seq(), up_to_date=True)
     taken_over = plan.inherited(source.explicit, there, active)
     options = merged(source.manifest, taken_over, source.explicit).model_dump(mode="json")
     copy = _copy(gateway, source, owner, goal, options, source.explicit)
