@@ -140,6 +140,7 @@ def status_table(app: dict[str, Any]) -> Table:
         "url": app["url"],
         "state": _state(app),
         "revision": f"{app['number']} ({app['revision']})",
+        "environment": app["env"],
         "notebook": app["notebook"],
         "runners": app["runners"],
         "in flight / queued": f"{app['in_flight']} / {app['queued']}",
