@@ -30,6 +30,13 @@ def changed(number: int) -> str:
     return ACT.rstrip().removesuffix("return n") + f"return n + {number}\n"
 
 
+def defined(source: str) -> Any:
+    """Return the function `load` of a source as a notebook would have it."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(source, space)
+    return space["load"]
+
+
 @pytest.fixture
 def apps() -> Iterator[ExitStack]:
     """What is deployed in it is deleted at the end of the test."""
@@ -49,15 +56,19 @@ def test_every_request_is_answered_through_deploys_and_rollbacks(
     options: dict[str, Any] = {"max_concurrency": 2, "max_multiplexing": 2, "keep_alive": 60}
     options["deployment_strategy"] = strategy
     act = apps.enter_context(deployed(ACT, **options))
+    broken = defined("def load():\n    raise ValueError('no model')\n")
     with Load(gateway, act) as load:
         for number in range(1, 4):
             apps.enter_context(deployed(changed(number), **options))
             load.go_on()
+        with pytest.raises(DeployError, match="no model"):
+            apps.enter_context(deployed(ACT, setup_function=broken, **options))
+        load.go_on()
         act.rollback(2)
         load.go_on()
         act.rollback()
     assert set(load.answers) == {200}, load.answers
-    assert act.revisions()[0]["number"] == 6
+    assert act.revisions()[0]["number"] == 7
     assert act() == 3
 
 
@@ -121,9 +132,8 @@ def test_a_rollback_that_does_not_come_up_changes_nothing(
     monkeypatch.setenv("COMES_UP", "certainly")
     shown("secrets", "set", "COMES_UP", "--from-env")
     monkeypatch.delenv("COMES_UP")
-    raising = {"__name__": "__main__"}
-    exec("import os\ndef load():\n    assert os.environ['COMES_UP'][0] == 'c'\n", raising)
-    options: dict[str, Any] = {"setup_function": raising["load"], "secrets": ["COMES_UP"]}
+    load = defined("import os\ndef load():\n    assert os.environ['COMES_UP'][0] == 'c'\n")
+    options: dict[str, Any] = {"setup_function": load, "secrets": ["COMES_UP"]}
     one = apps.enter_context(deployed(ONE, **options))
     apps.enter_context(deployed(TWO, min_concurrency=1))
     before = [runner["id"] for runner in one.runners()]
@@ -144,9 +154,8 @@ def test_a_rollback_that_does_not_come_up_changes_nothing(
 def test_a_rollback_that_is_cancelled_changes_nothing(
     gateway: GatewayInfo, apps: ExitStack
 ) -> None:
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec("import time\ndef load():\n    time.sleep(2)\n", space)
-    one = apps.enter_context(deployed(ONE, setup_function=space["load"]))
+    slow = defined("import time\ndef load():\n    time.sleep(2)\n")
+    one = apps.enter_context(deployed(ONE, setup_function=slow))
     apps.enter_context(deployed(TWO))
     with control(gateway) as client:
         assert client.post("/api/apps/tester/one/rollback").json()["number"] == 3
