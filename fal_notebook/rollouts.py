@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 from fal_notebook import sync
@@ -13,7 +14,7 @@ from fal_notebook.envs import MAIN, name_in, name_in_main
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.payload import Payload
 
-Ask = Callable[[Client], Awaitable[dict[str, Any]]]
+Ask = Callable[[Client], Coroutine[Any, Any, dict[str, Any]]]
 
 
 def rollback(
@@ -22,14 +23,19 @@ def rollback(
     revision: int | None = None,
     on_change: Callable[[], None] = lambda: None,
 ) -> Deployment:
-    """Start the rollout of an earlier revision of an app, without waiting for anything.
+    """Start the rollout of an earlier revision of an app; return when that is accepted.
 
     Parameters
     ----------
     revision : int, optional
         Its number; by default the last that served before the active one.
     on_change : callable
-        Called from a worker thread whenever there is something new to show.
+        Called whenever there is something new to show, from a worker thread too.
+
+    Raises
+    ------
+    GatewayError, OptionError
+        When it is refused.
     """
     return _started(owner, name, lambda client: client.rollback(owner, name, revision), on_change)
 
@@ -41,7 +47,7 @@ def promote(
     to: str = MAIN,
     on_change: Callable[[], None] = lambda: None,
 ) -> Deployment:
-    """Start the rollout of what serves an app in the environment `source` in another.
+    """Start the rollout of what serves an app in the environment `source` in another, as above.
 
     Parameters
     ----------
@@ -56,12 +62,9 @@ def _started(owner: str, name: str, ask: Ask, on_change: Callable[[], None]) -> 
     client = shared_client()
     progress = Progress(owner, name, Payload(b"", "", {}, (), ()), on_change=on_change)
 
-    async def accept() -> dict[str, Any]:
-        reply = await ask(client)
-        progress.accepted(reply)
-        return reply
-
-    accepted = sync.submit(accept())
+    accepted = Future[dict[str, Any]]()
+    accepted.set_result(sync.wait(ask(client)))
+    progress.accepted(accepted.result())
     deployed = sync.submit(follow(client, progress, accepted, _no_renewal))
     return Deployment(Handle(owner, name, deployed=deployed), progress, accepted)
 

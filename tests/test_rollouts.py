@@ -160,6 +160,8 @@ def test_a_rollback_that_is_cancelled_changes_nothing(
     with control(gateway) as client:
         assert client.post("/api/apps/tester/one/rollback").json()["number"] == 3
         eventually(lambda: one.status()["step"].startswith("starting"))
+        with pytest.raises(OptionError, match="revision 3 of one is being deployed"):
+            one.rollback(3)
         one.cancel_deploy()
         eventually(lambda: one.revisions()[0]["state"] == "FAILED")
     assert one(1, 1) == 4

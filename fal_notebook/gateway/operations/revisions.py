@@ -86,6 +86,8 @@ def rollback(gateway: Gateway, owner: str, name: str, number: int | None = None)
     target = _wanted(gateway, app, active, number)
     if target.id == active.id:
         raise OptionError(f"revision {target.number} of {name} serves already")
+    if target.state == "PROVING":
+        raise OptionError(f"revision {target.number} of {name} is being deployed")
     if target.state == "FAILED":
         raise OptionError(
             f"revision {target.number} of {name} never came up ({target.error}); "
