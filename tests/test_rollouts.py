@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import inside
 import pytest
+from inside import close_gateway, open_gateway
 from load import Load
 from serving import ACT, control, deployed, events, eventually, steps
 from websockets.exceptions import ConnectionClosed
@@ -19,6 +22,8 @@ from websockets.sync.client import connect
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import DeployError, NotFoundError, OptionError, PayloadMissingError
+from fal_notebook.gateway.operations import revisions
+from fal_notebook.gateway.store import Revision
 from fal_notebook.handle import Handle
 
 SOCKETS = f"{sys.executable} {Path(__file__).with_name('socket_server.py')}"
@@ -202,6 +207,20 @@ def test_an_environment_that_is_there_is_used_and_one_that_is_gone_is_built_agai
     one.rollback()
     assert "the environment of revision 3 is gone: it is built again" in steps(private_state, "one")
     assert one() == "six"
+
+
+async def test_without_its_python_a_revision_is_said_to_need_its_cell(tmp_path: Path) -> None:
+    gateway = open_gateway(tmp_path)
+    await inside.deployed(gateway, ONE)
+    (first,) = gateway.store.select(Revision)
+    first.manifest["interpreter"] = first.environment["python"] = "/nowhere/python"
+    gateway.store.put(first)
+    await inside.deployed(gateway, TWO)
+    revisions.rollback(gateway, "tester", "app")
+    await asyncio.wait([gateway.deployments["tester", "app"].task])
+    failed = gateway.store.select(Revision, "number = 3")[0]
+    assert failed.error == "the Python of revision 1 is gone; run its cell again"
+    await close_gateway(gateway)
 
 
 # --- what is different ---------------------------------------------------------------------------

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fal_notebook.backends.base import BuildOrder
+from fal_notebook.backends.base import Backend, BuildOrder
 from fal_notebook.exceptions import BuildError, OptionError, RegistryError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.build_news import BuildNews
@@ -93,11 +94,21 @@ async def _environment(gateway: Gateway, revision: Revision) -> dict[str, str]:
     step = functools.partial(_step, gateway, revision, "building")
     step("environment")
     backend = await gateway.targets.load(revision.target)
-    if revision.environment:
-        registries = functools.partial(credentials.registries, gateway, revision)
-        if await backend.restore(revision.environment, registries):
-            return revision.environment
-        step(f"the environment of {revision.origin} is gone: it is built again")
+    if not revision.environment:
+        return await _built(gateway, backend, revision, step)
+    registries = functools.partial(credentials.registries, gateway, revision)
+    if await backend.restore(revision.environment, registries):
+        return revision.environment
+    step(f"the environment of {revision.origin} is gone: it is built again")
+    built = await _built(gateway, backend, revision, step)
+    if not await backend.restore(built, registries):
+        raise BuildError(f"the Python of {revision.origin} is gone; run its cell again")
+    return built
+
+
+async def _built(
+    gateway: Gateway, backend: Backend, revision: Revision, step: Callable[[str], None]
+) -> dict[str, str]:
     news = BuildNews(gateway, revision, step)
     with contextlib.closing(news):
         return await backend.build(_order(gateway, revision), news)
