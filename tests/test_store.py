@@ -15,6 +15,7 @@ from fal_notebook.gateway.store import (
     EVENTS_KEPT,
     MIGRATIONS,
     App,
+    Env,
     ErrorGroup,
     Event,
     Key,
@@ -79,6 +80,8 @@ def test_rows_survive_as_they_were(tmp_path: Path) -> None:
         revision(),
         RunnerRow("x", "me", "app", "r1", "IDLE", "s", "XS", process={"pid": 1, "created": 2.5}),
         Key("k", "hash", "me", "API"),
+        Env("staging"),
+        Secret("WORD", "encrypted", "staging"),
     ]
     store = Store(tmp_path / "store.db")
     with store.transaction():

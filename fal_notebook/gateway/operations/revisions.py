@@ -84,15 +84,7 @@ def rollback(gateway: Gateway, owner: str, name: str, number: int | None = None)
     """
     app, active = find(gateway, owner, name)
     target = _wanted(gateway, app, active, number)
-    if target.id == active.id:
-        raise OptionError(f"revision {target.number} of {name} serves already")
-    if target.state == "PROVING":
-        raise OptionError(f"revision {target.number} of {name} is being deployed")
-    if target.state == "FAILED":
-        raise OptionError(
-            f"revision {target.number} of {name} never came up ({target.error}); "
-            f"'%fal revisions {name}' shows those that did"
-        )
+    _refuse_unless_served(target)
     options, explicit = plan.rolled_back(app, active, target)
     copy = _copy(gateway, target, owner, name, options, explicit)
     copy = replace(copy, origin=f"revision {target.number}")
@@ -110,12 +102,7 @@ def promote(gateway: Gateway, owner: str, name: str, request: PromoteRequest) ->
         When there is no such app or environment, or a secret is missing in that one.
     """
     name = name_in_main(name, request.source)
-    if request.source == request.to:
-        raise OptionError(f"{name} is promoted from one environment to another: give two")
-    for env in (request.source, request.to):
-        envs.check(gateway, env)
-    app, source = find(gateway, owner, name_in(name, request.source))
-    refuse_other_env(source, request.source)
+    app, source = _promoted(gateway, owner, name, request)
     goal = name_in(name, request.to)
     there = gateway.store.app(owner, goal)
     active = gateway.store.revision(there.revision) if there else None
@@ -128,6 +115,32 @@ def promote(gateway: Gateway, owner: str, name: str, request: PromoteRequest) ->
     copy = _copy(gateway, source, owner, goal, options, source.explicit)
     copy = replace(copy, env=request.to, origin=f"revision {source.number} of {app.name}")
     return _begin(gateway, copy, there.notebook if there else app.notebook)
+
+
+def _refuse_unless_served(revision: Revision) -> None:
+    which = f"revision {revision.number} of {revision.app}"
+    if revision.state == "ACTIVE":
+        raise OptionError(f"{which} serves already")
+    if revision.state == "PROVING":
+        raise OptionError(f"{which} is being deployed")
+    if revision.state == "FAILED":
+        raise OptionError(
+            f"{which} never came up ({revision.error}); "
+            f"'%fal revisions {revision.app}' shows those that did"
+        )
+
+
+def _promoted(
+    gateway: Gateway, owner: str, name: str, request: PromoteRequest
+) -> tuple[App, Revision]:
+    """Return the app that is copied from, and what serves it."""
+    if request.source == request.to:
+        raise OptionError(f"{name} is promoted from one environment to another: give two")
+    for env in (request.source, request.to):
+        envs.check(gateway, env)
+    app, source = find(gateway, owner, name_in(name, request.source))
+    refuse_other_env(source, request.source)
+    return app, source
 
 
 def _begin(gateway: Gateway, copy: Revision, notebook: str) -> DeployReply:
