@@ -24,7 +24,7 @@ from fal_notebook.backends.images import Images
 from fal_notebook.backends.limits import UMASK, ending, limits
 from fal_notebook.backends.outside import OutsideOfContainer
 from fal_notebook.backends.stored_images import StoredImages
-from fal_notebook.exceptions import BuildError, EngineError, GatewayError, RegistryError
+from fal_notebook.exceptions import BuildError, EngineError, GatewayError
 from fal_notebook.runner.spec import RunnerSpec
 
 # In its container a runner listens here, or there if a server of the user's own does.
@@ -104,9 +104,7 @@ class DockerBackend:
     ) -> bool:
         """Have the image, by its digest where it came from a registry; say whether it is here."""
         async with self.stored.building():
-            with contextlib.suppress(RegistryError):  # it may be built from what it was made of
-                await self._images.restore(environment["image"], registries)
-            return await self._images.kept(environment["image"])
+            return await self._images.kept(environment["image"], registries)
 
     async def remove_strays(self, dry: bool) -> list[dict[str, Any]]:
         """Remove the containers of this state folder that nobody knows, or only return them."""

@@ -22,6 +22,7 @@ from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
 from fal_notebook.backends.stored_images import is_ours, mark_of
+from fal_notebook.exceptions import RegistryError
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of
 
@@ -83,11 +84,14 @@ class Images:
         if "@" in name and await self._call(self._engine.image_id, name) is None:
             await self._pulls.fetch(name, registries(), lambda line: None)
 
-    async def kept(self, name: str) -> bool:
-        """Say whether an image is here; one of ours is kept from those who share the engine."""
+    async def kept(self, name: str, registries: Callable[[], logins.Given]) -> bool:
+        """Say whether an image is here, or can be fetched; ours is marked for this state folder."""
         if is_ours(name):
             return await self._mark(name)
-        return bool(await self._call(self._engine.image_id, name))
+        if "@" in name and await self._call(self._engine.image_id, name) is None:
+            with contextlib.suppress(RegistryError):  # it may be built from what it was made of
+                await self._pulls.fetch(name, registries(), lambda line: None)
+        return await self._call(self._engine.image_id, name) is not None
 
     async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         given = order.options["image"]
