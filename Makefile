@@ -5,6 +5,7 @@
 #   make check    ruff and mypy
 #   make lab      open the quickstart in JupyterLab (ARGS= goes to Jupyter)
 #   make bench    measure (ARGS= goes to benchmarks/run.py)
+#   make options  run each test of an option's effect without that option (ARGS= names options)
 #   make clean    remove everything that make made
 #
 # PYTHON= names another interpreter than python3 (after make clean).
@@ -18,7 +19,7 @@ SYSTEM_PACKAGES = $(shell command -v dockerd >/dev/null || echo docker.io iptabl
 
 export PYTHON
 
-.PHONY: demo test check lab bench clean system-packages
+.PHONY: demo test check lab bench options clean system-packages
 
 demo:
 	@sh .ci/venv .venv demo
@@ -46,6 +47,10 @@ lab:
 bench:
 	@sh .ci/venv .venv demo
 	@.venv/bin/python benchmarks/run.py $(ARGS)
+
+options:
+	@sh .ci/venv .venv dev
+	.venv/bin/python tests/effects.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-test dist benchmarks/results.json .mypy_cache .pytest_cache tests/.pytest_cache .ruff_cache .hypothesis tests/.hypothesis

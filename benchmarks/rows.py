@@ -155,18 +155,18 @@ def throughput(session: Session, effort: Effort) -> list[Result]:
 
 
 def scale(session: Session, effort: Effort) -> list[Result]:
-    """From one runner to four that are ready; against three more bare processes."""
+    """From one runner to eight that are ready; against seven more bare processes."""
     ours, peer = [], []
     for _ in range(effort.rounds):
         name = session.new_name()
-        handle = session.deploy(name, "min_concurrency=1 max_concurrency=4")
+        handle = session.deploy(name, "min_concurrency=1 max_concurrency=8")
         started = time.perf_counter()
-        handle.scale(min_concurrency=4)
-        until(partial(_are_ready, session, name, 4))
+        handle.scale(min_concurrency=8)
+        until(partial(_are_ready, session, name, 8))
         ours.append((time.perf_counter() - started) * 1e3)
         handle.delete()
-        peer.append(_bare_start(3) * 1e3)
-    return [Result("scale 1 → 4 runners", "ms", ours, f"3 × {BARE} started", peer)]
+        peer.append(_bare_start(7) * 1e3)
+    return [Result("scale 1 → 8 runners", "ms", ours, f"7 × {BARE} started", peer, budget=1500)]
 
 
 def from_zero(session: Session, effort: Effort) -> list[Result]:

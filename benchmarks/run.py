@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import autoscaling
 import docker_rows
 import queues
 import report
@@ -24,7 +25,13 @@ from rows import QUICK, Effort
 from session import session
 
 HERE = Path(__file__).parent
-ROWS = {**rows.ROWS, **queues.ROWS, **streams.ROWS, **docker_rows.ROWS}
+ROWS = {
+    **rows.ROWS,
+    **autoscaling.ROWS,
+    **queues.ROWS,
+    **streams.ROWS,
+    **docker_rows.ROWS,
+}
 
 
 def main() -> int:

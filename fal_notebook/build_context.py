@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import re
-import stat
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fal_notebook import dockerfile, ignore_rules
+from fal_notebook import dockerfile, file_archive, ignore_rules
 from fal_notebook.container import ContainerImage
 from fal_notebook.dockerfile import Instruction
 from fal_notebook.exceptions import OptionError
 from fal_notebook.ignore_rules import IgnoreRules
 
-# The gateway takes a little more than this.
-MAX_CONTEXT = 256 * 1000 * 1000
-# Archives of equal files are equal; zip files, which wheels are, know no time before 1980.
-_TIME = 499_162_500
 _WILD = re.compile(r"[*?\[\\]")
 _URL = re.compile(r"(https?|ftp)://|git@|.*\.git(#|$)")
 
@@ -67,8 +60,9 @@ def pack(image: ContainerImage, folder: str) -> bytes:
         wanted = [_followed(source, root) for source in wanted]
         paths = sorted(set(_found(root, rules, wanted)))
         _refuse_missing(wanted, paths, root, rules)
-        _refuse_too_large(root, paths)
-        return _archive(root, paths)
+        files = {path: root / path for path in paths}
+        _refuse_too_large(root, files)
+        return file_archive.archive(files)
     except OSError as error:
         raise OptionError(f"the build context {root} cannot be read: {error}") from None
 
@@ -185,40 +179,8 @@ def _refuse_missing(
             raise OptionError(f"{source.said} takes {source.path}, {why}")
 
 
-def _refuse_too_large(root: Path, paths: list[str]) -> None:
-    found = [(root / path).lstat() for path in paths]
-    sizes = {p: s.st_size for p, s in zip(paths, found, strict=True) if stat.S_ISREG(s.st_mode)}
-    total = sum(sizes.values()) + 1024 * len(paths)
-    if total <= MAX_CONTEXT:
-        return
-    largest = sorted(sizes, key=lambda path: -sizes[path])[:3]
-    named = ", ".join(f"{path} ({sizes[path] / 1e6:.0f} MB)" for path in largest)
-    raise OptionError(
-        f"the build context {root} has {total / 1e6:.0f} MB, above {MAX_CONTEXT // 10**6} MB; "
-        f"leave files out with dockerignore=[…], the largest of {len(sizes)} are {named}"
-    )
-
-
-def _archive(root: Path, paths: Iterable[str]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for path in paths:
-            entry = archive.gettarinfo(root / path, path)
-            if entry is None or not (entry.isreg() or entry.isdir() or entry.issym()):
-                if entry is None or not entry.islnk():
-                    continue  # a socket, a pipe
-                entry.type, entry.size = tarfile.REGTYPE, (root / path).stat().st_size
-            _make_equal(entry)
-            if entry.isreg():
-                with (root / path).open("rb") as file:
-                    archive.addfile(entry, file)
-            else:
-                archive.addfile(entry)
-    return buffer.getvalue()
-
-
-def _make_equal(entry: tarfile.TarInfo) -> None:
-    """Leave of a file what is the same on every machine."""
-    entry.mtime = _TIME
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = ""
+def _refuse_too_large(root: Path, files: Mapping[str, Path]) -> None:
+    if excess := file_archive.too_large(files):
+        raise OptionError(
+            f"the build context {root} has {excess}; leave files out with dockerignore=[…]"
+        )

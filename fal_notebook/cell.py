@@ -6,11 +6,12 @@ The source is plain Python, as IPython's transformers leave it; running it is le
 from __future__ import annotations
 
 import ast
+import posixpath
 import re
 import types
 import warnings as python_warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -102,7 +103,10 @@ def classes(source: str) -> tuple[str, ...]:
 
 
 def warnings(
-    source: str, first_line: int = 1, captured: Mapping[str, Any] = MappingProxyType({})
+    source: str,
+    first_line: int = 1,
+    captured: Mapping[str, Any] = MappingProxyType({}),
+    files: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Return one sentence per global that is written to and per relative file that is read.
 
@@ -115,13 +119,15 @@ def warnings(
     captured : mapping
         The globals that the code uses, to find which of them it changes or reads as a path;
         also paths that are defaults of its parameters or variables of a function around it.
+    files : collection of str
+        What is in a runner's working folder.
     """
     try:
         tree = _parse(source)
     except SyntaxError:  # a lambda's source is a fragment of a line
         return ()
     found: dict[str, str] = {}
-    for subject, sentence in _complaints(tree, "", first_line - 1, captured):
+    for subject, sentence in _complaints(tree, "", first_line - 1, captured, files):
         found.setdefault(subject, sentence)
     return tuple(found.values())
 
@@ -184,7 +190,11 @@ def _last_of_each(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _complaints(
-    tree: ast.AST, function: str, offset: int, captured: Mapping[str, Any]
+    tree: ast.AST,
+    function: str,
+    offset: int,
+    captured: Mapping[str, Any],
+    files: Collection[str],
 ) -> Iterator[tuple[str, str]]:
     """Yield sentences, each with its subject: of several about one, the first is enough."""
     for node in ast.iter_child_nodes(tree):
@@ -201,14 +211,20 @@ def _complaints(
         path = None
         if function and isinstance(node, ast.Call):
             path = relative_read(node, captured)
-        if path is not None:
+        if path is not None and not _is_among(path, files):
             yield (
                 f"{function} reads {path} in line {line}",
                 f"`{function}` reads the relative file {path!r} (line {line}), "
-                "which is not in a runner's working folder; read it in a cell and use its "
-                "contents, or give an absolute path",
+                "which is not in a runner's working folder; name it in app_files, read it in a "
+                "cell and use its contents, or give an absolute path",
             )
-        yield from _complaints(node, inside, offset, known)
+        yield from _complaints(node, inside, offset, known, files)
+
+
+def _is_among(path: str, files: Collection[str]) -> bool:
+    """Say whether a relative path is that of one of these files, or of a folder of them."""
+    path = posixpath.normpath(path)
+    return path in files or any(file.startswith(f"{path}/") for file in files)
 
 
 def _known_inside(

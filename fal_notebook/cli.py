@@ -29,6 +29,7 @@ from fal_notebook.terminal_line import TerminalLine
 if TYPE_CHECKING:
     from fal_notebook.deploying import Deployment
     from fal_notebook.magics.output import Output
+    from fal_notebook.simulation_view import SimulationView
 
 _PART = " The beginning or end of its id is enough."
 
@@ -183,6 +184,24 @@ def target(where: str | None) -> str:
 def scale(name: str, options: tuple[str, ...]) -> display.Table:
     """Change scaling options of an app at once, such as keep_alive=60."""
     return display.status_table(_handle(name).scale(**_values(options)))
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.option("--trace", required=True, metavar="FILE", help="CSV of arrival and duration (s).")
+@click.option(
+    "--start",
+    type=click.FloatRange(0, 86400),
+    help="Seconds of a start (else as its runners took).",
+)
+@click.argument("options", nargs=-1, metavar="KEY=VALUE…")
+def simulate(
+    name: str, trace: str, start: float | None, options: tuple[str, ...]
+) -> SimulationView:
+    """Say what an app's scaling, or another one, would make of a trace of requests."""
+    from fal_notebook import simulation
+
+    return simulation.of(_handle(name), trace, _values(options), start)
 
 
 @commands.command()

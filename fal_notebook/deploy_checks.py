@@ -20,10 +20,8 @@ from fal_notebook.options import (
     CellOptions,
     Options,
     explicit,
-    option_help,
     with_absolute_paths,
 )
-from fal_notebook.payload import runner_needs
 from fal_notebook.payload.manifest import name_of
 from fal_notebook.payload.secret_scan import scan
 from fal_notebook.runner.sdk_server import SdkServer
@@ -39,14 +37,14 @@ def ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opti
     if isinstance(function, Handle):
         function = function.original
     if sdk_app.is_sdk_app(function):
-        return sdk_app.server_of(function), _checked(sdk_app.with_sdk(options), cell)
+        return sdk_app.server_of(function), _checked(options, cell)
     sdk_app.refuse_sdk_function(function)
     if is_app(function) and options.exposed_port is not None:
         raise OptionError(
             "exposed_port is for servers, and an App answers by its endpoints; leave it out, or "
             "start the server from %%fal_server"
         )
-    return function, _checked(runner_needs.with_modules(function, options), cell)
+    return function, _checked(options, cell)
 
 
 def _checked(options: Options, cell: CellOptions) -> Options:
@@ -85,13 +83,7 @@ def notices(function: Any, options: Options) -> list[str]:
     missed = near_misses(function) if is_app(function) else []
     images = [] if isinstance(function, SERVERS) else image_request.notices(options)
     closed = [] if is_app(function) or isinstance(function, SERVERS) else _not_open(options)
-    return [*_not_effective(options), *images, *missed, *stars, *closed, *hidden(_paths(function))]
-
-
-def _not_effective(options: Options) -> list[str]:
-    later = {help.name for help in option_help() if not help.effective}
-    used = sorted(later & options.model_fields_set)
-    return [f"{name} is stored; it takes effect in a later release" for name in used]
+    return [*images, *missed, *stars, *closed, *hidden(_paths(function))]
 
 
 def _not_open(options: Options) -> list[str]:

@@ -227,7 +227,8 @@ def dry_run(
         sync.wait(_check_secrets(payload, find, options.secrets or (), cell.env or MAIN))
     inherited = _inherited(app_identity(function, options, cell, name), options, cell)
     machine = choose(options.machine_type, options.num_gpus, this_host()).notice
-    return payload, inherited, [*([machine] if machine else []), *notices(function, options)]
+    noted = [*([machine] if machine else []), *image.told, *notices(function, options)]
+    return payload, inherited, noted
 
 
 def imported_distributions(
@@ -240,7 +241,8 @@ def imported_distributions(
     local = target == settings.TARGETS[0]
     sdk = [sdk_app.UPLOADS] if isinstance(function, SdkServer) and not local else []
     if local or options.requirements is not None or options.image:
-        return {}, sdk
+        added = runner_needs.added_to(function, options)
+        return {"added": added} if added else {}, sdk
     found = needed_by(payload.modules | runner_needs.modules_for(function))
     notices = [
         f"{name} is installed here from a folder and is not in the image; give requirements"
@@ -305,6 +307,7 @@ def _captured(
     identity: dict[str, Any] = {
         "options": explicit(options),
         "variables": variables(options),
+        **({"added": added} if (added := runner_needs.added_to(function, options)) else {}),
         **image,
     }
     if local := fingerprints(options.requirements):

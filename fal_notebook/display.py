@@ -170,7 +170,7 @@ def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None 
             r["machine_type"],
             f"{time.time() - r['created_at']:.0f} s",
             f"{r.get('memory_bytes', 0) / 1e6:.0f} MB",
-            r["cause"],
+            _cause(r),
         )
         for r in runners
     ]
@@ -180,12 +180,19 @@ def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None 
 
 
 def _why_none(app: dict[str, Any]) -> str:
-    at = app.get("next_try_at")
-    if at is None:
+    if app.get("next_try_at") is None:
         return "the app is scaled to zero"
+    return f"CRASH_BACKOFF, {_next_try(app['next_try_at'])}: {app['last_error']}"
+
+
+def _cause(runner: dict[str, Any]) -> str:
+    at = runner.get("next_try_at")
+    return str(runner["cause"]) if at is None else f"{_next_try(at)}: {runner['cause']}"
+
+
+def _next_try(at: float) -> str:
     left = at - time.time()
-    when = f"in {left:.0f} s" if left > 0 else "with the next request"
-    return f"CRASH_BACKOFF, next try {when}: {app['last_error']}"
+    return f"next try in {left:.0f} s" if left > 0 else "next try with the next request"
 
 
 def keys_table(keys: Sequence[dict[str, Any]]) -> Table:

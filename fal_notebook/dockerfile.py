@@ -177,6 +177,16 @@ def argument(
     return found
 
 
+def is_reference(text: str) -> bool:
+    """Say whether a Dockerfile is nothing but ``FROM`` and a name."""
+    found = instructions(text)
+    return (
+        len(found) == 1
+        and not found[0].flags
+        and re.fullmatch(r"[^\s$]+", found[0].rest) is not None
+    )
+
+
 def bases(text: str, build_args: Mapping[str, str]) -> list[str]:
     """Return the images that a Dockerfile is made from and copies from, but its own stages."""
     read = instructions(text)

@@ -4,6 +4,7 @@
 
     FalNotebookError
     ├── OptionError             an option is unknown, of the wrong type or contradicts another
+    │   └── AppFilesError       a file of app_files cannot be sent
     ├── SettingError            an environment variable or config.toml is wrong
     ├── CellError               a cell has nothing that can be deployed
     ├── AppDefinitionError      a class cannot be an app
@@ -64,6 +65,13 @@ class FalNotebookError(Exception):
 
 class OptionError(FalNotebookError):
     """An option is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class AppFilesError(OptionError, AppFileUploadException):
+    """A file of `app_files` cannot be sent; fal's own name catches it too."""
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class SettingError(FalNotebookError):

@@ -21,6 +21,7 @@ from fal_notebook.exceptions import BuildError
 # Where everything of ours lies in an image.
 HOME = "/opt/fal"
 PAYLOAD = f"{HOME}/payload"
+APP_FILES = f"{HOME}/files"
 LIBRARIES = f"{HOME}/libraries"
 RUNNER = f"{HOME}/runner"
 # Packages that were made on this machine.
@@ -34,6 +35,13 @@ USER_DOCKERFILE = ".fal-notebook.Dockerfile"
 LABEL = "fal-notebook.image"
 
 _PIP = "python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore"
+# Fails when the requirements brought what the runner cannot share a process with.
+_CHECK = b"""from importlib.metadata import distributions
+
+for found in distributions(name="pydantic"):
+    if found.version.startswith(("0.", "1.")):
+        raise SystemExit(f"requirements bring pydantic {found.version}, the runner needs \\u2265 2")
+"""
 # The engine says who that is when it starts a container; names are asked of these variables.
 _ANYONE = [
     f"ENV HOME={USER_HOME} USER=fal LOGNAME=fal",
@@ -193,14 +201,20 @@ def environment(
         files |= {f"{packages}/{file}": tree for file, tree in layer.packages.items()}
         lines += [f"COPY {packages} {PACKAGES}"] if layer.packages else []
         lines += [f"COPY {name} {HOME}/{name}", f"RUN {_PIP} -r {HOME}/{name}"]
+    if requirements:
+        files["check.py"] = _CHECK
+        lines += [f"COPY check.py {HOME}/check.py", f"RUN python3 {HOME}/check.py"]
     lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
     return Recipe("env", _text(lines), files, base_id)
 
 
-def app(environment_tag: str, payload: Tree) -> Recipe:
-    """Return the image of a revision: its environment and the payload."""
+def app(environment_tag: str, payload: Tree, files: Tree | None = None) -> Recipe:
+    """Return the image of a revision: its environment, the archive of its files, the payload."""
     lines = [f"FROM {environment_tag}", f"LABEL {LABEL}=app", f"COPY payload {PAYLOAD}"]
-    return Recipe("app", _text(lines), {"payload": payload})
+    if files is None:
+        return Recipe("app", _text(lines), {"payload": payload})
+    lines.insert(2, f"COPY files {APP_FILES}")  # they change less often than the code
+    return Recipe("app", _text(lines), {"files": files, "payload": payload})
 
 
 def _tag(kind: str, parts: object) -> str:

@@ -1,4 +1,4 @@
-"""What a deploy sends for an app's image: the files it takes, its credentials, the target."""
+"""What a deploy sends beside the payload: files, the credentials of an image, the target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from fal_notebook import settings
+from fal_notebook import app_files, settings
 from fal_notebook.build_context import pack
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
@@ -19,9 +19,14 @@ _LOCAL, _DOCKER = settings.TARGETS
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """The build context (empty when the image takes no files) and the credentials."""
+    """The files as an archive, empty without any, and the credentials.
+
+    They are the build context of an image, or `app_files`, whose names are `files`: an app has
+    one of the two.
+    """
 
     context: bytes = b""
+    files: tuple[str, ...] = ()
     credentials: dict[str, Any] = field(default_factory=dict, repr=False)
     image: ContainerImage | None = field(default=None, repr=False)
 
@@ -40,33 +45,40 @@ class ImageRequest:
         return _credentials(self.image)
 
     @property
+    def told(self) -> list[str]:
+        """What a dry run says of `files`."""
+        more = f" and {len(self.files) - 5} more" if len(self.files) > 5 else ""
+        return [f"app_files: {', '.join(self.files[:5])}{more}"] if self.files else []
+
+    @property
     def manifest(self) -> dict[str, str]:
-        """What the manifest says of the image's files: their archive's SHA-256."""
+        """What the manifest says of the files: their archive's SHA-256."""
         return {"context": hashlib.sha256(self.context).hexdigest()} if self.context else {}
 
     @property
-    def key(self) -> dict[str, str]:
+    def key(self) -> dict[str, Any]:
         """What takes part in the digest, so that a changed file is a new revision."""
-        return self.manifest
+        return {**self.manifest, "files": self.files} if self.files else self.manifest
 
 
 def of(options: Options, folder: str) -> ImageRequest:
-    """Return what is sent for the image of an app; nothing when it has none.
+    """Return what is sent for the image of an app, or as its `app_files`; nothing without both.
 
     Parameters
     ----------
     folder : str
-        Where a relative `context_dir` begins: that of the notebook.
+        Where relative folders of files begin: that of the notebook.
 
     Raises
     ------
     OptionError
-        When the context cannot be read, or is too large.
+        When the files cannot be read, or are too large.
     """
     image = options.image
     if not isinstance(image, ContainerImage):
-        return ImageRequest()
-    return ImageRequest(pack(image, folder), _credentials(image), image)
+        files = app_files.pack(options, folder)
+        return ImageRequest(files.archive, files.names)
+    return ImageRequest(pack(image, folder), credentials=_credentials(image), image=image)
 
 
 def notices(options: Options) -> list[str]:

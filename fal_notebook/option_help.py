@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-LATER = "accepted and stored; takes effect in a later release"
-_SUFFIX = f" ({LATER})"
 _WIDTH = 110
 
 
@@ -26,15 +24,12 @@ class OptionHelp:
         As one would write them.
     help : str
         What it means and what is allowed.
-    effective : bool
-        False when this release only stores it; `help` says so then.
     """
 
     name: str
     type: str
     default: str
     help: str
-    effective: bool
 
 
 def describe(models: Iterable[type[BaseModel]]) -> list[OptionHelp]:
@@ -43,19 +38,10 @@ def describe(models: Iterable[type[BaseModel]]) -> list[OptionHelp]:
 
 
 def render(options: Iterable[OptionHelp]) -> str:
-    """Return an aligned listing of ``name=default`` and help, what is not effective yet last."""
-    options = list(options)
-    now = [_row(item) for item in options if item.effective]
-    later = [_row(item) for item in options if not item.effective]
-    margin = max(len(left) for left, _ in now + later) + 2
-    lines = [line for row in now for line in _aligned(row, margin)]
-    lines += ["", f"{LATER[0].upper()}{LATER[1:]}:", ""]
-    lines += [line for row in later for line in _aligned(row, margin)]
-    return "\n".join(lines)
-
-
-def _row(item: OptionHelp) -> tuple[str, str]:
-    return f"{item.name}={item.default}", item.help.removesuffix(_SUFFIX)
+    """Return an aligned listing of ``name=default`` and help."""
+    rows = [(f"{item.name}={item.default}", item.help) for item in options]
+    margin = max(len(left) for left, _ in rows) + 2
+    return "\n".join(line for row in rows for line in _aligned(row, margin))
 
 
 def _aligned(row: tuple[str, str], margin: int) -> list[str]:
@@ -66,11 +52,11 @@ def _aligned(row: tuple[str, str], margin: int) -> list[str]:
 
 def _help(name: str, field: FieldInfo) -> OptionHelp:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    kind, effective = _type(field.annotation), bool(extra["effective"])
+    kind = _type(field.annotation)
     # What is allowed goes without saying for a switch.
     text = f"{field.description}" if kind == "bool" else f"{field.description}; {extra['allowed']}"
     default = repr(field.get_default(call_default_factory=True))
-    return OptionHelp(name, kind, default, text if effective else text + _SUFFIX, effective)
+    return OptionHelp(name, kind, default, text)
 
 
 def _type(annotation: Any) -> str:

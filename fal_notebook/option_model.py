@@ -124,13 +124,15 @@ class Options(BaseModel):
         "a list of absolute paths",
     )
     app_files: list[PathText] | None = option(
-        None, "files and folders copied beside the app", _PATHS, effective=False
+        None, "files and folders copied beside the app", _PATHS
     )
     app_files_ignore: list[Regex] | None = option(
-        None, "patterns left out of app_files", "a list of regular expressions", effective=False
+        None,
+        "patterns left out of app_files (unset: notebooks, .git, .env and the like)",
+        "a list of regular expressions",
     )
     app_files_context_dir: PathText | None = option(
-        None, "folder of app_files (unset: the notebook's)", _PATH, effective=False
+        None, "folder of app_files (unset: the notebook's)", _PATH
     )
 
     # scaling
@@ -159,7 +161,9 @@ class Options(BaseModel):
         None, "seconds for setup and port open (unset: 600)", _SOME_SECONDS
     )
     request_start_timeout: Whole | None = option(
-        None, "seconds until a request must have begun (0: no limit)", _SECONDS
+        None,
+        "seconds until a request with a key of the owner must have begun (0: no limit)",
+        _SECONDS,
     )
     termination_grace_period_seconds: Whole = option(
         5, "seconds a runner has to stop before it is killed", _SECONDS
@@ -175,7 +179,6 @@ class Options(BaseModel):
         "how a runner is asked whether it is well",
         "HealthCheck(path='/…', …), with start_period_seconds, timeout_seconds, "
         "failure_threshold, call_regularly and method, or such a dict",
-        effective=False,
     )
     skip_retry_conditions: list[RetryReason] | None = option(
         None,
@@ -200,7 +203,7 @@ class Options(BaseModel):
         None, "{'openapi': {…}} is shown in place of the schema found", "a dict of JSON values"
     )
     metrics_port: Port | None = option(
-        None, "port of the runner whose /metrics is collected", _PORT, effective=False
+        None, "port of the runner whose /metrics is collected, as $METRICS_PORT says it", _PORT
     )
     private_logs: Flag = option(False, "callers do not see the logs of requests", _FLAG)
 

@@ -19,7 +19,7 @@ OWN_KEY = "FAL_KEY"
 # Secrets under these names would change how a runner, or what it starts, comes up.
 _AT_START = re.compile(
     r"PATH|HOME|TMPDIR|BASH_ENV|LD_(PRELOAD|LIBRARY_PATH|AUDIT)|DYLD_\w+|PYTHON[A-Z0-9]+"
-    r"|HF_HOME|SSL_CERT_FILE|PORT"
+    r"|HF_HOME|SSL_CERT_FILE|(METRICS_)?PORT"
 )
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -32,11 +32,9 @@ _LOCAL_OR_URL = re.compile(
 )
 
 
-def option(
-    default: Any, help: str, allowed: str, *, effective: bool = True, exclude: bool = False
-) -> Any:
+def option(default: Any, help: str, allowed: str, *, exclude: bool = False) -> Any:
     """Declare one option: its default, its help, and what a refusal says is allowed."""
-    extra: dict[str, Any] = {"allowed": allowed, "effective": effective}
+    extra: dict[str, Any] = {"allowed": allowed}
     keywords: dict[str, Any] = {"description": help, "exclude": exclude or None}
     if isinstance(default, list | dict):
         return Field(default_factory=default.copy, json_schema_extra=extra, **keywords)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
@@ -15,8 +14,9 @@ from typing import Any
 from fal_notebook import deploying, program
 from fal_notebook.app import is_app
 from fal_notebook.exceptions import CellError, OptionError
-from fal_notebook.options import split_options
+from fal_notebook.options import Options, split_options
 from fal_notebook.project_keys import ProjectApp
+from fal_notebook.project_modules import by_value, fresh, on_path
 from fal_notebook.server_image import ServerImage
 
 # Here the table wins over the class, as in fal; elsewhere the class does.
@@ -46,11 +46,12 @@ def deploy(
         raise OptionError(
             "an app of pyproject.toml takes neither entry nor dry_run; ref says what is deployed"
         )
-    with _loaded(app) as (found, further):
-        given = {**app.options, **deploying.given_by(found), **further}
+    with _loaded(app) as (found, modules):
+        given = {**app.options, **deploying.given_by(found)}
         given |= {key: app.options[key] for key in _OF_THE_TABLE if key in app.options}
         notices = [*app.notices, *_without_port(found, given)]
         options, cell = split_options({**given, **values})
+        options = _with_modules(options, modules)
         if isinstance(found, ServerImage):  # the line may have said another image
             found = replace(found, image=options.image or found.image)
         deployment = deploying.start(
@@ -61,6 +62,12 @@ def deploy(
     return deployment
 
 
+def _with_modules(options: Options, modules: list[str]) -> Options:
+    """Add to the modules that are named those of the project."""
+    names = sorted({*(options.local_python_modules or ()), *modules})
+    return options.model_copy(update={"local_python_modules": names}) if modules else options
+
+
 def _without_port(found: Any, given: dict[str, Any]) -> list[str]:
     """Leave out the port on which fal's machines serve an `App`; return what to tell of it."""
     if not is_app(found) or given.pop("exposed_port", None) is None:
@@ -69,19 +76,14 @@ def _without_port(found: Any, given: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _loaded(app: ProjectApp) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Give what is deployed, and options that follow from where it was found."""
+def _loaded(app: ProjectApp) -> Iterator[tuple[Any, list[str]]]:
+    """Give what is deployed, and the modules of the project that travel with it."""
     if not app.ref and not app.entry_point:
-        yield ServerImage(app.name, app.options["image"]), {}
+        yield ServerImage(app.name, app.options["image"]), []
         return
-    with _on_path(app.folder):
-        if app.ref:
-            with _of_file(app) as found:
-                yield found, {}
-        else:
-            module, _, symbol = app.entry_point.partition(":")
-            with _fresh(module.partition(".")[0], app.folder) as is_local:
-                yield _symbol(app, module, symbol), _by_value(app, module, is_local)
+    load = _of_file if app.ref else _of_module
+    with on_path(app.folder), fresh(app.folder) as read, load(app) as found:
+        yield found, by_value(app.options, read())
 
 
 @contextmanager
@@ -97,46 +99,9 @@ def _of_file(app: ProjectApp) -> Iterator[Any]:
 
 
 @contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """Have the project's modules found: they lie in its folder or in ``src`` below."""
-    before = list(sys.path)
-    sys.path[:0] = [str(path) for path in (folder / "src", folder) if path.is_dir()]
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-@contextmanager
-def _fresh(package: str, folder: Path) -> Iterator[bool]:
-    """Have a package of the project read anew, for it may have changed; give whether it is one.
-
-    Afterwards the notebook has the one that it had, if any.
-    """
-    if not _lies_in(package, folder):
-        yield False
-        return
-    before = {name: sys.modules.pop(name) for name in _modules_of(package)}
-    try:
-        yield True
-    finally:
-        if before:
-            for name in _modules_of(package):
-                del sys.modules[name]
-            sys.modules.update(before)
-
-
-def _modules_of(package: str) -> list[str]:
-    return [name for name in sys.modules if name == package or name.startswith(f"{package}.")]
-
-
-def _lies_in(package: str, folder: Path) -> bool:
-    """Say whether a package is a file or folder of the project, not one that is installed."""
-    places = [
-        base / name for base in (folder, folder / "src") for name in (package, f"{package}.py")
-    ]
-    return any(place.exists() for place in places)
+def _of_module(app: ProjectApp) -> Iterator[Any]:
+    module, _, symbol = app.entry_point.partition(":")
+    yield _symbol(app, module, symbol)
 
 
 def _symbol(app: ProjectApp, module: str, symbol: str) -> Any:
@@ -153,11 +118,3 @@ def _symbol(app: ProjectApp, module: str, symbol: str) -> Any:
     if not callable(getattr(found, symbol, None)):
         raise CellError(f"{where}: {module} has no function or class {symbol!r}")
     return getattr(found, symbol)
-
-
-def _by_value(app: ProjectApp, module: str, is_local: bool) -> dict[str, Any]:
-    """Have a module of the project travel by value, unless the runner has it from elsewhere."""
-    requirements = app.options.get("requirements") or []
-    flat = [one for item in requirements for one in (item if isinstance(item, list) else [item])]
-    brought = "image" in app.options or any(one.startswith("/") for one in flat)
-    return {"local_python_modules": [module.partition(".")[0]]} if is_local and not brought else {}

@@ -11,7 +11,6 @@ import sys
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +138,6 @@ def hints_of(cls: Any, method: str) -> dict[str, Any]:
         return typing.get_type_hints(getattr(cls, method), include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything
         raise CaptureError(f"the annotations of `{method}` cannot be resolved: {error}") from error
-
-
-def with_sdk(options: Options) -> Options:
-    """Have an environment of its own hold the SDK too, in the version that is installed here."""
-    if not options.requirements:
-        return options
-    given: list[Any] = options.requirements
-    layers = [given] if isinstance(given[0], str) else given
-    return options.model_copy(update={"requirements": [*layers, [f"fal=={version('fal')}"]]})
 
 
 def _attributes(cls: type) -> Iterator[tuple[str, Any]]:

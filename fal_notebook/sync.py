@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from fal_notebook.exceptions import FalNotebookError, RemoteError
+from fal_notebook.exceptions import FalNotebookError, OutOfScopeError, RemoteError
 
 T = TypeVar("T")
 
@@ -17,6 +17,12 @@ THREAD = "fal-notebook"
 
 _lock = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "sync_dir":  # fal has it in a module of this name
+        raise OutOfScopeError(name)
+    raise AttributeError(f"module 'fal_notebook.sync' has no attribute {name!r}")
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

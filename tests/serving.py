@@ -53,17 +53,21 @@ def act(do: str = "echo", n: float = 0, text: str = "") -> Any:
 @contextlib.contextmanager
 def deployed(source: str, **options: Any) -> Iterator[Handle]:
     """Deploy the last function of `source` as a notebook would; delete it at the end."""
-    filename = f"<cell {abs(hash(source))}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(source, filename, "exec"), namespace)
-    name = source.rsplit("def ", 1)[1].split("(")[0]
-    handle = deploying.deploy(namespace[name], wait=True, **options)
+    handle = deploying.deploy(defined(source), wait=True, **options)
     try:
         yield handle
     finally:
         with contextlib.suppress(NotFoundError):
             handle.delete()
+
+
+def defined(source: str) -> Any:
+    """Return the last function of a source as a notebook defines it."""
+    filename = f"<cell {abs(hash(source))}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, filename, "exec"), namespace)
+    return namespace[source.rsplit("def ", 1)[1].split("(")[0]]
 
 
 @contextlib.contextmanager

@@ -476,6 +476,27 @@ def test_a_cancel_route_runs_while_all_slots_are_taken(bench: Bench) -> None:
         assert working.result().json() == "stopped"
 
 
+@pytest.mark.parametrize("parameter", ["", ", response: Response"])
+def test_a_health_check_is_answered_while_all_slots_are_taken(bench: Bench, parameter: str) -> None:
+    body = f"""
+    @fal.endpoint("/work")
+    def work(self) -> str:
+        self.asked = threading.Event()
+        self.count = 1
+        return "asked" if self.asked.wait(20) else "late"
+    @fal.endpoint("/well", health_check=fal.HealthCheck(path="/"))
+    def well(self{parameter}) -> None:
+        while not self.count:
+            time.sleep(0.01)
+        self.asked.set()
+"""
+    runner = start(bench, body)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(post, runner, "/work")
+        assert post(runner, "/well", {}).status_code == 200
+        assert working.result().json() == "asked"
+
+
 def test_a_failed_setup_says_why(bench: Bench) -> None:
     source = HEAD + "class A(Base):\n    def setup(self):\n        raise OSError('no weights')\n"
     runner = bench.start(source, entry="A", ready=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -20,6 +21,13 @@ from fal_notebook.gateway.autoscaler import (
 )
 
 NOW = 1000.0
+
+
+def replace(value: Any, **changes: Any) -> Any:
+    """Return a value with some of its fields changed."""
+    if isinstance(value, tuple):
+        return value._replace(**changes)  # type: ignore[attr-defined]
+    return dataclasses.replace(value, **changes)
 
 
 def for_all(*values: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
@@ -44,7 +52,7 @@ def starting(id_: str, ago: float = 0.0, state: str = "SETUP") -> Runner:
 
 
 def seen(*runners: Runner, queued: int = 0, **others: object) -> Observed:
-    return replace(Observed(runners, queued), **others)  # type: ignore[arg-type]
+    return replace(Observed(runners, queued), **others)
 
 
 # --- how many ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fal_notebook import build_context
+from fal_notebook import file_archive
 from fal_notebook.build_context import pack
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
@@ -169,7 +169,7 @@ def test_a_context_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 def test_a_context_that_is_too_large_names_the_largest_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_context, "MAX_CONTEXT", 5_000_000)
+    monkeypatch.setattr(file_archive, "MAX_ARCHIVE", 5_000_000)
     for name, size in {"a": 1, "b": 4_000_000, "c": 3_000_000}.items():
         (tmp_path / name).write_bytes(bytes(size))
     with pytest.raises(OptionError, match=r"7 MB, above 5 MB; .* are b \(4 MB\), c \(3 MB\), a"):

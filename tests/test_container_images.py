@@ -12,6 +12,7 @@ from typing import Any
 import docker
 import psutil
 import pytest
+from effects import effect_of, given
 from serving import containers_of, deployed, start_gateway_again, steps
 
 from fal_notebook import deploying, sync
@@ -58,6 +59,13 @@ def server(text: str, root: Path, port: int = 8000, **fields: Any) -> Iterator[H
     finally:
         with contextlib.suppress(NotFoundError):
             handle.delete()
+
+
+@effect_of("image")
+def test_a_function_runs_in_the_image_that_is_given(containers: Path) -> None:
+    source = "def effect() -> str:\n    import os\n    return os.environ.get('OF_IMAGE', '')\n"
+    with deployed(source, **given(image=image("FROM BASE\nENV OF_IMAGE=seen"))) as effect:
+        assert effect() == "seen"
 
 
 # --- ten Dockerfiles as people publish them ------------------------------------------------------

@@ -88,8 +88,8 @@ def test_setup_function_is_an_argument() -> None:
 
 
 def test_what_a_cell_would_note_is_a_warning() -> None:
-    with pytest.warns(UserWarning, match="regions is stored; it takes effect in a later release"):
-        fal_notebook.deploy(double, regions=["us-east"], wait=True)
+    with pytest.warns(UserWarning, match="auth=public without serve=true"):
+        fal_notebook.deploy(double, auth="public", wait=True)
 
 
 @pytest.mark.parametrize("auth", ["public", "shared"])

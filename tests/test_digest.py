@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 import os
 import pickle
 import subprocess
@@ -14,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 import fal_notebook
 from fal_notebook.payload import capture
@@ -28,7 +32,7 @@ from fal_notebook.payload.digest import digest_of
 
 def cell(source: str, **names: Any) -> dict[str, Any]:
     namespace = {"__name__": "__main__", **names}
-    exec(source, namespace)
+    exec(compile(source, "<string>", "exec", dont_inherit=True), namespace)
     return namespace
 
 
@@ -196,6 +200,101 @@ def trained(seed: int, samples: int = 300) -> Any:
 PREDICT = "def predict(x: list) -> int: return int(model.predict([x])[0])"
 
 
+USED = """
+import abc, attrs, collections, dataclasses, enum, typing
+import pydantic, pydantic.dataclasses
+
+class Plain:
+    def __init__(self, a=1): self.a = a
+class Slots:
+    __slots__ = ("a",)
+    def __init__(self, a=1): self.a = a
+@dataclasses.dataclass
+class Data:
+    a: int = 1
+@pydantic.dataclasses.dataclass
+class Checked:
+    a: int = 1
+class Model(pydantic.BaseModel):
+    a: int = 1
+    data: Data = Data()
+class Named(typing.NamedTuple):
+    a: int = 1
+class Colour(enum.Enum):
+    RED = 1
+class Base(abc.ABC):
+    a = 1
+class Derived(Base): pass
+@typing.runtime_checkable
+class Shape(typing.Protocol):
+    a: int
+    def area(self): ...
+T = typing.TypeVar("T")
+class Square(Shape):
+    a = 2
+    def area(self): return self.a
+class Private(pydantic.BaseModel):
+    _p: int = pydantic.PrivateAttr(3)
+    more: "Private | None" = None
+class Generic(typing.Generic[T]):
+    def __init__(self, a=1): self.a = a
+@attrs.define
+class Attrs:
+    a: int = 1
+@attrs.frozen
+class Frozen:
+    a: int = 1
+class Error(Exception):
+    def __init__(self, a=1): super().__init__(a)
+
+def make():
+    kinds = (Plain, Slots, Data, Checked, Model, Named, Derived, Square, Private, Attrs, Frozen)
+    return [*(kind() for kind in (*kinds, Generic[int], Error)), Colour.RED]
+def f():
+    return make(), Shape, Base
+"""
+
+
+def test_classes_that_are_used_stay_the_same() -> None:
+    space = cell(USED)
+    before = digest_of(space["f"])
+    for made in space["make"]():
+        copy.copy(made)
+        copy.deepcopy(made)
+        made.__reduce_ex__(2)
+        isinstance(made, (space["Shape"], space["Base"]))
+        inspect.signature(type(made))
+        repr(made), hash(type(made)), made == copy.copy(made)
+    assert digest_of(space["f"]) == before
+
+
+def _trees() -> dict[str, KNeighborsClassifier]:
+    features, labels = load_digits(return_X_y=True)
+    kinds = ("kd_tree", "ball_tree")
+    return {k: KNeighborsClassifier(3, algorithm=k).fit(features[:99], labels[:99]) for k in kinds}
+
+
+def test_values_that_are_used_stay_the_same() -> None:
+    frame = pd.DataFrame(
+        {
+            "when": pd.to_datetime(["2020-01-01"] * 3),
+            "count": pd.array([1, None, 2], dtype="Int64"),
+            "kind": pd.Categorical(["q", "r", "q"]),
+        }
+    ).set_index("kind")
+    trees, masked = _trees(), np.ma.masked_array([1, 2], [0, 1])
+    before = digest_of(frame), digest_of(trees), digest_of(masked)
+    frame.loc["q"], frame.describe(), frame.index.is_unique, repr(frame)
+    for tree in trees.values():
+        tree.predict(np.zeros((5, 64)))
+    repr(masked)
+    assert (digest_of(frame), digest_of(trees), digest_of(masked)) == before
+    frame.iloc[0, 1], masked[0], trees["kd_tree"].n_neighbors = 5, 7, 4
+    after = digest_of(frame), digest_of(trees), digest_of(masked)
+    assert not set(after) & set(before)
+    assert digest_of(np.ma.masked_array([1], fill_value=3)) != digest_of(np.ma.masked_array([1]))
+
+
 def test_a_retrained_model_is_a_change_and_an_identical_one_is_not() -> None:
     first, same, other = (
         capture(cell(PREDICT, model=model)["predict"]).digest
@@ -249,7 +348,7 @@ def test_a_local_module_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 IN_ANOTHER_PROCESS = """
-import enum, numpy as np
+import attrs, enum, numpy as np
 from dataclasses import dataclass
 from pydantic import BaseModel
 from fal_notebook.payload import capture
@@ -266,9 +365,12 @@ class Job:
         return len(self.tags)
 class Model(BaseModel):
     tags: set[str] = {"x", "y", "z"}
+@attrs.frozen
+class Frozen:
+    a: int = 1
 JOB = Job(frozenset("abcdef"), np.arange(6).reshape(2, 3).T)
 def f(x, kind=Color.RED):
-    return x in {"k", "l", "m"}, WORDS, TABLE, JOB.size(), Model()
+    return x in {"k", "l", "m"}, WORDS, TABLE, JOB.size(), Model(), Frozen()
 print(capture(f).digest)
 """
 

@@ -14,6 +14,7 @@ from serving import (
     cause_of_end,
     containers_of,
     deployed,
+    eventually,
     start_gateway_again,
     steps,
 )
@@ -175,6 +176,24 @@ def test_files_in_the_shared_storage_stay(containers: Path) -> None:
     with deployed(source) as handle:
         assert handle("hello") == "/data/kept"
     assert (containers / "data" / "tester" / "kept").read_text() == "hello"
+
+
+def test_files_of_an_app_are_its_own_in_every_container(containers: Path, tmp_path: Path) -> None:
+    source = """
+def changes() -> list[str]:
+    import pathlib, brought_along
+    path = pathlib.Path("d/b.txt")
+    path.write_text(path.read_text() + "!")
+    return [brought_along.SAYS, path.read_text()]
+"""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "b.txt").write_text("here")
+    (tmp_path / "brought_along.py").write_text("SAYS = 'hello'")
+    options = {"app_files": ["."], "app_files_context_dir": str(tmp_path), "keep_alive": 0}
+    with deployed(source, **options) as changes:
+        assert changes() == ["hello", "here!"]
+        eventually(lambda: changes.runners() == [])
+        assert changes() == ["hello", "here!"]
 
 
 def test_requirements_are_a_layer_that_apps_share(

@@ -48,14 +48,13 @@ def test_readme_lists_every_option_as_the_help_does() -> None:
     assert with_listing(README.read_text()) == README.read_text(), "run: python tests/test_docs.py"
 
 
-def test_readme_groups_every_option_that_has_an_effect() -> None:
+def test_readme_groups_every_option() -> None:
     groups = README.read_text().partition("| what it is about |")[2].partition(BEGIN)[0]
     grouped = set(re.findall(r"`(\w+)`", groups))
     known = {option.name for option in option_help()}
-    effective = {option.name for option in option_help() if option.effective}
     assert grouped - known == set()
     # Said elsewhere: the name stands in front; there is one target, one kind and one Python.
-    assert effective - grouped <= {"name", "target", "kind", "python_version"}
+    assert known - grouped <= {"name", "target", "kind", "python_version"}
 
 
 def test_readme_names_every_command_with_its_options_and_no_other() -> None:

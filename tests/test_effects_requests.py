@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, run_url, with_key
+from serving import ACT, deployed, eventually, in_flight, run_url, with_key
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
@@ -70,20 +70,22 @@ def test_callers_do_not_see_private_logs(gateway: GatewayInfo, guest: str) -> No
 
 @effect_of("request_timeout")
 def test_a_request_may_take_only_so_long() -> None:
-    with deployed(ACT, **given(request_timeout=1)) as act:
-        with pytest.raises(FalNotebookError, match="request_timeout"):
-            act(do="sleep", n=4)
+    with (
+        deployed(ACT, **given(request_timeout=1)) as act,
+        pytest.raises(FalNotebookError, match="request_timeout"),
+    ):
+        act(do="sleep", n=4)
 
 
 @effect_of("request_start_timeout")
 def test_a_request_must_have_begun_in_time(gateway: GatewayInfo) -> None:
-    with deployed(ACT, **given(request_start_timeout=1), max_concurrency=1, serve=True) as act:
-        with ThreadPoolExecutor() as pool:
-            first = pool.submit(act, do="sleep", n=4)
-            time.sleep(0.5)
-            with pytest.raises(FalNotebookError, match="request_start_timeout"):
-                act(do="pid")
-            assert first.result() == 4
+    options = {**given(request_start_timeout=1), "max_concurrency": 1}
+    with deployed(ACT, **options) as act, ThreadPoolExecutor() as pool:
+        first = pool.submit(act, do="sleep", n=4)
+        eventually(lambda: in_flight(gateway))
+        with pytest.raises(FalNotebookError, match="request_start_timeout"):
+            act(do="pid")
+        assert first.result() == 4
 
 
 @effect_of("retry_config")

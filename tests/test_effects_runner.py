@@ -1,4 +1,4 @@
-"""What each option does to a runner: what it is made of, sees and serves, how it starts and ends."""
+"""What each option does to a runner: what it is made of and sees, how it starts and ends."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, eventually, run_url
+from serving import ACT, defined, deployed, eventually, run_url
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
@@ -19,13 +18,6 @@ from fal_notebook.exceptions import DeployError, OptionError
 from fal_notebook.options import parse_options
 
 ENVIRONMENT = "import os\ndef seen(name: str) -> str:\n    return os.environ.get(name, '')"
-
-
-def defined(source: str) -> Any:
-    """Return the function of a source as a notebook would have it."""
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(source, space)
-    return space["made"]
 
 
 @effect_of("setup_function")
@@ -38,9 +30,11 @@ def test_what_setup_returns_is_the_first_argument() -> None:
 @effect_of("startup_timeout")
 def test_a_setup_that_takes_too_long_fails_the_deploy() -> None:
     slow = defined("import time\ndef made(): time.sleep(6)")
-    with pytest.raises(DeployError, match="startup_timeout=1 s"):
-        with deployed(ACT, **given(startup_timeout=1), setup_function=slow):
-            pass
+    with (
+        pytest.raises(DeployError, match="startup_timeout=1 s"),
+        deployed(ACT, **given(startup_timeout=1), setup_function=slow),
+    ):
+        pass
 
 
 @effect_of("termination_grace_period_seconds")
@@ -86,6 +80,33 @@ def test_another_python_is_refused() -> None:
         deployed(ACT, **given(python_version=other)),
     ):
         pass
+
+
+@effect_of("requirements")
+def test_a_runner_has_the_packages_that_are_required() -> None:
+    source = "def says() -> str:\n    import cowsay\n    return cowsay.__name__"
+    with deployed(source, **given(requirements=["cowsay"])) as says:
+        assert says() == "cowsay"
+
+
+@effect_of("compile_bytecode")
+def test_modules_are_compiled_before_anybody_imports_them() -> None:
+    source = """
+def compiled() -> bool:
+    import importlib.util, os
+    return os.path.exists(importlib.util.find_spec("six").cached)
+"""
+    with deployed(source, requirements=["six"], **given(compile_bytecode=True)) as compiled:
+        assert compiled()
+
+
+@effect_of("force")
+def test_an_environment_is_built_again(gateway: GatewayInfo) -> None:
+    source = "def place() -> str:\n    import sys\n    return sys.prefix"
+    with deployed(source, requirements=["six"]) as place:
+        before = place()
+        with deployed(source, requirements=["six"], **given(force=True)):
+            assert place() != before
 
 
 @effect_of("exposed_port")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from effects import effect_of, given
-from serving import ACT, deployed, events, eventually
+from serving import ACT, defined, deployed, events, eventually
 
 from fal_notebook.exceptions import DeployError
 from fal_notebook.handle import Handle
@@ -83,9 +83,11 @@ def test_a_request_waits_before_it_starts_a_runner() -> None:
 
 @effect_of("app_scale_settings")
 def test_scaling_comes_from_the_code_again() -> None:
-    with deployed(ACT, keep_alive=33) as act:
-        with deployed(ACT + "\n# changed", **given(app_scale_settings=True)):
-            assert act.status()["options"]["keep_alive"] == 10
+    with (
+        deployed(ACT, keep_alive=33) as act,
+        deployed(ACT + "\n# changed", **given(app_scale_settings=True)),
+    ):
+        assert act.status()["options"]["keep_alive"] == 10
 
 
 @effect_of("regions")
@@ -111,15 +113,11 @@ def test_recreate_ends_the_old_runners_before_new_ones_start(private_state: Path
 
 
 def test_a_recreate_that_fails_brings_the_old_revision_back() -> None:
+    broken = defined("def broken(): raise ValueError('broken')\n")
     with deployed(ACT, min_concurrency=1) as act:
-        with pytest.raises(DeployError, match="broken"):
-            broken = "def broken(): raise ValueError('broken')\n"
-            with deployed(ACT, deployment_strategy="recreate", setup_function=_defined(broken)):
-                pass
+        with (
+            pytest.raises(DeployError, match="broken"),
+            deployed(ACT, deployment_strategy="recreate", setup_function=broken),
+        ):
+            pass
         assert act(do="echo", n=3) == 3
-
-
-def _defined(source: str) -> Any:
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(source, space)
-    return space["broken"]

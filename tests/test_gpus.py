@@ -9,6 +9,7 @@ from typing import Any
 
 import docker
 import pytest
+from effects import effect_of, given
 from serving import deployed, kill_gateway
 
 from fal_notebook import discovery
@@ -79,18 +80,19 @@ async def test_a_runner_that_is_not_wanted_any_more_does_not_wait() -> None:
 def test_runners_see_their_own_gpus_also_after_a_restart_of_the_gateway(
     two_gpus: Path, eventually: Any
 ) -> None:
-    given: dict[str, Any] = {"keep_alive": 300, "num_gpus": 1}
-    with deployed(SOURCE, **given) as one:
+    options: dict[str, Any] = {"keep_alive": 300, "num_gpus": 1}
+    with deployed(SOURCE, **options) as one:
         assert one(1) == "0"
         kill_gateway(two_gpus)
         eventually(lambda: discovery.find(two_gpus) is None)
         assert one(1) == "0"
-        with deployed(SOURCE.replace("seen", "other"), **given) as other:
+        with deployed(SOURCE.replace("seen", "other"), **options) as other:
             assert other(1) == "1"
 
 
+@effect_of("num_gpus")
 def test_a_new_revision_takes_over_the_gpus_of_the_one_before(two_gpus: Path) -> None:
-    with deployed(SOURCE, keep_alive=300, num_gpus=2) as seen:
+    with deployed(SOURCE, keep_alive=300, **given(num_gpus=2)) as seen:
         assert seen(1) == "0,1"
         with deployed(SOURCE + "    # changed", keep_alive=300, num_gpus=2) as seen:
             assert seen(1) == "0,1"

@@ -28,6 +28,7 @@ def test_the_environment_installs_each_layer_and_the_runner_last() -> None:
     assert [line.rpartition("/")[2] for line in installed] == [
         "requirements-1.txt",
         "requirements-2.txt",
+        "check.py",
     ]
     assert lines[-2:] == [
         "COPY libraries /opt/fal/libraries",
@@ -52,6 +53,16 @@ def test_the_payload_is_the_only_thing_in_an_apps_own_layer() -> None:
     assert made.dockerfile.splitlines()[0] == f"FROM {tag}"
     assert made.dockerfile.count("COPY") == 1
     assert made.tag != image.app(tag, image.Tree(Path("/nowhere"), "other")).tag
+
+
+def test_files_of_an_app_lie_below_its_payload() -> None:
+    files = image.Tree(Path("/nowhere"), "files")
+    made = image.app("base", NOTHING, files)
+    assert [line for line in made.dockerfile.splitlines() if line.startswith("COPY")] == [
+        "COPY files /opt/fal/files",
+        "COPY payload /opt/fal/payload",
+    ]
+    assert made.tag != image.app("base", NOTHING, image.Tree(Path("/nowhere"), "other")).tag
 
 
 def test_the_context_can_be_read_by_every_user_and_is_nobodys(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from fal_notebook.gateway.fleet import SchedulingError
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import apps
 from fal_notebook.gateway.operations.logs import log_tail
+from fal_notebook.gateway.transitions import FOLLOWS
 from fal_notebook.gateway.upstream import UpstreamError
 
 STAY = "def f(): return 1"
@@ -41,8 +42,21 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     gateway = open_gateway(tmp_path)
     yield gateway
     living = [row.process for row in rows(gateway, "state != 'TERMINATED'")]
+    lives = all_states(gateway)
     await close_gateway(gateway)
+    for life in lives.values():
+        assert all(
+            after in FOLLOWS[before] for before, after in zip(["", *life], life, strict=False)
+        )
     assert not any(gateway.targets.local.alive(process) for process in living)
+
+
+def all_states(gateway: Gateway) -> dict[str, list[str]]:
+    lives = dict[str, list[str]]()
+    for event in gateway.store.events(0):
+        if event.kind == "runner":
+            lives.setdefault(event.data["runner"], []).append(event.data["state"])
+    return lives
 
 
 async def test_every_state_is_recorded_with_its_cause(gateway: Gateway) -> None:
@@ -51,10 +65,11 @@ async def test_every_state_is_recorded_with_its_cause(gateway: Gateway) -> None:
     gateway.lifecycle.stop(runner, "scaled down")
     await runner.ended.wait()
     assert states(gateway, runner.row.id) == [
-        ("PENDING", ""),
-        ("SETUP", ""),
-        ("IDLE", ""),
+        ("PENDING", "it proves its revision"),
+        ("SETUP", "its process was started"),
+        ("IDLE", "it is ready"),
         ("DRAINING", "scaled down"),
+        ("TERMINATING", "scaled down"),
         ("TERMINATED", "scaled down"),
     ]
     (row,) = rows(gateway)
@@ -149,6 +164,9 @@ async def test_crash_backoff_tells_waiting_callers_and_one_success_resets_it(
     assert refused.value.status == 503
     assert "the second start fails" in refused.value.for_owner
     await until(lambda: not fleet.runners)
+    (crashed,) = apps.runners(gateway, "tester", "app")
+    assert (crashed["state"], crashed["next_try_at"]) == ("CRASH_BACKOFF", fleet.next_try_at())
+    assert "the second start fails" in crashed["cause"]
     began = time.monotonic()
     with pytest.raises(SchedulingError) as refused:
         await ask(fleet)
@@ -166,6 +184,8 @@ async def test_crash_backoff_tells_waiting_callers_and_one_success_resets_it(
     assert await post(runner) == (200, b"1")
     fleet.release(runner)
     assert fleet.failures == 0
+    assert states(gateway, crashed["id"])[-1][0] == "TERMINATED"
+    assert [r["state"] for r in apps.runners(gateway, "tester", "app")] == ["IDLE"]
     status = apps.status(gateway, "tester", "app")
     assert not status["crash_backoff"]
     assert status["next_try_at"] is None

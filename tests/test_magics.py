@@ -139,9 +139,9 @@ def test_dry_run_leaves_the_handle_of_what_runs(shell) -> None:
     assert shell["one"]() == 1
 
 
-def test_an_option_without_effect_yet_leaves_a_note(shell, capsys) -> None:
-    shell.run(cell("regions=us-east wait=true", ONE))
-    assert "note: regions is stored; it takes effect in a later release" in capsys.readouterr().out
+def test_an_option_that_is_given_in_vain_leaves_a_note(shell, capsys) -> None:
+    shell.run(cell("auth=public wait=true", ONE))
+    assert "note: auth=public without serve=true" in capsys.readouterr().out
 
 
 def test_pass_env_and_message_reach_runner_and_revision(shell, monkeypatch) -> None:
@@ -260,8 +260,8 @@ def test_a_comment_outside_of_the_function_makes_a_new_revision(shell) -> None:
 
 
 def test_dry_run_prints_the_notes_too(shell, capsys) -> None:
-    shell.run(cell("dry_run=true regions=us-east", ONE))
-    assert "note: regions is stored; it takes effect" in capsys.readouterr().out
+    shell.run(cell("dry_run=true auth=public", ONE))
+    assert "note: auth=public without serve=true" in capsys.readouterr().out
     shell.run(cell("dry_run=true machine_type=WHAT", ONE))
     assert "note: machine type 'WHAT' is not known here" in capsys.readouterr().out
 

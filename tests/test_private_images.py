@@ -76,6 +76,27 @@ def test_a_private_image_is_refused_until_docker_login_and_then_held_to_its_dige
     moved.delete()
 
 
+def test_an_image_of_one_line_is_a_reference_and_fetched_again_with_its_credentials(
+    containers: Path, registry: Registry, engine: docker.APIClient
+) -> None:
+    registry.offer(engine, "team/line:1", SERVER.format(base=BASE, text="line"))
+    image = ContainerImage(
+        f"# syntax of one line\nFROM {registry.host}/team/line:1\n",
+        registries={registry.host: {"username": USER, "password": registry.password}},
+    )
+    handle = deploy(image=image, exposed_port=8000, name="one-line", wait=True)
+    assert served(handle) == "line"
+    pinned = image_of(handle)
+    assert pinned.startswith(f"{registry.host}/team/line@sha256:")
+    for container in containers_of(engine, "one-line"):
+        engine.kill(container["Id"])
+    for name_of_it in (f"{registry.host}/team/line:1", pinned):
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            engine.remove_image(name_of_it, force=True)
+    assert served(handle) == "line"
+    handle.delete()
+
+
 def test_a_private_base_is_built_on_with_a_token_that_the_kernel_gives_anew(
     containers: Path, registry: Registry, name: str, engine: docker.APIClient
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from fal_notebook.container import ContainerImage
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import CellError, ConflictError, GatewayError, OptionError
 from fal_notebook.project_keys import OPTIONS
+from fal_notebook.project_modules import fresh, on_path
 
 APP = "[tool.fal.apps.my-server]\n"
 # As the documents have them.
@@ -356,6 +358,43 @@ def test_an_entry_point_travels_by_value_and_is_read_anew(tables: Path) -> None:
         sys.path.remove(str(tables / "src"))
         for name in [name for name in sys.modules if name.startswith("pp_package")]:
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("way", ['ref = "two.py::told"', 'python_entry_point = "two:told"'])
+def test_a_module_beside_it_travels_along_and_is_read_anew(tables: Path, way: str) -> None:
+    (tables / "two.py").write_text("import beside\ndef told(): return beside.word()\n")
+    (tables / "beside.py").write_text("from pp_package import step\ndef word(): return step(1)\n")
+    (tables / "late.py").write_text("WORD = 'late'\n")
+    (tables / "pyproject.toml").write_text(f"[tool.fal.apps.pp-plain]\n{way}\n")
+    handle = Handle("tester", "pp-plain")
+    run("deploy", "pp-plain", "local_python_modules=late")
+    assert handle() == 101
+    assert handle.status()["options"]["local_python_modules"] == [
+        *("beside", "late", "pp_package"),
+        *(["two"] if "entry" in way else []),
+    ]
+    (tables / "beside.py").write_text("def word(): return 'anew'\n")
+    assert "active (revision 2)" in run("deploy", "pp-plain")
+    assert handle() == "anew"
+
+
+def test_modules_that_are_installed_in_the_folder_are_no_part_of_the_project(
+    tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tables / ".venv" / "lib" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "pp_installed.py").write_text("")
+    (tables / "pp_own.py").write_text("")
+    monkeypatch.syspath_prepend(str(installed))
+    with on_path(tables), fresh(tables) as read:
+        importlib.import_module("pp_installed")
+        importlib.import_module("pp_own")
+        assert read() == ["pp_own"]
+    with on_path(tables), fresh(tables) as read:
+        assert "pp_own" not in sys.modules
+        assert read() == []
+    assert sys.modules.pop("pp_own").__file__ == str(tables / "pp_own.py")
+    del sys.modules["pp_installed"]
 
 
 def test_the_path_of_modules_is_as_before(tables: Path) -> None:

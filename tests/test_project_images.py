@@ -120,14 +120,21 @@ def test_a_cell_of_toml_builds_beside_the_notebook(
     assert "my-server: active" in capsys.readouterr().out
 
 
-def test_an_entry_point_is_the_images_own_code(folder: Path) -> None:
-    (folder / "pi_module.py").write_text("def told(n: int) -> str:\n    return f'image {n}'\n")
-    lines = "COPY pi_module.py /own/\nENV PYTHONPATH=/own\nRUN sed -i s/image/own/ /own/*.py\n"
-    (folder / "Dockerfile").write_text(f"FROM {BASE}\n{lines}")
+@pytest.mark.parametrize("brings", [False, True])
+def test_an_entry_point_travels_by_value_whether_the_image_brings_it_or_not(
+    folder: Path, brings: bool
+) -> None:
+    (folder / "pi_package").mkdir()
+    (folder / "pi_package" / "names.py").write_text("WORD = 'here'\n")
+    (folder / "pi_package" / "app.py").write_text(
+        "from pi_package.names import WORD\ndef told(n: int) -> str:\n    return f'{WORD} {n}'\n"
+    )
+    (folder / "Dockerfile").write_text(
+        f"FROM {BASE}\n" + "COPY pi_package /own/pi_package\nENV PYTHONPATH=/own\n" * brings
+    )
     (folder / "pyproject.toml").write_text(
-        '[tool.fal.apps.my-server]\npython_entry_point = "pi_module:told"\n'
+        '[tool.fal.apps.my-server]\npython_entry_point = "pi_package.app:told"\n'
         'image.dockerfile = "Dockerfile"\n'
     )
-    shown = run("deploy", "my-server")
-    assert "unless the image brings it" in shown
-    assert Handle("tester", "my-server")(3) == "own 3"
+    run("deploy", "my-server")
+    assert Handle("tester", "my-server")(3) == "here 3"

@@ -35,7 +35,7 @@ def test_why_runners_fail_to_start_is_told_to_the_owner_only(
         for _ in range(2):  # the failing start itself, and the time after
             for headers in ({}, with_key(key["key"])):
                 answer = httpx.post(url, json={}, headers=headers, timeout=20)
-                detail = "the app's runners fail to start; its owner sees why in its logs"
+                detail = "the app's runners fail to start; %fal status tells its owner why"
                 assert (answer.status_code, answer.json()["detail"]) == (503, detail)
         for headers in (dict(owner.headers), with_key(admin["key"])):
             assert "hunter2" in httpx.post(url, json={}, headers=headers, timeout=20).text

@@ -13,8 +13,9 @@ from IPython.core.error import UsageError
 from starlette.websockets import WebSocket
 
 import fal_notebook as fal
+from fal_notebook.backends.requirement_layers import layers_of
 from fal_notebook.options import Options
-from fal_notebook.payload.runner_needs import modules_for, with_modules
+from fal_notebook.payload.runner_needs import added_to, modules_for
 
 
 def plain(x: int) -> int:
@@ -70,35 +71,75 @@ def test_what_only_fastapi_knows_needs_fastapi(served: Callable[..., Any]) -> No
 ADDED = ["fastapi", "python-multipart"]
 
 
+def test_what_fal_adds_is_in_an_environment_also_when_only_the_code_uses_it() -> None:
+    for served in (Plain, plain, WithPath):
+        assert added_to(served, Options(requirements=["six"])) == ADDED
+    assert added_to(WithPath, Options(image="own/image:latest")) == ADDED
+
+
+def test_nothing_is_added_to_what_there_is_or_to_a_server() -> None:
+    assert added_to(WithPath, Options()) == added_to(WithPath, Options(requirements=[])) == []
+    assert added_to(Plain, Options(image="own/image:latest")) == []
+    assert added_to(plain, Options(requirements=["six"], exposed_port=8000)) == []
+    assert added_to("a command", Options(requirements=["six"])) == []
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, None),
-        ({"requirements": []}, []),
-        ({"requirements": ["numpy"]}, [["numpy"], ADDED]),
+        (["six"], [["six", *ADDED]]),
+        (None, [ADDED]),
+        ([["pydantic<2.9"], ["six"]], [["pydantic<2.9"], ["pydantic<2.9", "six", *ADDED]]),
+        ([["FastAPI[all]>=0.115"], ["six"]], None),
+        (["fastapi==0.115.0", "python_multipart"], [["fastapi==0.115.0", "python_multipart"]]),
+        (["fastapi-utils"], [["fastapi-utils", *ADDED]]),
         (
-            {"requirements": [["numpy"], ["FastAPI[all]>=0.115"]]},
-            [["numpy"], ["FastAPI[all]>=0.115"], ["python-multipart"]],
+            [["./own", "a @ file:///a", "--pre", "b"], ["six"]],
+            [["./own", "a @ file:///a", "--pre", "b"], ["b", "six", *ADDED]],
         ),
-        ({"requirements": ["fastapi-utils"]}, [["fastapi-utils"], ADDED]),
-        (
-            {"requirements": ["fastapi==0.115.0", "python_multipart"]},
-            ["fastapi==0.115.0", "python_multipart"],
-        ),
-        ({"image": "own/image:latest"}, [ADDED]),
     ],
 )
-def test_an_environment_of_its_own_gets_it_last(given: Any, expected: Any) -> None:
-    assert with_modules(WithPath, Options(**given)).requirements == expected
+def test_what_is_added_is_resolved_together_with_all_that_the_user_names(
+    given: Any, expected: Any
+) -> None:
+    expected = expected or [
+        ["FastAPI[all]>=0.115"],
+        ["FastAPI[all]>=0.115", "six", "python-multipart"],
+    ]
+    assert layers_of({"requirements": given}, {"added": ADDED}) == expected
 
 
-def test_what_fal_adds_is_in_an_environment_also_when_only_the_code_uses_it() -> None:
-    for served in (Plain, plain):
-        assert with_modules(served, Options(requirements=["six"])).requirements == [["six"], ADDED]
-        assert with_modules(served, Options(image="own/image:latest")).requirements is None
-    server = Options(requirements=["six"], exposed_port=8000)
-    assert with_modules(plain, server).requirements == ["six"]
-    assert with_modules("a command", Options(requirements=["six"])).requirements == ["six"]
+def test_without_additions_the_layers_are_the_given_ones_or_what_is_imported() -> None:
+    assert layers_of({"requirements": [["a"], [], ["b"]]}, {}) == [["a"], ["b"]]
+    assert layers_of({"requirements": None}, {"distributions": ["a==1"]}) == [["a==1"]]
+    assert layers_of({"requirements": []}, {"distributions": ["a==1"]}) == []
+
+
+VERSIONS = """%%fal_function wait=true {}
+def versions(name: str) -> str:
+    from importlib.metadata import version
+    return version(name)
+"""
+
+
+@pytest.mark.parametrize("target", ["local", "docker"])
+def test_versions_that_the_user_names_are_kept(containers: Path, shell: Any, target: str) -> None:
+    shell.run(
+        VERSIONS.format(f"target={target} requirements=[['pydantic==2.8.2'],['anyio==4.0.0']]")
+    )
+    assert [shell["versions"](name) for name in ("pydantic", "anyio")] == ["2.8.2", "4.0.0"]
+    assert shell["versions"].status()["options"]["requirements"] == [
+        ["pydantic==2.8.2"],
+        ["anyio==4.0.0"],
+    ]
+
+
+@pytest.mark.parametrize("target", ["local", "docker"])
+def test_a_pydantic_that_the_runner_cannot_work_with_is_refused(
+    containers: Path, shell: Any, target: str
+) -> None:
+    with pytest.raises(UsageError, match=r"pydantic 1\.10\.13.* needs ≥ 2"):
+        shell.run(VERSIONS.format(f"target={target} requirements=pydantic==1.10.13"))
 
 
 APP = """%%fal_app auth=public serve=true wait=true {}

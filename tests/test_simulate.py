@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
+from click import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import deployed, eventually
 
+from fal_notebook import cli
+from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway.autoscaler import Scaling
 from fal_notebook.gateway.simulate import Request, Simulation, Start, simulate
 
@@ -122,3 +126,50 @@ def test_a_real_run_does_what_was_predicted(options: dict[str, int]) -> None:
     burst = [Request(0, length)] * calls
     predicted = simulate(burst, Scaling(**options), Start(0.05, 0.05), tick=0.01)
     assert real == max(predicted.runners)
+
+
+TRACE = "arrival,duration\n" + "".join(f"{n * 0.5},2\n" for n in range(120))
+
+
+def simulated(*arguments: str) -> str:
+    return str(cli.run(["simulate", *arguments], "fal-notebook"))
+
+
+def test_the_command_plots_an_apps_scaling_and_another_one(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(TRACE)
+    with deployed(SLOW, max_concurrency=2, keep_alive=7):
+        shown = simulated("slow", "--trace", str(trace))
+        assert "max_concurrency=2, " in shown
+        assert "keep_alive=7; a start takes " in shown
+        assert ", as its runners did\n" in shown
+        assert "requests 120: waited " in shown
+        assert "runners started 2; billed SETUP " in shown
+        assert " runners ████" in shown.replace("▂", "█")
+        other = cli.run(
+            ["simulate", "slow", "--trace", str(trace), "--start=3", "max_concurrency=9"], "%fal"
+        )
+        assert "a start takes 3.00 s, given\n" in repr(other)
+        assert other._repr_html_().count("<svg") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        (None, [], "cannot read the trace"),
+        ("", [], "has no requests; each line is ARRIVAL,DURATION"),
+        ("0,1\n1,x\n", [], "line 2 of the trace .* is '1,x'; each line"),
+        ("0,-1\n", [], "line 1 of the trace .* is '0,-1'"),
+        ("0,1\n", ["max_concurency=3"], "did you mean 'max_concurrency'"),
+        ("0,1\n", ["max_concurrency=x"], "max_concurrency='x' is not allowed"),
+        ("0,1\n", ["--start=-1"], "-1.0 is not in the range"),
+    ],
+)
+def test_a_trace_or_option_that_is_none_is_refused(
+    tmp_path: Path, text: str | None, arguments: list[str], said: str
+) -> None:
+    trace = tmp_path / "trace.csv"
+    if text is not None:
+        trace.write_text(text)
+    with deployed(SLOW), pytest.raises((OptionError, UsageError), match=said):
+        simulated("slow", "--trace", str(trace), *arguments)

@@ -39,6 +39,11 @@ def test_bytes_and_paths_become_files_that_anybody_reads(
     image = asyncio.run(toolkit.Image.from_path_async(path))
     assert (image.content_type, image.file_size, image.as_bytes()) == ("image/png", 3, b"png")
     assert image.save(tmp_path / "back").read_bytes() == b"png"
+    size = toolkit.ImageSize(width=2, height=1)
+    ways = [("image/webp",), ("webp",)], [{"content_type": "image/webp"}, {"format": "webp"}]
+    for given, named in [*((way, {}) for way in ways[0]), *(((), way) for way in ways[1])]:
+        image = asyncio.run(toolkit.Image.from_bytes_async(b"webp", *given, **named, size=size))
+        assert (image.content_type, image.width, image.height) == ("image/webp", 2, 1)
     with pytest.raises(FileExistsError):
         image.save(path)
     with pytest.raises(FileNotFoundError):

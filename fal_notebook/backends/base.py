@@ -24,7 +24,7 @@ class BuildOrder:
     payload : Path
         The payload's file, named by its SHA-256.
     context : Path, optional
-        The build context of the image, a tar archive named by its SHA-256.
+        The build context of the image, or the `app_files`: a tar archive named by its SHA-256.
     credentials : dict
         ``registries`` (username and password by host) and ``secrets`` (values by name) of the
         build; nothing of them may stay in an image, a log or a command line.
@@ -41,7 +41,8 @@ class BuildOrder:
 class Placement:
     """Whose runner it is, and what it may take of the machine; its own GPUs by number or UUID.
 
-    `registries` gives the credentials for its image, should that have to be fetched again.
+    `registries` gives the credentials for its image, should that have to be fetched again, and
+    `on_pull` is called before it is; only `docker` fetches one at a start.
     """
 
     owner: str
@@ -50,6 +51,7 @@ class Placement:
     machine: MachineType
     gpus: tuple[str, ...] = ()
     registries: Callable[[], dict[str, Any]] = dict
+    on_pull: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

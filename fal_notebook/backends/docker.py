@@ -117,7 +117,7 @@ class DockerBackend:
         """Create and start a container; its runner reads what it has to know from its input."""
         self._containers.expect(spec.runner_id)
         try:
-            await self._images.restore(environment["image"], placement.registries)
+            await self._images.restore(environment["image"], placement)
             return await self._call(self._start, spec, environment, placement)
         except (BuildError, GatewayError) as error:
             with contextlib.suppress(BuildError):
@@ -290,6 +290,7 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
         address=f"tcp:0.0.0.0:{port_of(spec)}",
         state="",
         payload=image.PAYLOAD,
+        app_files=image.APP_FILES if spec.app_files else "",
         log="",
         folder="",
         umask=UMASK,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 _GPU = re.compile(r"could not select device driver|nvidia-container|unresolvable CDI devices", re.I)
 _FULL = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.I)
 _FOREIGN = re.compile(r"exec format error", re.I)
+_PYDANTIC = re.compile(r"requirements bring pydantic .*, the runner needs ≥ 2")
 _NO_PROGRAM = re.compile(r"no command specified", re.I)
 
 
@@ -30,6 +31,8 @@ def meaning(said: str) -> str | None:
             f"its programs are for another machine than this one, {platform.machine()}: take a "
             "base image for this one, or leave out --platform"
         )
+    if found := _PYDANTIC.search(said):
+        return found[0]
     if _NO_PROGRAM.search(said):
         return "the image names no program: write CMD into the Dockerfile, or give cmd="
     return None

@@ -340,7 +340,7 @@ def _check_pydantic(folder: Path) -> None:
         for found in metadata.distributions(name="pydantic", path=[str(site)]):
             if Version(found.version).major < 2:
                 raise BuildError(
-                    f"requirements bring pydantic {found.version}, the runner needs pydantic ≥ 2"
+                    f"requirements bring pydantic {found.version}, the runner needs ≥ 2"
                 )
 
 

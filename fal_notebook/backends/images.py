@@ -14,13 +14,14 @@ from typing import Any
 
 from fal_notebook import dockerfile, image, settings
 from fal_notebook.backends import buildkit, image_python, local_packages, logins
-from fal_notebook.backends.base import BuildOrder, Progress
+from fal_notebook.backends.base import BuildOrder, Placement, Progress
 from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE
 from fal_notebook.backends.engine import Engine, host
 from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
+from fal_notebook.backends.requirement_layers import layers_of
 from fal_notebook.backends.stored_images import is_ours, mark_of
 from fal_notebook.exceptions import RegistryError
 from fal_notebook.image import Recipe, UserImage
@@ -70,7 +71,9 @@ class Images:
         if order.manifest.get("kind") == "image":
             return await self._untouched(order, progress)
         shared, user = await self._environment(order, progress)
-        own = image.app(shared.tag, image.Tree(order.payload, order.payload.name))
+        files = order.context if order.options.get("app_files") else None
+        packed = image.Tree(files, files.name) if files is not None else None
+        own = image.app(shared.tag, image.Tree(order.payload, order.payload.name), packed)
         anew = bool(order.options.get("force"))  # the name says nothing of an environment made anew
         await self._ensure(own.tag, self._built(own, progress, anew, {}), anew)
         # An image outlives this version of the package, so it says itself where things are.
@@ -79,10 +82,11 @@ class Images:
         prefix = _prefix(order.options.get("image"))
         return {"image": own.tag, **places, **user, **prefix, **texts}
 
-    async def restore(self, name: str, registries: Callable[[], logins.Given]) -> None:
+    async def restore(self, name: str, placement: Placement) -> None:
         """Fetch an image again, by its digest, that was removed from the engine."""
         if "@" in name and await self._call(self._engine.image_id, name) is None:
-            await self._pulls.fetch(name, registries(), lambda line: None)
+            placement.on_pull()
+            await self._pulls.fetch(name, placement.registries(), lambda line: None)
 
     async def kept(self, name: str, registries: Callable[[], logins.Given]) -> bool:
         """Say whether an image is here, or can be fetched; ours is marked for this state folder."""
@@ -113,7 +117,7 @@ class Images:
         found = await self._call(self._engine.image, base) or {}
         base_user = found.get("Config", {}).get("User", "")
         ours = not brought and not base_user
-        wanted = _requirements(order.options, manifest)
+        wanted = layers_of(order.options, manifest)
         shared = image.environment(
             base,
             found.get("Id", ""),
@@ -149,6 +153,8 @@ class Images:
         found = [
             await self._pulls.pinned(name, registries, _in_loop(progress), anew) for name in named
         ]
+        if found and dockerfile.is_reference(text):  # there is nothing to build
+            return found[0]
         own = UserImage(text, order.context, arguments, tuple(found))
         known = await logins.logins(hosts_of(named), registries)
         secrets = order.credentials.get("secrets", {})
@@ -219,16 +225,6 @@ def _prefix(given: Any) -> dict[str, str]:
     """Return the program of the user's own that starts the runner, if the image names one."""
     entrypoint = given.get("entrypoint") if isinstance(given, dict) else None
     return {"entrypoint": json.dumps(entrypoint)} if entrypoint else {}
-
-
-def _requirements(options: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[list[str]]:
-    """Return the layers that were asked for, or else what the code imports."""
-    given = options.get("requirements")
-    layers = manifest.get("distributions") if given is None else given
-    layers = layers or []
-    if layers and isinstance(layers[0], str):
-        layers = [layers]
-    return [list(layer) for layer in layers if layer]
 
 
 def _in_loop(progress: Progress) -> Progress:

@@ -23,6 +23,7 @@ from fal_notebook.backends.environments import (
     ensure,
     ensure_runner_libraries,
 )
+from fal_notebook.backends.requirement_layers import layers_of
 from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner import keeper
@@ -104,11 +105,9 @@ class LocalBackend:
         self, manifest: dict[str, Any], options: dict[str, Any], progress: Progress
     ) -> dict[str, str]:
         interpreter, minor = manifest["interpreter"], manifest["python"]
-        layers = options.get("requirements")
+        layers = layers_of(options, manifest)
         if not layers:
             return {"python": interpreter, "libraries": ""}
-        if isinstance(layers[0], str):
-            layers = [layers]
         spec = EnvironmentSpec(
             interpreter=interpreter,
             python_version=minor,

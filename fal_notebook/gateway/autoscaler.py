@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 UNUSED_KEEP_ALIVE = 10.0
 """Seconds that a runner without any request stays when nothing asks to keep it."""
@@ -52,8 +53,7 @@ class Scaling:
     keep_alive: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Runner:
+class Runner(NamedTuple):
     """One runner as the gateway sees it.
 
     Attributes
@@ -76,8 +76,7 @@ class Runner:
     last_request_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """What is known of one app at one moment; times are on the clock of ``now``.
 
     Attributes
@@ -102,8 +101,7 @@ class Observed:
     load_known: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do now.
 
     Attributes

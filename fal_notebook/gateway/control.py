@@ -30,6 +30,7 @@ from fal_notebook.gateway.operations import (
     revisions,
     secrets,
 )
+from fal_notebook.gateway.scrape import scrape
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
@@ -125,8 +126,10 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus metrics under fal's names."""
-        return Response(gateway.metrics.render(), media_type="text/plain; version=0.0.4")
+        """Prometheus metrics under fal's names, and those of runners with a metrics_port."""
+        of_runners = await scrape(list(gateway.fleets.values()))
+        content = gateway.metrics.render() + of_runners
+        return Response(content, media_type="text/plain; version=0.0.4")
 
     @router.get("/api/events")
     async def events(request: Request, owner: str = "", app: str = "", since: int = 0) -> Response:

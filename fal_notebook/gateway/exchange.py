@@ -38,6 +38,7 @@ LAST_WORD = 1.0
 # A process that is being killed may close its port so long after its connections (seconds).
 DYING = 0.1
 STOP = b"x-fal-stop-runner"
+CHECK = b"x-fal-runner-health-check"
 _TRUE = (b"1", b"true", b"yes")
 
 
@@ -231,6 +232,8 @@ class Exchange:
                 told.append(value.lower() in _TRUE)
             elif name == TOLD:
                 known = True
+            elif name == CHECK and value.lower() in _TRUE:
+                runner.check_now.set()
             elif name == HINTS:
                 runner.hints = hints(value)
         if not known:

@@ -12,6 +12,7 @@ from typing import Any
 from fal_notebook.gateway import autoscaler, plan
 from fal_notebook.gateway.metrics import AppMetrics
 from fal_notebook.gateway.store import ErrorGroup, Revision, RunnerRow
+from fal_notebook.gateway.transitions import LIVE
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.gateway.waiting import Waiter, Waiting
 
@@ -38,7 +39,7 @@ class SchedulingError(Exception):
 
 def start_failure(for_owner: str) -> SchedulingError:
     """Return the error for requests to an app whose runners do not come up."""
-    told = "the app's runners fail to start; its owner sees why in its logs"
+    told = "the app's runners fail to start; %fal status tells its owner why"
     return SchedulingError(503, "runner_scheduling_failure", told, for_owner)
 
 
@@ -59,6 +60,7 @@ class Runner:
     direct: Pool | None = None  # to the user's own server, which gets the requests
     fixed_port: bool = False
     on_note: Callable[[str], None] = lambda note: None
+    check_now: asyncio.Event = field(default_factory=asyncio.Event)  # an answer asked for it
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -86,7 +88,7 @@ class Runner:
     @property
     def live(self) -> bool:
         """Whether it serves or is on its way to."""
-        return self.row.state in ("PENDING", "SETUP", "IDLE")
+        return self.row.state in LIVE
 
 
 class Fleet:
@@ -125,6 +127,8 @@ class Fleet:
         self.startup_timeout = 0.0
         self.runners: dict[str, Runner] = {}
         self.failures = 0
+        # Runners in CRASH_BACKOFF, which have no process, each with what ends that state.
+        self.crashed: dict[Runner, Callable[[], None]] = {}
         self.last_failure_at: float | None = None
         self.last_error = ""
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
@@ -270,9 +274,8 @@ class Fleet:
 
     def proven(self, runner: Runner) -> None:
         """Forget failed starts: this runner has served a request, or for a while."""
-        if self.failures and runner.row.state == "IDLE":
-            self.failures = 0
-            self._on_need(self)
+        if runner.row.state == "IDLE":
+            self.try_again()
 
     def next_try_at(self) -> float | None:
         """Return until when a crash backoff holds back starts, None where there is none."""
@@ -280,15 +283,28 @@ class Fleet:
             return None
         return self.last_failure_at + autoscaler.backoff(self.failures)
 
+    def shown(self) -> list[Runner]:
+        """Return the runners that have not ended, and those in CRASH_BACKOFF."""
+        return [*self.runners.values(), *self.crashed]
+
     def try_again(self) -> None:
         """Forget failed starts: what they failed of has been mended."""
         if self.failures:
             self.failures = 0
+            self.tried()
             self._on_need(self)
+
+    def tried(self) -> None:
+        """Let no runner be in CRASH_BACKOFF any more: the next is started, or need not be."""
+        crashed, self.crashed = self.crashed, {}
+        for end in crashed.values():
+            end()
 
     def retire(self) -> None:
         """Serve no more: the app was deleted."""
         self.revision = None
+        self.failures = 0
+        self.tried()
         self.refuse(SchedulingError(404, "bad_request", "the app was deleted"))
 
     # --- what the autoscaler sees ------------------------------------------------------------

@@ -18,7 +18,7 @@ from fal_notebook import settings
 from fal_notebook.backends.targets import DOCKER, Targets
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import BuildError
-from fal_notebook.gateway import paths, plan
+from fal_notebook.gateway import paths, plan, transitions
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.bridge import BridgePort
@@ -224,6 +224,7 @@ class Gateway:
         for fleet in self.fleets.values():
             fleet.waiting.hold_queue()
             fleet.refuse(stop)
+            fleet.tried()
         await self.lifecycle.stop_all("the gateway stops", grace)
 
     async def finish_requests(self, grace: float) -> None:
@@ -259,12 +260,14 @@ class Gateway:
         """Take a runner over; one whose revision does not serve, or is gone, is ended."""
         revision, app = self.store.revision(row.revision), self.store.app(row.owner, row.app)
         if revision is None:
-            row.state, row.cause, row.ended_at = "TERMINATED", "the app was deleted", time.time()
-            with self.store.transaction():
-                self.store.put(row)
+            row.ended_at = time.time()
+            transitions.bury(self.store, row, "the app was deleted")
             if row.process:
                 kill = self.targets.of(row.process).kill(row.process, row.id)
                 self._ending.append(asyncio.ensure_future(kill))
+            return
+        if row.state in transitions.OVER:
+            transitions.bury(self.store, row, row.cause)
             return
         fleet = self.fleet(row.owner, row.app)
         self.lifecycle.adopt(fleet, row, revision)

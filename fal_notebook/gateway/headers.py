@@ -101,6 +101,7 @@ def request_head(
 def response_headers(headers: list[Header], status: int, request_id: bytes) -> list[Header]:
     """Return the headers that the caller gets; a body's length stays unless there is no body."""
     hidden = _hop_by_hop(headers) | {b"x-fal-request-id", b"x-fal-stop-runner", TOLD}
+    hidden |= {b"x-fal-runner-health-check"}
     if status in (204, 304):
         hidden |= {b"content-length"}
     passed = [(name, value) for name, value in headers if name not in hidden]

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
-from fal_notebook.backends.base import Placement
+from fal_notebook.backends.base import Placement, Started
 from fal_notebook.backends.targets import LOCAL, Targets
 from fal_notebook.exceptions import BuildError, StoreError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.gpus import Gpus
+from fal_notebook.gateway.metrics_ports import MetricsPorts
 from fal_notebook.gateway.store import Revision, RunnerRow, Store
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.machines import MachineType, gpus_here
@@ -28,6 +29,7 @@ from fal_notebook.runner.spec import DATA, RunnerSpec
 
 # Without a gateway for this long a runner drains and ends (seconds; setting orphan_timeout).
 ORPHAN_TIMEOUT = 60
+METRICS_PORT = "METRICS_PORT"
 
 
 class Launcher:
@@ -68,6 +70,7 @@ class Launcher:
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
         self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
         self.gpus = Gpus(gpus_here())
+        self._metrics_ports = MetricsPorts()
 
     def runner_key(self, runner_id: str) -> str:
         """Return the secret half of a runner's own key; it is derived, so none is stored."""
@@ -83,9 +86,11 @@ class Launcher:
     def adopt(self, row: RunnerRow) -> None:
         """Know what a runner holds that outlived an earlier gateway."""
         self.gpus.hold(row.id, row.process.get("gpus", ()))
+        if "metrics_port" in row.process:
+            self._metrics_ports.hold(row.id, row.process["metrics_port"])
 
-    async def start(self, runner: Runner, revision: Revision) -> None:
-        """Start a runner's process and note where it is.
+    async def start(self, runner: Runner, revision: Revision, on_pull: Callable[[], None]) -> None:
+        """Start a runner's process and note where it is; `on_pull` is as in `Placement`.
 
         Raises
         ------
@@ -98,17 +103,22 @@ class Launcher:
             backend = self._targets[revision.target]
             gpus = self.gpus.of(runner.row.id)
             registries = functools.partial(self._registries, revision)
-            placement = _placement(revision, gpus, registries)
+            placement = _placement(revision, gpus, registries, on_pull)
             started = await backend.start(spec, revision.environment, placement)
         except OSError as error:  # a full disk, a folder that cannot be made
             raise BuildError(f"the runner could not be started: {error}") from error
         runner.row.address, runner.row.process = started.address, started.process
         runner.row.process["gpus"] = gpus
+        if revision.options["metrics_port"] is not None:
+            port = int(spec.environment[METRICS_PORT])
+            told = {"metrics_port": port, "metrics": f"tcp:{_host(started)}:{port}"}
+            runner.row.process.update(told)
         runner.pool = Pool(started.address)
 
     async def clean_up(self, row: RunnerRow) -> None:
         """Leave of a runner that has ended its log only, without secrets; not its folder."""
         self.gpus.give_back(row.id)
+        self._metrics_ports.give_back(row.id)
         with contextlib.suppress(OSError, StoreError):
             await self._scrub(row.id)
         with contextlib.suppress(OSError):  # it could not even be made
@@ -116,12 +126,14 @@ class Launcher:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _spec(self, row: RunnerRow, revision: Revision, url: str) -> RunnerSpec:
+        files = revision.app_files
         return RunnerSpec(
             runner_id=row.id,
             secret=row.secret,
             address=f"unix:{self._targets.local.address_folder / row.id}.sock",
             state=str(self._state),
             payload=str(paths.blob(self._state, revision.payload)),
+            app_files=str(paths.blob(self._state, files)) if files else "",
             log=str(paths.runner_log(self._state, row.id)),
             folder=str(paths.runner_folder(self._state, row.id)),
             environment=self._environment(row, revision, url),
@@ -154,7 +166,18 @@ class Launcher:
             "FAL_NOTEBOOK_KEY": key,  # for our own client: a secret may be called FAL_KEY
             **(self._for_sdk(revision.target) if revision.manifest.get("kind") == "sdk" else {}),
             **self._declared(revision),
+            **self._metrics_port(row.id, revision),
         }
+
+    def _metrics_port(self, runner: str, revision: Revision) -> dict[str, str]:
+        """Return the variable that says where the gateway asks a runner for its metrics.
+
+        On this machine each has a port of its own; a container has all of them.
+        """
+        port: int | None = revision.options["metrics_port"]
+        if port is not None and revision.target == LOCAL:
+            port = self._metrics_ports.take(runner, port)
+        return {METRICS_PORT: str(port)} if port else {}
 
     def _for_sdk(self, target: str) -> dict[str, str]:
         """Return what turns fal's own SDK to this gateway; it insists on https.
@@ -172,8 +195,19 @@ class Launcher:
         }
 
 
+def _host(started: Started) -> str:
+    """Return the host on which a runner that was started has its ports."""
+    if started.address.startswith("unix:"):
+        return "127.0.0.1"
+    return started.process.get("host") or started.address[len("tcp:") :].rpartition(":")[0]
+
+
 def _placement(
-    revision: Revision, gpus: tuple[str, ...], registries: Callable[[], dict[str, Any]]
+    revision: Revision,
+    gpus: tuple[str, ...],
+    registries: Callable[[], dict[str, Any]],
+    on_pull: Callable[[], None],
 ) -> Placement:
     machine = MachineType(**revision.machine)
-    return Placement(revision.owner, revision.app, revision.id, machine, gpus, registries)
+    whose = revision.owner, revision.app, revision.id
+    return Placement(*whose, machine, gpus, registries, on_pull)

@@ -12,19 +12,21 @@ from fal_notebook.backends.base import Backend
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway import link
 from fal_notebook.gateway.fleet import STARTUP_TIMEOUT, Runner
+from fal_notebook.gateway.health import Health
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.logs.redaction import Redaction
-from fal_notebook.gateway.states import ENDING, States
+from fal_notebook.gateway.states import States
 from fal_notebook.gateway.store import Revision
+from fal_notebook.gateway.transitions import ENDING
 from fal_notebook.gateway.upstream import UpstreamError
 
 # Ends that say nothing: nobody knows, it was killed, or it was told to end.
-PLAIN = ("", "SIGKILL", "exit status 0")
+PLAIN = ("", "SIGKILL", "SIGTERM", "exit status 0")
 # How often a draining runner's requests are looked at.
 DRAIN_PERIOD = 0.003
 
 _LOG = logging.getLogger(__name__)
-Spawn = Callable[[Coroutine[Any, Any, Any]], None]
+Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 
 
 class Life:
@@ -36,6 +38,8 @@ class Life:
         Runs a coroutine beside, and logs when it fails.
     redaction : Redaction
         For what the runner tells, which may hold values of secrets.
+    health : Health, optional
+        Asks it, where its app has a health check.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Life:
         launcher: Launcher,
         spawn: Spawn,
         redaction: Redaction,
+        health: Health | None = None,
     ) -> None:
         self._runner = runner
         self._states = states
@@ -53,8 +58,11 @@ class Life:
         self._launcher = launcher
         self._spawn = spawn
         self._redaction = redaction
+        self._health = health
+        self._checking: asyncio.Task[Any] | None = None
         self._note = ""
         self._ending = ""
+        self._over = False  # it is being killed, or has gone
         self._killing = asyncio.Lock()
 
     async def run(self, revision: Revision, adopted: bool) -> None:
@@ -62,6 +70,9 @@ class Life:
         row = self._runner.row
         lost = adopted and not self._backend.alive(row.process)
         error = await self._until_gone(revision, adopted)
+        self._over = True
+        if self._checking is not None:
+            self._checking.cancel()
         self._states.gone()
         await self._kill()
         how = f" ({self._ending})" if self._ending else ""
@@ -95,9 +106,13 @@ class Life:
 
     def kill(self, cause: str) -> None:
         """End the runner at once, with what it has in flight."""
-        row = self._runner.row
-        if row.state not in ("TERMINATING", "TERMINATED"):
+        row, over = self._runner.row, self._over
+        self._over = True
+        if not over and row.state == "TERMINATING":  # it tears down for too long
+            row.cause = cause
+        elif not over:
             self._states.enter("TERMINATING", cause)
+        if not over:
             self._spawn(self._kill())
 
     async def drain(self, patient: bool = False) -> None:
@@ -125,6 +140,8 @@ class Life:
             await self._backend.stop(row.process, row.id)
         while runner.in_flight:
             await asyncio.sleep(DRAIN_PERIOD)
+        if row.state == "DRAINING":
+            self._states.enter("TERMINATING")
         if linked:
             await link.end(runner)
         else:
@@ -137,19 +154,19 @@ class Life:
             await self._place(revision, adopted)
         except FalNotebookError as refusal:
             return str(refusal)
-        timer = self._startup_timer(revision)
+        self._timer = self._startup_timer(revision)
         try:
             if not adopted:
                 await self._start(revision)
-            if row.process and row.state != "TERMINATING":
-                await self._follow(timer, revision.number)
+            if row.process and not self._over:
+                await self._follow(revision.number)
         except FalNotebookError as refusal:
             return str(refusal)
         except Exception as bug:
             _LOG.exception("runner %s is ended for an error of the gateway", row.id)
             return f"the gateway failed: {bug!r}"
         finally:
-            timer.cancel()
+            self._timer.cancel()
         return ""
 
     async def _place(self, revision: Revision, adopted: bool) -> None:
@@ -159,9 +176,13 @@ class Life:
             await self._launcher.place(self._runner, revision)
 
     async def _start(self, revision: Revision) -> None:
-        await self._launcher.start(self._runner, revision)
+        await self._launcher.start(self._runner, revision, self._pulling)
+        if self._runner.row.state in ("PENDING", "DOCKER_PULL"):
+            self._states.enter("SETUP", "its process was started")
+
+    def _pulling(self) -> None:
         if self._runner.row.state == "PENDING":
-            self._states.enter("SETUP")
+            self._states.enter("DOCKER_PULL", "its image is fetched again")
 
     def _startup_timer(self, revision: Revision) -> asyncio.TimerHandle:
         timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
@@ -170,10 +191,13 @@ class Life:
     def _startup_timeout(self, timeout: float) -> None:
         error = f"setup took longer than startup_timeout={timeout:g} s"
         error += f": {self._note}" if self._note else ""
+        self._fail(error)
+
+    def _fail(self, error: str) -> None:
         self._states.failed(error)
         self.kill(error)
 
-    async def _follow(self, timer: asyncio.TimerHandle, revision: int) -> None:
+    async def _follow(self, revision: int) -> None:
         """Follow the runner's link until it closes, or until the runner is to be killed."""
         row = self._runner.row
         lines = self._backend.states(row.process, row.id)
@@ -186,24 +210,52 @@ class Life:
                         self._states.request_failed(line["error"], revision)
                         continue
                     self._heard(line)
-                    if line["state"] != "SETUP":
-                        timer.cancel()
                     if line["state"] == "FAILED":
                         return
 
     def _heard(self, line: dict[str, Any]) -> None:
         state = line["state"]
         if state == "SETUP" and "note" in line:
-            self._note = self._redacted(line["note"])
-            self._runner.on_note(self._note)
+            self._noted(line["note"])
         elif state == "FAILED":
             self._states.failed(self._redacted(line["error"]))
         elif state == "IDLE" and self._runner.live:
-            self._states.ready(line["openapi"], line.get("address"), line.get("fixed_port", False))
+            self._states.reached(line)
+            self._serve()
         elif state == "ENDED" and self._runner.row.state not in ENDING:
             self._runner.row.cause = self._redacted(line["cause"])
         elif state == "DRAINING":
+            self._timer.cancel()
             self.stop("the runner was told to end")
+
+    def _noted(self, note: str) -> None:
+        if note != self._note:
+            self._note = self._redacted(note)
+            self._runner.on_note(self._note)
+
+    def _serve(self) -> None:
+        """Let the runner serve; first it passes its health check, if its app has one."""
+        if self._health is None:
+            self._ready()
+        else:
+            self._checking = self._spawn(self._while_well(self._health))
+
+    def _ready(self) -> None:
+        self._timer.cancel()
+        if self._runner.row.state == "SETUP":
+            self._states.ready()
+
+    async def _while_well(self, health: Health) -> None:
+        """End the runner that is not well any more: at once when it is stuck."""
+        if self._runner.row.ready_at is not None:
+            self._runner.check_now.set()  # adopted: nobody has asked for some time
+        elif error := await health.until_well(self._noted):
+            self._fail(error)
+            return
+        self._ready()
+        cause = await health.until_unwell()
+        if self._runner.row.state != "TERMINATING":  # its teardown has its grace
+            (self.stop if health.answered else self.kill)(cause)
 
     def _redacted(self, told: str) -> str:
         return self._redaction.current()(told)

@@ -13,6 +13,7 @@ from typing import Any
 from fal_notebook.backends.targets import Targets
 from fal_notebook.gateway import plan
 from fal_notebook.gateway.fleet import Fleet, Runner
+from fal_notebook.gateway.health import Health, check_of
 from fal_notebook.gateway.launch import Launcher
 from fal_notebook.gateway.life import Life
 from fal_notebook.gateway.logs.redaction import Redaction
@@ -62,7 +63,7 @@ class Lifecycle:
             owner=revision.owner,
             app=revision.app,
             revision=revision.id,
-            state="PENDING",
+            state="",
             secret=secrets.token_urlsafe(24),
             machine_type=revision.machine["name"],
             region=plan.region(
@@ -71,6 +72,8 @@ class Lifecycle:
             ),
         )
         runner = Runner(row, since=row.created_at, proving=proving)
+        if not proving:
+            fleet.tried()
         self._begin(fleet, runner, revision, adopted=False)
         return runner
 
@@ -84,7 +87,6 @@ class Lifecycle:
         runner = Runner(row, since=time.time())
         if row.ready_at is not None and not ending:
             runner.last_request_at = time.time()
-            row.state = "SETUP"
         life = self._begin(fleet, runner, revision, adopted=True)
         if ending:
             self._spawn(life.drain())
@@ -129,10 +131,15 @@ class Lifecycle:
         fleet.runners[runner.row.id] = runner
         states = States(fleet, runner, self._store, self._on_change)
         backend = self._targets[revision.target]
-        life = Life(runner, states, backend, self._launcher, self._spawn, self._redaction)
+        check = check_of(revision)
+        health = Health(runner, check) if check is not None else None
+        given = self._launcher, self._spawn, self._redaction, health
+        life = Life(runner, states, backend, *given)
         self._lives[runner] = life
         if not adopted:
-            states.enter("PENDING")
+            states.enter("PENDING", "it proves its revision" if runner.proving else "scaled up")
+        elif runner.row.state == "IDLE":
+            states.enter("SETUP", "a new gateway takes it over")
         self._spawn(self._live(runner, life, revision, adopted))
         return life
 
@@ -140,10 +147,11 @@ class Lifecycle:
         await life.run(revision, adopted)
         del self._lives[runner]
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

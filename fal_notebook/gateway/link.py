@@ -15,6 +15,8 @@ from fal_notebook.runner.spec import LINK, SECRET
 
 # How often an opening socket is tried while its runner starts to listen.
 CONNECT_PERIOD = 0.003
+# While nothing comes, it is looked this often whether the runner lives: a broken network is silent.
+ALIVE_PERIOD = 5.0
 
 
 async def states(runner: Runner, alive: Callable[[], bool]) -> AsyncGenerator[dict[str, Any], None]:
@@ -23,7 +25,7 @@ async def states(runner: Runner, alive: Callable[[], bool]) -> AsyncGenerator[di
     Parameters
     ----------
     alive : callable
-        Whether its process lives: so long is it waited for.
+        Whether its process lives: so long it is waited for, and listened to.
 
     Raises
     ------
@@ -35,12 +37,24 @@ async def states(runner: Runner, alive: Callable[[], bool]) -> AsyncGenerator[di
     try:
         connection.begin(_request(runner, b"states"))
         await connection.head()
-        while data := await connection.read():
+        while data := await _read(connection, alive):
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
                 yield json.loads(line)
     finally:
         connection.close()
+
+
+async def _read(connection: Connection, alive: Callable[[], bool]) -> bytes:
+    """Return what comes next, nothing when the link was closed or the runner is gone."""
+    reading = asyncio.ensure_future(connection.read())
+    try:
+        while not (await asyncio.wait((reading,), timeout=ALIVE_PERIOD))[0]:
+            if not alive():
+                return b""
+        return reading.result()
+    finally:
+        reading.cancel()
 
 
 async def end(runner: Runner) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fal_notebook.exceptions import DeployError, StoreError
-from fal_notebook.gateway import errors
+from fal_notebook.gateway import errors, transitions
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.store import Store
+from fal_notebook.gateway.transitions import ENDING
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.runner import listening
 
 # A runner that ends by itself earlier than this, before any request, has failed to start.
 PROVEN_AFTER = 10.0
 
-ENDING = ("DRAINING", "TERMINATING", "TERMINATED")
 _LOG = logging.getLogger(__name__)
 
 
@@ -38,34 +39,38 @@ class States:
         self._runner = runner
         self._store = store
         self._on_change = on_change
+        self._crashed = False
 
     def enter(self, state: str, cause: str = "") -> None:
-        """Change the state: one transaction, one event, one look of the controller."""
+        """Change the state: one transaction, one event, one look of the controller.
+
+        Raises
+        ------
+        ValueError
+            When that state cannot follow.
+        """
         row = self._runner.row
-        row.state = state
-        row.cause = cause or row.cause
-        data = {"runner": row.id, "revision": row.revision, "state": state, "cause": row.cause}
         try:
-            with self._store.transaction():
-                self._store.put(row)
-                self._store.emit("runner", row.owner, row.app, data)
+            transitions.record(self._store, row, state, cause)
         except StoreError:  # it serves all the same; its next state may be recorded again
             _LOG.exception("the state %s of runner %s was not recorded", state, row.id)
         self._fleet.changed()
         self._on_change(self._fleet)
 
-    def ready(
-        self, openapi: dict[str, Any], address: str | None = None, fixed_port: bool = False
-    ) -> None:
-        """Let the runner serve, or the user's server at `address`; who waits gets it."""
+    def reached(self, line: dict[str, Any]) -> None:
+        """Know what is told by a runner that could serve, or of the user's server below it."""
+        address = line.get("address")
+        self._runner.openapi = line["openapi"]
+        self._runner.direct = Pool(address, reuse=False) if address else None
+        self._runner.fixed_port = line.get("fixed_port", False)
+
+    def ready(self) -> None:
+        """Let the runner serve; who waits gets it."""
         runner = self._runner
-        runner.openapi = openapi
-        runner.direct = Pool(address, reuse=False) if address else None
-        runner.fixed_port = fixed_port
         if runner.row.ready_at is None:
             runner.since = runner.row.ready_at = time.time()
             asyncio.get_running_loop().call_later(PROVEN_AFTER, self._fleet.proven, runner)
-        self.enter("IDLE")
+        self.enter("IDLE", "it is ready")
         if not runner.ready.done():
             runner.ready.set_result(None)
         self._fleet.grant()
@@ -89,7 +94,7 @@ class States:
         if runner.row.state not in ENDING:
             runner.row.cause = error
             if not runner.proving:
-                self._fleet.failed(error, runner.row.created_at)
+                self._crash(error)
 
     def gone(self) -> None:
         """Let no request go to the runner, which has ended; was it of no use, that is a failure."""
@@ -100,16 +105,36 @@ class States:
         if age < PROVEN_AFTER and not runner.in_flight and runner.last_request_at is None:
             what = runner.row.cause or "the runner ended by itself"
             error = f"{what} {age:.1f} s after it was ready"
-            self._fleet.failed(error, runner.row.created_at)
-        self.enter("TERMINATING")
+            self._crash(error)
+        self._terminate("its link has closed")
+
+    def _crash(self, error: str) -> None:
+        self._crashed = True
+        self._fleet.failed(error, self._runner.row.created_at)
+
+    def _terminate(self, cause: str) -> None:
+        """Enter TERMINATING; a better cause may become known until the end."""
+        known = self._runner.row.cause
+        if self._runner.row.state != "TERMINATING":
+            self.enter("TERMINATING", known or cause)
+            self._runner.row.cause = known
 
     def ended(self, cause: str) -> None:
-        """Close the life; `cause` is recorded unless one is known."""
-        runner = self._runner
+        """Close the life; `cause` is recorded unless one is known.
+
+        One that did not come up is shown in CRASH_BACKOFF until the next is tried.
+        """
+        runner, fleet = self._runner, self._fleet
         runner.row.ended_at = time.time()
-        self.enter("TERMINATED", runner.row.cause or cause)
+        cause = runner.row.cause or cause
+        self._terminate(cause)
+        if self._crashed and fleet.failures:
+            self.enter("CRASH_BACKOFF", cause)
+            fleet.crashed[runner] = functools.partial(self.enter, "TERMINATED")
+        else:
+            self.enter("TERMINATED", cause)
         runner.pool.close()
         runner.ended.set()
-        del self._fleet.runners[runner.row.id]
+        del fleet.runners[runner.row.id]
         listening.forget(runner.row.address)
-        self._on_change(self._fleet)
+        self._on_change(fleet)

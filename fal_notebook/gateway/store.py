@@ -127,9 +127,14 @@ class Revision:
 
     @property
     def blobs(self) -> set[str]:
-        """The SHA-256 of its files: its payload, and the build context of its image."""
+        """The SHA-256 of its files: its payload, and what its image takes or its `app_files`."""
         context = self.manifest.get("context")
         return {self.payload, context} if context else {self.payload}
+
+    @property
+    def app_files(self) -> str | None:
+        """The SHA-256 of the archive of its `app_files`; None when it has none."""
+        return self.manifest.get("context") if self.options.get("app_files") else None
 
     @property
     def direct(self) -> bool:

@@ -11,7 +11,7 @@ from typing import cast
 
 import httptools
 
-from fal_notebook.gateway.headers import Header
+from fal_notebook.gateway.headers import Header, request_head
 
 # A response may be this far ahead of its reader before the runner has to wait.
 HIGH_WATER = 64 * 1024
@@ -342,6 +342,28 @@ class Pool:
             finally:
                 self.release(connection)
         return 0
+
+    async def get(self, path: bytes, accept: bytes, largest: int) -> bytes:
+        """Return what is at a path, b"" when that is not answered with 200 or is larger.
+
+        Raises
+        ------
+        UpstreamError
+            When the runner does not answer.
+        """
+        connection = await self.acquire()
+        content = b""
+        try:
+            added = ((b"host", b"127.0.0.1"), (b"accept", accept))
+            connection.begin(request_head(b"GET", path, [], added, False))
+            await connection.head()
+            while connection.status == 200 and (piece := await connection.read()):
+                content += piece
+                if len(content) > largest:
+                    return b""
+            return content
+        finally:
+            self.release(connection)
 
     async def check(self) -> None:
         """See whether the runner still accepts.

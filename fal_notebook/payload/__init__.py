@@ -143,7 +143,7 @@ def capture(
         digest = digest_of(identified, reductions)
         warnings = (
             *_size_warning(len(pickled), items),
-            *_code_warnings(items, modules, identity.get("options", {})),
+            *_code_warnings(items, modules, identity),
             *_file_warnings(items),
             *_unknown_names(items, allow_secret, identity.get("options", ())),
         )
@@ -239,19 +239,21 @@ def _megabytes(size: int) -> str:
 
 
 def _code_warnings(
-    items: list[Item], modules: Mapping[str, Any], options: Mapping[str, Any]
+    items: list[Item], modules: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> list[str]:
+    options, files = identity.get("options", {}), identity.get("files", ())
     found: dict[str, None] = {}
     for item in items:
         if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
             source = source_of(item.value) or ""
             used = {r.name: r.value for r in named_references(item.value) if _is_told(r)}
             line = item.value.__code__.co_firstlineno
-            found |= dict.fromkeys(cell.warnings(source, line, used))
+            found |= dict.fromkeys(cell.warnings(source, line, used, files))
     used_modules = {m for item in items for m in item.modules}
     installed = [folder.resolve() for folder in folders(options.get("requirements"))]
     unless = ", unless the image brings it" if options.get("image") else ""
-    for name in local_modules.missing(used_modules, modules, installed):
+    brought = {*modules, *(file.split("/")[0].removesuffix(".py") for file in files)}
+    for name in local_modules.missing(used_modules, brought, installed):
         user = next(i for i in items if name in {m.split(".")[0] for m in i.modules})
         owner = user if user.owner is None or user.kind == "function" else user.owner
         found[

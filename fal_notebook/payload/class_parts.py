@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import sys
+import types
 from typing import Any
 
 _GENERATED = {
@@ -22,6 +23,8 @@ _GENERATED = {
     "__abstractmethods__",
     "_abc_impl",
     "__protocol_attrs__",
+    "__non_callable_proto_members__",
+    "__slotnames__",  # copyreg notes them when an instance is copied or pickled
 }
 _PYDANTIC_KEPT = ("__pydantic_generic_metadata__", "__pydantic_root_model__")
 _ENUM_GENERATED = {
@@ -63,9 +66,26 @@ def _members(cls: type) -> dict[str, Any]:
     if issubclass(cls, enum.Enum):
         skipped |= _ENUM_GENERATED | set(cls.__members__)
     members = {name: value for name, value in vars(cls).items() if name not in skipped}
+    if not members.get("__annotations__", True):  # made by who looks for them
+        del members["__annotations__"]
+    if getattr(cls, "_is_protocol", None) is not None and not _has_own_init(members):
+        members.pop("__init__", None)
+    members = {n: v for n, v in members.items() if not _by_attrs(v)}
     if _is_pydantic(cls):
         members = {n: v for n, v in members.items() if not _pydantic_generated(n)}
     return members
+
+
+def _has_own_init(members: dict[str, Any]) -> bool:
+    """Say whether a protocol's `__init__` is the notebook's; typing's is replaced at first use."""
+    init = members.get("__init__")
+    return isinstance(init, types.FunctionType) and init.__module__ != "typing"
+
+
+def _by_attrs(value: Any) -> bool:
+    """Say whether attrs wrote it, from what stands in ``__attrs_attrs__``, with random numbers."""
+    code = getattr(value, "__code__", None)
+    return code is not None and code.co_filename.startswith("<attrs generated")
 
 
 def _is_pydantic(cls: type) -> bool:
@@ -82,10 +102,14 @@ def _pydantic_parts(cls: Any) -> dict[str, Any]:
     return {
         "config": dict(cls.model_config),
         "fields": {name: _field(field) for name, field in cls.model_fields.items()},
-        "private": cls.__private_attributes__,
+        "private": {n: _private(attr) for n, attr in cls.__private_attributes__.items()},
         "decorators": _decorators(getattr(cls, "__pydantic_decorators__", None)),
         "kept": {name: vars(cls).get(name) for name in _PYDANTIC_KEPT},
     }
+
+
+def _private(attribute: Any) -> Any:
+    return getattr(attribute, "default", None), getattr(attribute, "default_factory", None)
 
 
 def _decorators(infos: Any) -> dict[str, Any]:

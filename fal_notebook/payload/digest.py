@@ -28,6 +28,7 @@ from fal_notebook.payload.references import (
     named_references,
 )
 from fal_notebook.payload.sources import source_of
+from fal_notebook.payload.used_values import unused
 
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _SORTABLE = ({str}, {int}, {bytes})
@@ -171,7 +172,7 @@ class _Digester:
             return _hash(b"global", self.digest((type(value), value.__module__, reduced)))
         self._alive.append(reduced)
         padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
-        padded[2] = _without_addresses(padded[2])
+        padded[2] = _without_addresses(unused(value, padded[2]))
         padded[3:5] = list(padded[3] or ()), dict(padded[4] or ())
         return _hash(b"object", *map(self.digest, padded))
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 from fal_notebook.app import is_app
 from fal_notebook.endpoints import endpoints_of
 from fal_notebook.options import Options
+from fal_notebook.runner.sdk_server import SdkServer
 
 FASTAPI = "fastapi"
 # FastAPI reads forms and files with it.
 MULTIPART = "python-multipart"
-_NAME = re.compile(r"[\w.-]+")
 
 
 def modules_for(served: Any) -> frozenset[str]:
@@ -25,28 +25,20 @@ def modules_for(served: Any) -> frozenset[str]:
     return frozenset({FASTAPI, MULTIPART.replace("-", "_")}) if found else frozenset()
 
 
-def with_modules(served: Any, options: Options) -> Options:
-    """Have an environment of its own hold FastAPI, as fal does; a version that it names counts.
+def added_to(served: Any, options: Options) -> list[str]:
+    """Return the requirements that an environment of its own gets beside those of the user.
 
-    An image gets it only where the runner could not serve without.
+    FastAPI, as with fal, or the SDK in the version that is installed here. They are resolved
+    together with the user's own, see `requirement_layers`. An image gets FastAPI only where the
+    runner could not serve without.
     """
     if not options.requirements and options.image is None:  # what the kernel has is there
-        return options
+        return []
+    if isinstance(served, SdkServer):
+        return [f"fal=={version('fal')}"] if options.requirements else []
     function = inspect.isfunction(served) and options.exposed_port is None
     wanted = (function or is_app(served)) if options.requirements else modules_for(served)
-    given: list[Any] = options.requirements or []
-    layers = [given] if given and isinstance(given[0], str) else given
-    named = {_name_of(line) for layer in layers for line in layer}
-    missing = [name for name in (FASTAPI, MULTIPART) if name not in named]
-    if not missing or not wanted:
-        return options
-    return options.model_copy(update={"requirements": [*layers, missing]})
-
-
-def _name_of(requirement: str) -> str:
-    """Return the normal form of the distribution's name (PEP 503)."""
-    found = _NAME.match(requirement)
-    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else ""
+    return [FASTAPI, MULTIPART] if wanted else []
 
 
 def _routes(served: Any) -> Iterator[tuple[str, Callable[..., Any], bool]]:

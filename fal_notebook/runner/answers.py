@@ -19,7 +19,7 @@ from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.escapes import contained
-from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused
+from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused, said_of_runner
 from fal_notebook.runner.response_values import closed_in_time, values_of
 from fal_notebook.runner.results import Output
 from fal_notebook.runner.route import Route
@@ -112,13 +112,13 @@ async def _events(
 
 async def _pickled(route: Route, call: Call) -> Response:
     given: Callable[[], str] = str
-    headers = {}
+    headers = dict[str, str]()
     try:
         args, kwargs = frames.load_call(call.body)
         given = functools.partial(shown.call, args, kwargs)
         call = _as_json(route, call, args, kwargs)
         args, kwargs = contained(route.signature.python_arguments, args, kwargs)
-        finish = functools.partial(_framed, route)
+        finish = functools.partial(_framed, route, headers)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
     except Exception as error:
         result = _raised(route, error, given)
@@ -131,7 +131,8 @@ async def _pickled(route: Route, call: Call) -> Response:
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
 
 
-def _framed(route: Route, result: Any) -> Any:
+def _framed(route: Route, headers: dict[str, str], result: Any) -> Any:
+    headers.update(said_of_runner(result))
     if isinstance(result, StreamingResponse):
         return result
     return route.signature.output.to_frame(frames.returned, result)

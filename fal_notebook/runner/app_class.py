@@ -56,9 +56,11 @@ class ServedApp(Served):
                     *(name, route, method, hints, self.workers, self.reports)
                 )
                 continue
-            # A route of its own below another's path is called about a request that holds a slot.
+            # A route of its own below another's path is called about a request that holds a slot;
+            # a runner that is busy is well.
             base = route.path.removesuffix(CANCEL) or "/"
             aside = route.path.endswith(CANCEL) and base in paths
+            aside = aside or route.health_check is not None
             self.add(name, route.path, method, hints, aside=aside)
         os.environ["FAL_RUNNER_STATE"] = "RUNNING"
 

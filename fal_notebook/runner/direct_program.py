@@ -52,6 +52,7 @@ class DirectProgram(Program):
     async def _start(self) -> None:
         self._link.publish("SETUP")
         try:
+            await self._unpack()
             await self._until_free()
             await self._user.start(command_of(self._spec.payload))
             host, port = await self._until_open()

@@ -18,7 +18,7 @@ from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.exceptions import RemoteError
 from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
-from fal_notebook.runner.refusals import STOP, is_refusal
+from fal_notebook.runner.refusals import STOP, is_refusal, said_of_runner
 from fal_notebook.runner.response_values import values_of
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PythonCall:
             content = self._route.output.to_frame(frames.returned, result)
         except TypeError as error:
             return self._raised(error)
-        return Response(content, media_type=frames.CONTENT_TYPE)
+        return Response(content, headers=said_of_runner(result), media_type=frames.CONTENT_TYPE)
 
     async def _frames(self, generator: Any) -> AsyncGenerator[bytes, None]:
         try:

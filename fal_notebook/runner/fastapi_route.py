@@ -39,6 +39,8 @@ class FastApiRoute:
     ----------
     as_event : bool
         A result that is no stream is sent as its only event.
+    aside : bool
+        It waits for no slot, as a `Route` does.
     """
 
     is_async = True
@@ -53,12 +55,14 @@ class FastApiRoute:
         workers: Workers,
         reports: Reports,
         as_event: bool = False,
+        aside: bool = False,
     ) -> None:
         from fastapi import FastAPI
         from fastapi.exceptions import RequestValidationError
 
         _refuse_old_fastapi()
         self._as_event, self._function, self._hints = as_event, function, hints
+        self._aside = aside
         self.name = name
         self.path = path
         self.reports = reports
@@ -137,7 +141,8 @@ class FastApiRoute:
         async def endpoint(fal_request: Request, **kwargs: Any) -> Any:
             given = fal_request.scope.get("fal_given", str)
             try:
-                result = await self.workers.call(function, (), kwargs, lambda value: value)
+                work = function, (), kwargs, lambda value: value, self._aside
+                result = await self.workers.call(*work)
             except Exception as error:
                 if OUTCOME in fal_request.scope:
                     return _noted(fal_request, error)

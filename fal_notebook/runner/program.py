@@ -13,7 +13,7 @@ import time
 import traceback
 import types
 
-from fal_notebook.runner import listening, logs, mounts
+from fal_notebook.runner import app_files, listening, logs, mounts
 from fal_notebook.runner.escapes import original
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
@@ -118,6 +118,7 @@ class Program:
         self._link.publish("SETUP")
         served = None
         try:
+            await self._unpack()
             loop = asyncio.get_running_loop()
             served = await loop.run_in_executor(
                 None, load, self._spec.payload, self._spec.max_multiplexing
@@ -132,6 +133,11 @@ class Program:
         served.reports.on_failure = self._link.failures.add
         self._app.served = served
         self._link.publish("IDLE", openapi=openapi)
+
+    async def _unpack(self) -> None:
+        """Have the app's files in the working folder."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, app_files.unpack, self._spec.app_files)
 
     async def _fail(self, error: BaseException, served: Served | None) -> None:
         """Tell why this runner is of no use, and wait to be ended."""

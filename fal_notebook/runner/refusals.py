@@ -22,6 +22,8 @@ from fal_notebook.runner.secret_forms import Redact
 from fal_notebook.runner.spec import TOLD
 
 STOP = "x-fal-stop-runner"
+# By these an answer speaks of its runner to the gateway, which reads no frames.
+_OF_RUNNER = (STOP, "x-fal-runner-health-check")
 _TOLD = {TOLD.decode(): "1"}
 Given = Callable[[], str]
 
@@ -110,3 +112,9 @@ def error_response(
     """Return an answer in FastAPI's shape of errors, without what `redact` takes out."""
     body = redact(to_json({"detail": detail}, fallback=str, inf_nan_mode="null").decode())
     return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def said_of_runner(result: Any) -> dict[str, str]:
+    """Return the headers of a response that are for the gateway; {} of any other result."""
+    given = result.headers if isinstance(result, Response) else {}
+    return {name: given[name] for name in _OF_RUNNER if name in given}

@@ -21,7 +21,7 @@ class Route:
     first : tuple
         Arguments that come before those of the request.
     aside : bool
-        It waits for no slot, for it is about a request that holds one.
+        It waits for no slot, for it is about requests that hold one.
 
     Attributes
     ----------
@@ -57,9 +57,7 @@ class Route:
         args = (*self._first, *args)
         if self.signature.defaults:
             kwargs = self._with_defaults(args, kwargs)
-        if self._aside:
-            return await self.workers.run(self.function, args, kwargs, finish, aside=True)
-        return await self.workers.call(self.function, args, kwargs, finish)
+        return await self.workers.call(self.function, args, kwargs, finish, self._aside)
 
     def _with_defaults(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Fill in what a ``Field`` as default stands for."""

@@ -51,7 +51,8 @@ def _serve(app: Any, port: int) -> None:
     raised: list[BaseException] = []
     app.setup = _noting(app.setup, raised)
     try:
-        asyncio.run(app.serve(port=port, metrics_port=0))
+        metrics_port = int(os.environ.get("METRICS_PORT", 0))
+        asyncio.run(app.serve(port=port, metrics_port=metrics_port))
     except SystemExit as ending:
         raise ending from (raised[0] if raised else None)
 

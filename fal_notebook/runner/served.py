@@ -88,6 +88,8 @@ class Served:
     ) -> None:
         """Have ``POST path`` call a function; `first` are arguments before those of the request.
 
+        `aside` of all slots where it is about requests that hold one.
+
         Raises
         ------
         TypeError
@@ -95,7 +97,8 @@ class Served:
         """
         if needs_fastapi(path, function, hints):
             whole = functools.partial(function, *first) if first else function
-            route = FastApiRoute(name, path, whole, hints, self.workers, self.reports)
+            given = whole, hints, self.workers, self.reports
+            route = FastApiRoute(name, path, *given, aside=aside)
             self.routes[path] = route
             self.templates += [route] if "{" in path else []
             return

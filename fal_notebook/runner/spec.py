@@ -56,6 +56,8 @@ class RunnerSpec:
         Which rights its new files lack.
     data_mounts : list of str
         Where it sees the shared storage, the folder that ``FAL_DATA_DIR`` names.
+    app_files : str
+        Path of an archive that is unpacked into its working folder; empty without one.
     """
 
     runner_id: str
@@ -74,6 +76,7 @@ class RunnerSpec:
     fixed_port: bool = False
     umask: int = 0o077
     data_mounts: list[str] = field(default_factory=lambda: [DATA])
+    app_files: str = ""
 
     @property
     def ending(self) -> str:

@@ -40,15 +40,16 @@ class Workers:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         finish: Finish,
+        aside: bool = False,
     ) -> Any:
-        """Call in a slot and return what `finish` makes of the result.
+        """Call in a slot, or `aside` of all slots; return what `finish` makes of the result.
 
         `finish` runs where the function does, so that a large result does not hold up the loop.
         A generator is returned as it is, for `values_of`. Never more than `max_multiplexing` run
         at once, also when a caller has gone whose request is still at work.
         """
-        async with self.slot:
-            return await self.run(function, args, kwargs, finish)
+        async with contextlib.nullcontext() if aside else self.slot:
+            return await self.run(function, args, kwargs, finish, aside)
 
     async def run(
         self,

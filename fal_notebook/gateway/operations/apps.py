@@ -88,23 +88,26 @@ def _last_step(gateway: Gateway, deployment: Deployment) -> str:
 
 
 def runners(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
-    """Return an app's runners that have not ended, oldest first."""
+    """Return an app's runners that have not ended, oldest first, then those that crashed."""
     _found_or_deploying(gateway, owner, name)
+    fleet = gateway.fleet(owner, name)
     return [
         {
             "id": runner.row.id,
             "revision": runner.row.revision,
             "state": runner.state,
             "cause": runner.row.cause,
+            "next_try_at": fleet.next_try_at() if runner in fleet.crashed else None,
             "in_flight": runner.in_flight,
             "machine_type": runner.row.machine_type,
             "region": runner.row.region,
+            "metrics_port": runner.row.process.get("metrics_port"),
             "created_at": runner.row.created_at,
             "ready_at": runner.row.ready_at,
             "last_request_at": runner.last_request_at,
-            **gateway.targets.stats(runner.row.process),
+            **({} if runner in fleet.crashed else gateway.targets.stats(runner.row.process)),
         }
-        for runner in gateway.fleet(owner, name).runners.values()
+        for runner in fleet.shown()
     ]
 
 

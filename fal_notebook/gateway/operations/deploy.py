@@ -33,8 +33,9 @@ class DeployRequest(BaseModel):
     """What a client sends to deploy a cell; the payload was uploaded before.
 
     ``notebook`` names who deploys, so that two notebooks do not overwrite each other's app.
-    ``manifest["context"]`` is the SHA-256 of the image's build context, if it has one. In another
-    environment than main the app is called ``NAME--ENV``.
+    ``manifest["context"]`` is the SHA-256 of the archive of the image's build context, or of
+    `app_files`, if there are such files. In another environment than main the app is called
+    ``NAME--ENV``.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -195,9 +196,9 @@ def _check_files(gateway: Gateway, request: DeployRequest) -> None:
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
     context = rollout.context_of(gateway, request.manifest)
     if context is not None and not context.is_file():
-        raise ContextMissingError("the build context was not uploaded; deploy the cell again")
+        raise ContextMissingError("the app's files were not uploaded; deploy the cell again")
     if context is not None:
-        secrets.refuse_in_context(gateway, context.name)
+        secrets.refuse_in_context(gateway, context.name, bool(request.options.get("app_files")))
 
 
 def merged(manifest: dict[str, Any], taken_over: dict[str, Any], given: dict[str, Any]) -> Options:

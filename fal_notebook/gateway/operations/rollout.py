@@ -48,7 +48,7 @@ def begin(
 
 
 def context_of(gateway: Gateway, manifest: dict[str, Any]) -> Path | None:
-    """Return the file of the image's build context, if it has one."""
+    """Return the archive of the image's build context, or of `app_files`, if there is one."""
     digest = manifest.get("context")
     if digest is None:
         return None

@@ -10,7 +10,12 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from fal_notebook.envs import MAIN
-from fal_notebook.exceptions import OptionError, PayloadMissingError, StoredSecretError
+from fal_notebook.exceptions import (
+    NotFoundError,
+    OptionError,
+    PayloadMissingError,
+    StoredSecretError,
+)
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import blobs, envs
@@ -22,6 +27,12 @@ from fal_notebook.runner.secret_forms import SHORTEST
 _SHORTEST_LOOKED_FOR = 8
 # The longest value in bytes: a variable of a process has 128 KiB at most.
 _LONGEST = 64 * 1024
+# Where files stand that hold a secret, and what to do about it.
+_BUILD_CONTEXT = (
+    "the build context",
+    "leave it out with dockerignore, or give the build secrets={…} of the image",
+)
+_APP_FILES = "app_files", "leave it out with app_files_ignore, and name the secret in secrets=[…]"
 
 
 def put(gateway: Gateway, env: str, name: str, value: str) -> None:
@@ -64,7 +75,9 @@ def delete(gateway: Gateway, env: str, name: str) -> None:
     NotFoundError
         When there is none of that name.
     """
-    gateway.store.secret(env, name)
+    if not gateway.store.select(Secret, "env = ? AND name = ?", env, name):
+        where = "" if env == MAIN else f" in {env}"
+        raise NotFoundError(f"there is no secret {name}{where}; '%fal secrets list' shows all names")
     with gateway.store.transaction():
         gateway.store.delete_secret(env, name)
         _tell(gateway, env, name, "deleted")
@@ -107,10 +120,10 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
         blobs.discard(gateway, request.payload)
 
 
-def refuse_in_context(gateway: Gateway, context: str) -> None:
+def refuse_in_context(gateway: Gateway, context: str, app_files: bool = False) -> None:
     """Look for the value of every stored secret in a build context, whose files go into an image.
 
-    One that is refused goes at once.
+    Or in `app_files`. One that is refused goes at once.
 
     Raises
     ------
@@ -125,10 +138,9 @@ def refuse_in_context(gateway: Gateway, context: str) -> None:
         if at >= 0:
             file = _file_at(content, at)
             blobs.discard(gateway, context)
-            raise OptionError(
-                f"{file} of the build context holds the value of the stored secret {secret.name}; "
-                "leave it out with dockerignore, or give the build secrets={…} of the image"
-            )
+            whose, remedy = _APP_FILES if app_files else _BUILD_CONTEXT
+            held = f"{file} of {whose} holds the value of the stored secret {secret.name}"
+            raise OptionError(f"{held}; {remedy}")
 
 
 def _file_at(archive: bytes, offset: int) -> str:

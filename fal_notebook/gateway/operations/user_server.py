@@ -11,9 +11,8 @@ from typing import Any
 
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.gpus import Gpus
-from fal_notebook.gateway.headers import request_head
 from fal_notebook.gateway.store import Revision
-from fal_notebook.gateway.upstream import Pool, UpstreamError
+from fal_notebook.gateway.upstream import UpstreamError
 
 # How long a server may take to say what it is, and how much of that is read.
 TIMEOUT = 5.0
@@ -66,27 +65,11 @@ async def openapi_of(runner: Runner) -> dict[str, Any]:
     if runner.direct is None:
         return {}
     with contextlib.suppress(UpstreamError, asyncio.TimeoutError, ValueError):
-        found = json.loads(await asyncio.wait_for(_get(runner.direct), TIMEOUT))
+        asked = runner.direct.get(b"/openapi.json", b"application/json", LARGEST)
+        found = json.loads(await asyncio.wait_for(asked, TIMEOUT))
         if isinstance(found, dict) and "openapi" in found:
             return found
     return {}
-
-
-async def _get(pool: Pool) -> bytes:
-    added = ((b"host", b"127.0.0.1"), (b"accept", b"application/json"))
-    connection = await pool.acquire()
-    try:
-        connection.begin(request_head(b"GET", b"/openapi.json", [], added, False))
-        await connection.head()
-        content = b""
-        while connection.status == 200 and len(content) < LARGEST:
-            piece = await connection.read()
-            if not piece:
-                break
-            content += piece
-        return content
-    finally:
-        pool.release(connection)
 
 
 def about(revision: Revision, runner: Runner) -> Iterator[str]:

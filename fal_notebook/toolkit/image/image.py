@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fal_notebook.toolkit.fields import shown_as
-from fal_notebook.toolkit.file.file import File, in_thread
+from fal_notebook.toolkit.file.file import File
 from fal_notebook.toolkit.utils.download_utils import read_url
 
 if TYPE_CHECKING:
@@ -79,7 +80,28 @@ class Image(File):
         made.width, made.height = (size.width, size.height) if size else (None, None)
         return made
 
-    from_bytes_async = in_thread(from_bytes)
+    @classmethod
+    async def from_bytes_async(
+        cls,
+        data: bytes,
+        content_type: str | None = None,
+        file_name: str | None = None,
+        repository: Any = None,
+        fallback_repository: Any = None,
+        request: Any = None,
+        save_kwargs: Any = None,
+        fallback_save_kwargs: Any = None,
+        *,
+        format: ImageFormat | None = None,
+        size: ImageSize | None = None,
+    ) -> Image:
+        """Do without blocking what `from_bytes` does; a content type is taken too, as by fal's."""
+        kind = format or content_type
+        full = f"image/{kind}" if kind and "/" not in kind else kind
+        store = super().from_bytes
+        made = await asyncio.to_thread(store, data, full, file_name, request=request)
+        made.width, made.height = (size.width, size.height) if size else (None, None)
+        return made
 
     @classmethod
     def from_pil(

@@ -1,0 +1,76 @@
+"""The modules of a project: found, read anew for each deploy, and sent along by value."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Never set aside: this package, and what runs.
+_NOT_READ_ANEW = frozenset({"__main__", "fal_notebook"})
+
+
+@contextmanager
+def on_path(folder: Path) -> Iterator[None]:
+    """Have the project's modules found: they lie in its folder or in ``src`` below."""
+    before = list(sys.path)
+    sys.path[:0] = [str(path) for path in (folder / "src", folder) if path.is_dir()]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[Callable[[], list[str]]]:
+    """Have the project's modules read anew, for they may have changed.
+
+    Gives a function that returns the packages and modules that have been read. Afterwards the
+    notebook has those that it had.
+    """
+    before = {name: sys.modules.pop(name) for name in _modules_in(folder)}
+    try:
+        yield lambda: sorted({name.partition(".")[0] for name in _modules_in(folder)})
+    finally:
+        tops = {name.partition(".")[0] for name in before}
+        for name in _modules_in(folder):
+            if name.partition(".")[0] in tops:
+                del sys.modules[name]
+        sys.modules.update(before)
+
+
+def by_value(options: Mapping[str, Any], modules: list[str]) -> list[str]:
+    """Return the modules that travel by value: none where a requirement brings them."""
+    requirements = options.get("requirements") or []
+    flat = [one for item in requirements for one in (item if isinstance(item, list) else [item])]
+    return [] if any(one.startswith("/") for one in flat) else modules
+
+
+def _modules_in(folder: Path) -> list[str]:
+    """Return the loaded modules that are the project's own, or stand where one of them belongs."""
+    root = os.path.join(os.path.realpath(folder), "")
+    own = {name for name, module in list(sys.modules.items()) if _lies_in(root, module)}
+    tops = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+    own |= {name for name in tops if _is_there(folder, name)}
+    own = {name.partition(".")[0] for name in own} - _NOT_READ_ANEW
+    return [name for name in sys.modules if name.partition(".")[0] in own]
+
+
+def _lies_in(root: str, module: Any) -> bool:
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    if not isinstance(file, str) or "site-packages" in file:
+        return False
+    return os.path.realpath(file).startswith(root)
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    """Say whether a project has a module or package of that name: another one is not it."""
+    bases = (folder, folder / "src")
+    return any(
+        (base / file).is_file() for base in bases for file in (f"{name}.py", f"{name}/__init__.py")
+    )

@@ -1,0 +1,91 @@
+"""What the scaling of an app would make of a trace: `%fal simulate`."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway.autoscaler import Scaling
+from fal_notebook.gateway.simulate import Request, Start, simulate
+from fal_notebook.handle import Handle
+from fal_notebook.option_errors import unknown_option
+from fal_notebook.options import parse_options
+from fal_notebook.simulation_view import SimulationView
+
+_NAMES = [field.name for field in fields(Scaling)]
+# Seconds that a start takes where no runner of the app can be asked.
+_START = 1.0
+_FORM = "each line is ARRIVAL,DURATION in seconds, such as 12.5,0.2"
+
+
+def of(
+    handle: Handle, path: str, values: Mapping[str, Any], start: float | None = None
+) -> SimulationView:
+    """Replay a trace with the scaling of an app.
+
+    Parameters
+    ----------
+    path : str
+        The trace, see `read`.
+    values : mapping
+        Options of scaling that are other than the app's.
+    start : float, optional
+        Seconds that a runner takes to start, by default as long as those that live took.
+
+    Raises
+    ------
+    OptionError
+        When an option or the trace is wrong.
+    """
+    options = {**handle.status()["options"], **_checked(values)}
+    scaling = Scaling(**{name: options[name] or 0 for name in _NAMES})
+    took = [r["ready_at"] - r["created_at"] for r in handle.runners() if r["ready_at"]]
+    seconds = start if start is not None else median(took) if took else _START
+    result = simulate(read(path), scaling, Start(0.0, seconds))
+    assumed = ", ".join(f"{name}={getattr(scaling, name):g}" for name in _NAMES)
+    whence = "given" if start is not None else "as its runners did" if took else "assumed"
+    return SimulationView(result, f"{assumed}; a start takes {seconds:.2f} s, {whence}")
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := [unknown_option(name, _NAMES) for name in values if name not in _NAMES]:
+        raise OptionError("; ".join(unknown))
+    options = parse_options(values)
+    return {name: getattr(options, name) for name in values}
+
+
+def read(path: str) -> list[Request]:
+    """Return the requests of a CSV file, sorted by their arrival; a first line may name columns.
+
+    Raises
+    ------
+    OptionError
+        When there is no such file, or a line is not two numbers from 0 on.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            found = sorted(_requests(path, csv.reader(file)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise OptionError(f"cannot read the trace {path}: {error}") from None
+    if not found:
+        raise OptionError(f"the trace {path} has no requests; {_FORM}")
+    return found
+
+
+def _requests(path: str, rows: Iterator[list[str]]) -> Iterator[Request]:
+    for number, row in enumerate(rows, 1):
+        if not row or (number == 1 and not any(char.isdigit() for char in "".join(row))):
+            continue
+        try:
+            at, seconds = (float(cell) for cell in row)
+        except ValueError:
+            at = seconds = math.nan
+        if not (0 <= at < math.inf and 0 <= seconds < math.inf):
+            raise OptionError(f"line {number} of the trace {path} is {','.join(row)!r}; {_FORM}")
+        yield Request(at, seconds)
