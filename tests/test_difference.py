@@ -73,3 +73,9 @@ def test_captured_values_and_the_schema_are_compared() -> None:
         "captured": ["+model: LogisticRegression, 1,234 bytes"],
         "schema": ["-{}", "+{", '+  "paths": {}', "+}"],
     }
+
+
+def test_files_that_travel_along_are_compared_by_their_digest() -> None:
+    older, newer = revision(context="a" * 64), revision(context="b" * 64)
+    (gone, came) = changes(older, newer)["captured"]
+    assert (gone[-13:], came[-13:]) == (" " + "a" * 12, " " + "b" * 12)

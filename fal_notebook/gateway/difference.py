@@ -60,6 +60,8 @@ def _requirements(revision: Revision) -> Iterator[str]:
 
 
 def _captured(revision: Revision) -> Iterator[str]:
+    if context := revision.manifest.get("context"):
+        yield f"files of the build context or of app_files: {context[:12]}"
     for value in revision.manifest.get("captured", ()):
         yield f"{value['name']}: {value['kind']}, {value['size']:,} bytes"
 

@@ -77,7 +77,9 @@ def delete(gateway: Gateway, env: str, name: str) -> None:
     """
     if not gateway.store.select(Secret, "env = ? AND name = ?", env, name):
         where = "" if env == MAIN else f" in {env}"
-        raise NotFoundError(f"there is no secret {name}{where}; '%fal secrets list' shows all names")
+        raise NotFoundError(
+            f"there is no secret {name}{where}; '%fal secrets list' shows all names"
+        )
     with gateway.store.transaction():
         gateway.store.delete_secret(env, name)
         _tell(gateway, env, name, "deleted")
