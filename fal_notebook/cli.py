@@ -6,6 +6,7 @@ displays it.
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import sys
@@ -17,6 +18,7 @@ import click
 from fal_notebook import __version__, client_env, discovery, display, settings, sync
 from fal_notebook.client import Client
 from fal_notebook.command_help import Commands
+from fal_notebook.envs import MAIN, check_env_name
 from fal_notebook.exceptions import DeployError, FalNotebookError, OptionError
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.option_types import check_secret_name
@@ -100,9 +102,52 @@ def deploy_function(target: str, options: tuple[str, ...]) -> display.DeployView
     NAME is that of a table [tool.fal.apps.NAME] in the nearest pyproject.toml, from the working
     folder upwards. Of a file it is a function or an App class; options are those of a cell.
     """
+    return _shown(lambda on_change: _deployed(target, _values(options), on_change))
+
+
+@commands.command()
+@click.argument("name")
+def revisions(name: str) -> display.Table:
+    """Show the revisions of an app, the newest first."""
+    return display.revisions_table(_handle(name).revisions())
+
+
+@commands.command()
+@click.argument("name")
+@click.argument("revision", required=False, type=click.IntRange(min=1), metavar="REV")
+def diff(name: str, revision: int | None) -> display.DiffView:
+    """Show what changed since a revision, by default the last that served before."""
+    return display.DiffView(name, _handle(name).diff(revision))
+
+
+@commands.command()
+@click.argument("name")
+@click.argument("revision", required=False, type=click.IntRange(min=1), metavar="REV")
+def rollback(name: str, revision: int | None) -> display.DeployView | None:
+    """Bring an earlier revision back, by default the last that served before."""
+    from fal_notebook import rollouts
+
+    who = _handle(name)
+    return _shown(functools.partial(rollouts.rollback, who.owner, who.name, revision))
+
+
+@commands.command()
+@click.argument("name")
+@click.option("--from", "source", required=True, metavar="ENV", help="Where it serves.")
+@click.option("--to", default=MAIN, show_default=True, metavar="ENV", help="Where it is to serve.")
+def promote(name: str, source: str, to: str) -> display.DeployView | None:
+    """Copy what serves an app in one environment to another, without a build."""
+    from fal_notebook import rollouts
+
+    who = _handle(name)
+    return _shown(functools.partial(rollouts.promote, who.owner, who.name, source, to))
+
+
+def _shown(start: Callable[[Callable[[], None]], Deployment]) -> display.DeployView | None:
+    """Follow a deploy to its end: in the cell that asks for it, else in the terminal."""
     output = _output()
     in_cell = not isinstance(output, TerminalLine)
-    deployment = _deployed(target, _values(options), output.update)
+    deployment = start(output.update)
     try:
         _followed(output, deployment)
     except FalNotebookError as error:
@@ -337,12 +382,18 @@ def secrets() -> None:
     """Secrets that apps get as environment variables (option secrets=NAME)."""
 
 
+_ENV = click.option(
+    "--env", default=MAIN, show_default=True, metavar="ENV", help="The environment of the apps."
+)
+
+
 # What else stands there may be the value: click would show it as an argument too many.
 @secrets.command("set", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 @click.argument("name")
 @click.option("--from-env", is_flag=True, help="Take the value of the variable of that name.")
+@_ENV
 @click.pass_context
-def set_secret(context: click.Context, name: str, from_env: bool) -> str:
+def set_secret(context: click.Context, name: str, from_env: bool, env: str) -> str:
     """Store a secret; its value is asked for, or read from a pipe, never written down."""
     if context.args or "=" in name:
         raise click.UsageError(
@@ -357,8 +408,8 @@ def set_secret(context: click.Context, name: str, from_env: bool) -> str:
     value = os.environ[name] if from_env else _asked(name)
     if not value:
         raise click.UsageError(f"the value of {name} is empty")
-    sync.wait(_client().set_secret(name, value))
-    return f"{name} is stored; runners that start from now on see it"
+    sync.wait(_client().set_secret(name, value, env))
+    return f"{name} is stored{_of(env)}; runners that start from now on see it"
 
 
 @secrets.command("list")
@@ -369,11 +420,45 @@ def list_secrets() -> display.Table:
 
 @secrets.command("delete")
 @click.argument("name")
-def delete_secret(name: str) -> str:
+@_ENV
+def delete_secret(name: str, env: str) -> str:
     """Remove a secret."""
     check_secret_name(name)
-    sync.wait(_client().delete_secret(name))
-    return f"{name} is deleted"
+    sync.wait(_client().delete_secret(name, env))
+    return f"{name} is deleted{_of(env)}"
+
+
+def _of(env: str) -> str:
+    return "" if env == MAIN else f" in {env}"
+
+
+@commands.group(cls=Commands)
+def env() -> None:
+    """Environments: apps with secrets of their own, deployed with env=NAME."""
+
+
+@env.command("create")
+@click.argument("env", metavar="NAME")
+def create_env(env: str) -> str:
+    """Make an environment."""
+    check_env_name(env)
+    sync.wait(_client().create_env(env))
+    return f"{env} is there; deploy to it with env={env}, store secrets with --env {env}"
+
+
+@env.command("list")
+def list_envs() -> display.Table:
+    """List the environments with their apps."""
+    return display.envs_table(sync.wait(_client().envs()))
+
+
+@env.command("delete")
+@click.argument("env", metavar="NAME")
+def delete_env(env: str) -> str:
+    """Delete an environment that has no apps, with its secrets."""
+    check_env_name(env)
+    sync.wait(_client().delete_env(env))
+    return f"{env} is deleted, with its secrets"
 
 
 def run(arguments: list[str], prog_name: str, variables: Mapping[str, Any] | None = None) -> Any:

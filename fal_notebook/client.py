@@ -23,6 +23,7 @@ from fal_notebook.client_errors import (
     raise_if_stopping,
     raise_named,
 )
+from fal_notebook.envs import MAIN
 
 
 class _Connection(httpx.AsyncClient):
@@ -119,6 +120,24 @@ class Client:
     async def scale(self, owner: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Change scaling options of an app and return its status."""
         return await self._json("PATCH", f"/api/apps/{owner}/{name}/scaling", json=values)
+
+    async def revisions(self, owner: str, name: str) -> list[dict[str, Any]]:
+        """Return every revision of an app, the newest first."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/revisions")
+
+    async def diff(self, owner: str, name: str, revision: int | None = None) -> dict[str, Any]:
+        """Return what changed since a revision, see `gateway.operations.revisions.diff`."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/diff", params=_of(revision))
+
+    async def rollback(self, owner: str, name: str, revision: int | None = None) -> dict[str, Any]:
+        """Start the rollout of an earlier revision; the answer is that of a deploy."""
+        path = f"/api/apps/{owner}/{name}/rollback"
+        return await self._json("POST", path, params=_of(revision))
+
+    async def promote(self, owner: str, name: str, source: str, to: str) -> dict[str, Any]:
+        """Start the rollout of an app of one environment in another, as a deploy."""
+        request = {"source": source, "to": to}
+        return await self._json("POST", f"/api/apps/{owner}/{name}/promote", json=request)
 
     async def delete(self, owner: str, name: str) -> None:
         """Delete an app."""
@@ -220,20 +239,33 @@ class Client:
 
     # --- secrets -----------------------------------------------------------------------------
     async def secrets(self) -> list[dict[str, Any]]:
-        """Return name and time of every stored secret."""
+        """Return name, environment and time of every stored secret."""
         return await self._json("GET", "/api/secrets")
 
-    async def set_secret(self, name: str, value: str) -> None:
-        """Store a secret."""
-        await self._json("PUT", f"/api/secrets/{name}", json={"value": value})
+    async def set_secret(self, name: str, value: str, env: str = MAIN) -> None:
+        """Store a secret of an environment."""
+        await self._json("PUT", f"/api/secrets/{name}", json={"value": value}, params={"env": env})
 
-    async def delete_secret(self, name: str) -> None:
-        """Remove a secret."""
-        await self._json("DELETE", f"/api/secrets/{name}")
+    async def delete_secret(self, name: str, env: str = MAIN) -> None:
+        """Remove a secret of an environment."""
+        await self._json("DELETE", f"/api/secrets/{name}", params={"env": env})
 
     async def check_secrets(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Have a payload and names of secrets refused as a deploy of them would be."""
         return await self._json("POST", "/api/secrets/check", json=request)
+
+    # --- environments ------------------------------------------------------------------------
+    async def envs(self) -> list[dict[str, Any]]:
+        """Return every environment with its `apps` and the number of its `secrets`."""
+        return await self._json("GET", "/api/envs")
+
+    async def create_env(self, name: str) -> None:
+        """Make an environment."""
+        await self._json("PUT", f"/api/envs/{quote(name, '')}")
+
+    async def delete_env(self, name: str) -> None:
+        """Delete an environment that has no apps, with its secrets."""
+        await self._json("DELETE", f"/api/envs/{quote(name, '')}")
 
     # --- calls -------------------------------------------------------------------------------
     @asynccontextmanager
@@ -425,3 +457,7 @@ def _pushed(told: Mapping[str, str]) -> str:
     if "error" in told:
         raise named(told["error"], told["detail"])
     return told.get("line") or f"{told['name']}@{told['digest']}"
+
+
+def _of(revision: int | None) -> dict[str, int]:
+    return {} if revision is None else {"revision": revision}

@@ -178,7 +178,7 @@ def _what_stays(progress: Progress, running: Mapping[str, Any]) -> str:
     if running["crash_backoff"]:
         return f"{stays} has the URL, but its runners fail to start (CRASH_BACKOFF)"
     answers = f"{stays} answers at {running['url']}"
-    no_function = progress.payload.manifest.get("kind") in ("app", "sdk")
+    no_function = progress.payload.manifest.get("kind") in (None, "app", "sdk")
     if no_function or running["options"]["exposed_port"] is not None:
         return answers
     return f"{answers}, call it as fal_notebook.Handle({progress.owner!r}, {progress.name!r})(…)"

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fal_notebook import discovery, image_request, sdk_app, server_image, settings, sync
 from fal_notebook.app import is_app
@@ -30,6 +30,7 @@ from fal_notebook.app_handle import AppHandle
 from fal_notebook.client import Client
 from fal_notebook.deploy_checks import SERVERS, notices, ready, variables
 from fal_notebook.deploy_progress import Progress, follow
+from fal_notebook.envs import MAIN, name_in
 from fal_notebook.exceptions import (
     ContextMissingError,
     GatewayError,
@@ -180,19 +181,20 @@ def start(
     kind = _handle_of(function, options)
     if is_app(function):
         http_endpoints(function)
-    owner, app = app_identity(function, options, cell, name)
+    who = app_identity(function, options, cell, name)
     image = image_request.of(options, folder())
     find = functools.partial(_captured, function, options, cell, source, image.key)
     payload = find({})
     noted = notices(function, options)
-    progress = Progress(owner, app, payload, notices=noted, on_change=on_change)
+    progress = Progress(who.owner, who.app, payload, notices=noted, on_change=on_change)
     progress.own_image = options.image is not None
     target = image_request.target(cell.target, options)
     imported, told = imported_distributions(function, payload, options, target)
     progress.packages = imported.get("distributions", [])
     progress.notices += told
     request = {
-        "name": app,
+        "name": who.name,
+        "env": who.env,
         "digest": payload.digest,
         "manifest": {**payload.manifest, **imported, **image.manifest},
         "options": explicit(options),
@@ -209,7 +211,7 @@ def start(
     deployed = sync.submit(follow(client, progress, accepted, renew))
     original = None if isinstance(function, SERVERS) else function
     original = function.app if isinstance(function, SdkServer) else original
-    handle = kind(owner, app, original, deployed, options.setup_function)
+    handle = kind(who.owner, who.app, original, deployed, options.setup_function)
     return Deployment(handle, progress, accepted)
 
 
@@ -222,8 +224,8 @@ def dry_run(
     find = functools.partial(_captured, function, options, cell, "", image.key)
     payload = find({})
     if options.secrets or (settings.state_folder() / settings.SECRETS_KEY).exists():
-        sync.wait(_check_secrets(payload, find, options.secrets or ()))
-    inherited = _inherited(*app_identity(function, options, cell, name), options, cell)
+        sync.wait(_check_secrets(payload, find, options.secrets or (), cell.env or MAIN))
+    inherited = _inherited(app_identity(function, options, cell, name), options, cell)
     machine = choose(options.machine_type, options.num_gpus, this_host()).notice
     noted = [*([machine] if machine else []), *image.told, *notices(function, options)]
     return payload, inherited, noted
@@ -257,26 +259,37 @@ def _handle_of(function: Any, options: Options) -> type[Handle]:
     return Handle if options.exposed_port is None else ServerHandle
 
 
-def app_identity(
-    function: Any, options: Options, cell: CellOptions, name: str = ""
-) -> tuple[str, str]:
-    """Return owner and name of the app."""
+class AppIdentity(NamedTuple):
+    """Whose an app is, what it is called in main, and its environment."""
+
+    owner: str
+    name: str
+    env: str
+
+    @property
+    def app(self) -> str:
+        """What it is called in its environment, and in URLs."""
+        return name_in(self.name, self.env)
+
+
+def app_identity(function: Any, options: Options, cell: CellOptions, name: str = "") -> AppIdentity:
+    """Return whose the app is, its name and environment."""
     if cell.owner and options.team not in (None, cell.owner):
         raise OptionError(f"owner={cell.owner} and team={options.team} name two owners; give one")
     owner = cell.owner or options.team or settings.owner()
     own_name = app_name_of(function) if is_app(function) else name or name_of(function)
     if isinstance(function, SdkServer):
         own_name = sdk_app.name_of(function.app)
-    return owner, app_name(options.name or own_name)
+    return AppIdentity(owner, app_name(options.name or own_name), cell.env or MAIN)
 
 
-def _inherited(owner: str, app: str, options: Options, cell: CellOptions) -> dict[str, Any]:
+def _inherited(who: AppIdentity, options: Options, cell: CellOptions) -> dict[str, Any]:
     """Return what a deploy would take over from the running revision; no gateway is started."""
     reset = cell.reset_scale or options.app_scale_settings
     if reset or discovery.find(settings.state_folder()) is None:
         return {}
     try:
-        running = sync.wait(shared_client().status(owner, app))
+        running = sync.wait(shared_client().status(who.owner, who.app))
     except GatewayError:  # there is no such app yet
         return {}
     given = explicit(options)
@@ -325,9 +338,9 @@ async def _accept(
     return reply
 
 
-async def _check_secrets(payload: Payload, find: Find, declared: Collection[str]) -> None:
+async def _check_secrets(payload: Payload, find: Find, declared: Collection[str], env: str) -> None:
     """Refuse of a payload what a deploy would refuse of it."""
-    client, request = shared_client(), {"declared": list(declared)}
+    client, request = shared_client(), {"declared": list(declared), "env": env}
     await _until_taken(client, client.check_secrets, request, payload.content, find)
 
 

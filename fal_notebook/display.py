@@ -140,6 +140,7 @@ def status_table(app: dict[str, Any]) -> Table:
         "url": app["url"],
         "state": _state(app),
         "revision": f"{app['number']} ({app['revision']})",
+        "environment": app["env"],
         "notebook": app["notebook"],
         "runners": app["runners"],
         "in flight / queued": f"{app['in_flight']} / {app['queued']}",
@@ -205,10 +206,33 @@ def keys_table(keys: Sequence[dict[str, Any]]) -> Table:
     )
 
 
+def revisions_table(revisions: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per revision; of those that failed, why."""
+    rows = [
+        (
+            r["number"],
+            r["state"],
+            _when(r["created_at"]),
+            r["origin"],
+            r["message"],
+            r["error"].partition("\n")[0],
+        )
+        for r in revisions
+    ]
+    return Table(("revision", "state", "deployed", "copy of", "message", ""), rows, "no revisions")
+
+
+def envs_table(envs: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per environment."""
+    rows = [(e["name"], ", ".join(e["apps"]), e["secrets"]) for e in envs]
+    return Table(("environment", "apps", "secrets"), rows, "")
+
+
 def secrets_table(secrets: Sequence[dict[str, Any]]) -> Table:
     """Return one row per secret, without values."""
-    rows = [(s["name"], _when(s["set_at"])) for s in secrets]
-    return Table(("secret", "set"), rows, "no secrets: store one with secrets set NAME")
+    rows = [(s["name"], s["env"], _when(s["set_at"])) for s in secrets]
+    columns = ("secret", "environment", "set")
+    return Table(columns, rows, "no secrets: store one with secrets set NAME")
 
 
 def errors_table(errors: Sequence[dict[str, Any]]) -> Table:
@@ -273,6 +297,36 @@ def _command(text: str) -> str:
     text = re.sub(r"^/bin/sh -c #\(nop\)\s+", "", text)
     text = re.sub(r"^(RUN )?(\|\d+ .*?)?/bin/sh -c ", "RUN ", text)
     return " ".join(text.removesuffix("# buildkit").split())
+
+
+class DiffView:
+    """What is different between two revisions: one part after the other, additions in green."""
+
+    _PARTS = ("source", "options", "requirements", "captured", "schema")
+
+    def __init__(self, name: str, diff: Mapping[str, Any]) -> None:
+        self._head = f"{name}: from revision {diff['from']} to {diff['to']}, which serves"
+        self._parts = {part: diff[part] for part in self._PARTS if diff[part]}
+
+    def _empty(self) -> str:
+        alike = ", ".join(self._PARTS[:-1])
+        return f"{alike} and schema are the same; values or the rest of the cell may have changed"
+
+    def __repr__(self) -> str:
+        parts = [f"{part}\n{text}" for part, text in self._parts.items()]
+        return "\n\n".join([self._head, *(parts or [self._empty()])])
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<div>{part}</div><pre>{''.join(map(_diff_line, text.splitlines()))}</pre>"
+            for part, text in self._parts.items()
+        ]
+        return f"<div><b>{_text(self._head)}</b>{''.join(parts) or _text(self._empty())}</div>"
+
+
+def _diff_line(line: str) -> str:
+    colour = {"+": _COLOURS["active"], "-": _COLOURS["failed"]}.get(line[:1], "inherit")
+    return f"<span style='color:{colour}'>{_text(line)}</span>\n"
 
 
 class ErrorView:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from fal_notebook import calls, sync
 from fal_notebook.client import Client
+from fal_notebook.envs import MAIN
 from fal_notebook.exceptions import FalNotebookError, NotFoundError
 from fal_notebook.queued import Queued
 from fal_notebook.submitted import Submitted
@@ -158,6 +159,44 @@ class Handle(Queued):
     def scale(self, **options: Any) -> dict[str, Any]:
         """Change scaling options such as ``keep_alive=60`` at once; return the status."""
         return self._ask(functools.partial(shared_client().scale, values=options))
+
+    def revisions(self) -> list[dict[str, Any]]:
+        """Return the revisions, the newest first: number, state, message, origin, created_at…"""
+        return self._ask(shared_client().revisions)
+
+    def diff(self, revision: int | None = None) -> dict[str, Any]:
+        """Return what changed since a revision, by default the last that served before.
+
+        ``source``, ``options``, ``requirements``, ``captured`` and ``schema`` are unified diffs.
+        """
+        return self._ask(functools.partial(shared_client().diff, revision=revision))
+
+    def rollback(self, revision: int | None = None) -> Handle:
+        """Bring an earlier revision back, by default the last that served before; wait for it.
+
+        A new revision has its code and options, and the scaling that is in force now.
+
+        Raises
+        ------
+        DeployError
+            When it does not come up; what ran still runs.
+        """
+        from fal_notebook import rollouts  # which makes handles
+
+        rollouts.rollback(self.owner, self.name, revision).handle.wait()
+        return self
+
+    def promote(self, source: str, to: str = MAIN) -> Handle:
+        """Copy what serves this app in the environment `source` to another, without a build.
+
+        Returns
+        -------
+        Handle
+            Of the app there, which is up.
+        """
+        from fal_notebook import rollouts
+
+        return rollouts.promote(self.owner, self.name, source, to).handle.wait()
 
     def logs(
         self,

@@ -27,8 +27,8 @@ class LazyHandle(Handle):
         parsed, cell = split_options(options)
         if cell.dry_run or cell.entry is not None:
             raise OptionError("entry and dry_run are for cells; leave them out of @function")
-        owner, name = deploying.app_identity(function, parsed, cell)
-        super().__init__(owner, name, function, None, parsed.setup_function)
+        who = deploying.app_identity(function, parsed, cell)
+        super().__init__(who.owner, who.app, function, None, parsed.setup_function)
         self.options = dict(options)
         self._lock = threading.Lock()
 

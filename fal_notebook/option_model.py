@@ -18,11 +18,13 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from fal_notebook.container import ContainerImage, image_value
+from fal_notebook.envs import ENV_RULE
 from fal_notebook.option_errors import ALIASES
 from fal_notebook.option_types import (
     NAME_RULE,
     AppName,
     EnvironmentName,
+    EnvName,
     Flag,
     Gpus,
     HealthCheck,
@@ -261,6 +263,9 @@ class CellOptions(BaseModel):
         None, "where the app runs (unset: the configured one, local)", "local or docker"
     )
     owner: Owner | None = option(None, "owner of the app (unset: the configured one)", _OWNER)
+    env: EnvName | None = option(
+        None, "environment of the app, which is called NAME--ENV then (unset: main)", ENV_RULE
+    )
 
 
 def _contradictions(options: Options) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fal_notebook.envs import ENV_RULE, check_env_name
 from fal_notebook.exceptions import OptionError
 
 NAME_RULE = (
@@ -117,6 +118,14 @@ def _slug(name: str) -> str:
         raise ValueError(NAME_RULE) from None
 
 
+def _env(name: str) -> str:
+    try:
+        check_env_name(name)
+    except OptionError:
+        raise ValueError(ENV_RULE) from None
+    return name
+
+
 def _requirement(text: str) -> str:
     from packaging.requirements import InvalidRequirement, Requirement  # few cells have any
 
@@ -163,6 +172,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(min_length=1)]
 AppName = Annotated[str, AfterValidator(_slug)]
 Owner = Annotated[str, Field(pattern=rf"^{_SLUG.pattern}$")]
+EnvName = Annotated[str, AfterValidator(_env)]
 _Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 EnvironmentName = Annotated[_Variable, AfterValidator(_not_reserved)]
 SecretName = Annotated[_Variable, AfterValidator(_secret)]

@@ -59,6 +59,13 @@ def test_a_runner_tells_its_states_and_answers(runner: LiveRunner) -> None:
     assert runner.call(4)[0][0] == "return"
 
 
+def test_what_was_built_is_restored_while_it_is_there(bench: Bench, runner: LiveRunner) -> None:
+    built = bench.environment_of(Path(runner.spec.payload))
+    gone = {**built, "python": "/nowhere/python", "image": "fal-notebook/app:none"}
+    assert bench.run(bench.backend.restore(built, dict)) is True
+    assert bench.run(bench.backend.restore(gone, dict)) is False
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/openapi.json"])
 @pytest.mark.parametrize(
     "headers",

@@ -26,6 +26,7 @@ from fal_notebook import payload as payload_module
 from fal_notebook.exceptions import CaptureError, PayloadTooLargeError, UnpicklableError
 from fal_notebook.payload import capture
 from fal_notebook.runner.envelope import unpack
+from fal_notebook.runner.sdk_server import SdkServer
 
 MATRIX = Path(__file__).with_name("capture_matrix.py")
 MINORS = ("3.10", "3.11", "3.12", "3.13")
@@ -284,6 +285,18 @@ def test_a_module_beside_the_notebook_is_warned_about(beside: Path, source: str)
     assert warning.startswith("`f` uses the module `beside_notebook`")
     assert "local_python_modules=beside_notebook" in warning
     assert capture(cell["f"], local_python_modules=["beside_notebook"]).warnings == ()
+
+
+def test_sources_hold_modules_that_travel_and_the_class_of_fals_own_sdk(beside: Path) -> None:
+    cell = notebook("import beside_notebook as b\ndef f(): return b.one()")
+    sources = capture(cell["f"], local_python_modules=["beside_notebook"]).manifest["sources"]
+    assert sources["beside_notebook"] == (beside / "beside_notebook.py").read_text()
+    assert "beside_notebook" not in capture(cell["f"]).manifest["sources"]
+    path, served = beside / "cell.py", {"__name__": "__main__"}
+    path.write_text("class Served:\n    def run(self): return 1\n")
+    exec(compile(path.read_text(), str(path), "exec"), served)
+    sources = capture(SdkServer(served["Served"], {})).manifest["sources"]
+    assert sources["Served"] == path.read_text()
 
 
 def test_modules_are_not_left_registered(beside: Path) -> None:

@@ -231,6 +231,19 @@ def test_an_option_that_takes_a_value_is_no_name(shell, app: str) -> None:
     assert offered(shell, "%fal logs -f tab") == [app]
 
 
+def test_environments_and_revisions_are_offered(shell, app: str) -> None:
+    shell.run("%fal env create tab-env")
+    try:
+        assert offered(shell, "%fal env delete tab") == ["tab-env"]
+        assert offered(shell, "%fal secrets set WORD --env tab") == ["tab-env"]
+        assert offered(shell, f"%fal promote {app} --from tab") == ["tab-env"]
+        assert offered(shell, "%%fal_function env=tab", BODY) == ["tab-env"]
+        assert offered(shell, f"%fal rollback {app} ") == ["1"]
+        assert offered(shell, f"%fal diff {app} ") == ["1"]
+    finally:
+        shell.run("%fal env delete tab-env")
+
+
 def test_names_of_secrets_are_offered_to_cells_and_commands(shell, gateway) -> None:
     shell.ip.reset(new_session=True)
     os.environ["TAB_KEY"] = "a value"

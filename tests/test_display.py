@@ -116,6 +116,7 @@ STATUS = {
     "owner": "me",
     "name": "app",
     "url": "u",
+    "env": "main",
     "number": 1,
     "revision": "r",
     "step": "",

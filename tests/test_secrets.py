@@ -347,7 +347,7 @@ def test_every_form_of_a_value_is_redacted(tmp_path: Path, value: str) -> None:
     coded = base64.b64encode(value.encode()).decode()
     for text in ("abc and all else stays", coded):
         assert redaction.current()(text) == text
-    store.delete_secret("S")
+    store.delete_secret("main", "S")
     assert value not in redaction.current()(value)
     store.close()
 

@@ -15,11 +15,13 @@ from fal_notebook.gateway.store import (
     EVENTS_KEPT,
     MIGRATIONS,
     App,
+    Env,
     ErrorGroup,
     Event,
     Key,
     Revision,
     RunnerRow,
+    Secret,
     Store,
 )
 
@@ -78,6 +80,8 @@ def test_rows_survive_as_they_were(tmp_path: Path) -> None:
         revision(),
         RunnerRow("x", "me", "app", "r1", "IDLE", "s", "XS", process={"pid": 1, "created": 2.5}),
         Key("k", "hash", "me", "API"),
+        Env("staging"),
+        Secret("WORD", "encrypted", "staging"),
     ]
     store = Store(tmp_path / "store.db")
     with store.transaction():
@@ -96,12 +100,14 @@ def test_a_file_of_the_first_version_is_migrated_once(tmp_path: Path) -> None:
         old.executescript(VERSION_1)
         row = ("me", "app", "r1", "notebook.ipynb", json.dumps({"keep_alive": 5}), 1.5)
         old.execute("INSERT INTO apps VALUES (?, ?, ?, ?, ?, ?)", row)
+        old.execute("INSERT INTO secrets VALUES ('WORD', 'encrypted', 2.5)")
         old.commit()
     for _ in range(2):
         store = Store(tmp_path / "store.db")
         (found,) = store.select(App)
         assert (found.name, found.scaling, found.created_at) == ("app", {"keep_alive": 5}, 1.5)
         assert store.select(ErrorGroup) == []
+        assert store.select(Secret) == [Secret("WORD", "encrypted", "main", 2.5)]
         store.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as new:
         assert new.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)

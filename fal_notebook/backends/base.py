@@ -78,6 +78,14 @@ class Backend(Protocol):
             With the builder's reason; nothing half-built stays.
         """
 
+    async def restore(
+        self, environment: dict[str, str], registries: Callable[[], dict[str, Any]]
+    ) -> bool:
+        """Say whether what `build` returned before can be used still, without another build.
+
+        An image that a registry keeps is fetched again with the credentials of `registries`.
+        """
+
     async def start(
         self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
     ) -> Started:

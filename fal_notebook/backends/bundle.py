@@ -30,6 +30,7 @@ _SHIPPED = (
     "decorators.py",
     "discovery.py",
     "endpoints.py",
+    "envs.py",
     "exceptions.py",
     "following.py",
     "handle.py",

@@ -99,6 +99,13 @@ class DockerBackend:
         async with self.stored.building():
             return await self._images.build(order, progress)
 
+    async def restore(
+        self, environment: dict[str, str], registries: Callable[[], dict[str, Any]]
+    ) -> bool:
+        """Have the image, by its digest where it came from a registry; say whether it is here."""
+        async with self.stored.building():
+            return await self._images.kept(environment["image"], registries)
+
     async def remove_strays(self, dry: bool) -> list[dict[str, Any]]:
         """Remove the containers of this state folder that nobody knows, or only return them."""
         return await self._call(self._containers.remove_strays, dry)

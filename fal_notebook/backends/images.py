@@ -22,7 +22,8 @@ from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
 from fal_notebook.backends.requirement_layers import layers_of
-from fal_notebook.backends.stored_images import mark_of
+from fal_notebook.backends.stored_images import is_ours, mark_of
+from fal_notebook.exceptions import RegistryError
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of
 
@@ -86,6 +87,15 @@ class Images:
         if "@" in name and await self._call(self._engine.image_id, name) is None:
             placement.on_pull()
             await self._pulls.fetch(name, placement.registries(), lambda line: None)
+
+    async def kept(self, name: str, registries: Callable[[], logins.Given]) -> bool:
+        """Say whether an image is here, or can be fetched; ours is marked for this state folder."""
+        if is_ours(name):
+            return await self._mark(name)
+        if "@" in name and await self._call(self._engine.image_id, name) is None:
+            with contextlib.suppress(RegistryError):  # it may be built from what it was made of
+                await self._pulls.fetch(name, registries(), lambda line: None)
+        return await self._call(self._engine.image_id, name) is not None
 
     async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
         given = order.options["image"]

@@ -118,6 +118,13 @@ class LocalBackend:
         libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress)
         return {"python": str(python), "libraries": str(libraries)}
 
+    async def restore(
+        self, environment: dict[str, str], registries: Callable[[], dict[str, Any]]
+    ) -> bool:
+        """Say whether the environment's Python and the runner's libraries are there."""
+        needed = filter(None, (environment["python"], environment["libraries"]))
+        return all(os.path.exists(path) for path in needed)
+
     async def start(
         self, spec: RunnerSpec, environment: dict[str, str], placement: Placement
     ) -> Started:

@@ -14,17 +14,20 @@ from starlette.requests import ClientDisconnect
 
 from fal_notebook import __version__, exceptions
 from fal_notebook.discovery import PROTOCOL
+from fal_notebook.envs import MAIN
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.lines import Wanted
 from fal_notebook.gateway.operations import (
     apps,
     blobs,
     deploy,
+    envs,
     errors,
     images,
     keys,
     logs,
     requests,
+    revisions,
     secrets,
 )
 from fal_notebook.gateway.scrape import scrape
@@ -53,7 +56,7 @@ def create_control(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
     routers = _gateway_routes, _app_routes, _image_routes, _key_routes, _storage_routes
-    for routes in (*routers, _secret_routes):
+    for routes in (*routers, _secret_routes, _revision_routes, _env_routes):
         api.include_router(routes(gateway))
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
@@ -174,6 +177,7 @@ _BY_NAME = (
     _ByName("GET", "/timeline", apps.timeline),
     _ByName("GET", "/openapi", apps.openapi),
     _ByName("GET", "/errors", errors.errors),
+    _ByName("GET", "/revisions", revisions.list_revisions),
 )
 
 
@@ -230,6 +234,52 @@ def _app_routes(gateway: Gateway) -> APIRouter:
             lines = logs.follow(gateway, owner, name, query)
             return StreamingResponse(lines, media_type="text/event-stream")
         return await logs.read(gateway, owner, name, query)
+
+    return router
+
+
+def _revision_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api/apps/{owner}/{name}")
+
+    @router.get("/diff")
+    async def diff(owner: str, name: str, revision: int | None = None) -> dict[str, Any]:
+        """What changed since a revision."""
+        return revisions.diff(gateway, owner, name, revision)
+
+    @router.post("/rollback")
+    async def rollback(owner: str, name: str, revision: int | None = None) -> deploy.DeployReply:
+        """Start the rollout of an earlier revision."""
+        return revisions.rollback(gateway, owner, name, revision)
+
+    @router.post("/promote")
+    async def promote(
+        owner: str, name: str, request: revisions.PromoteRequest
+    ) -> deploy.DeployReply:
+        """Start the rollout of an app of one environment in another."""
+        return revisions.promote(gateway, owner, name, request)
+
+    return router
+
+
+def _env_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api/envs")
+
+    @router.get("")
+    async def list_envs() -> list[dict[str, Any]]:
+        """Every environment with its apps."""
+        return envs.list_envs(gateway)
+
+    @router.put("/{name}")
+    async def create(name: str) -> dict[str, Any]:
+        """Make an environment."""
+        envs.create(gateway, name)
+        return {"created": True}
+
+    @router.delete("/{name}")
+    async def delete(name: str) -> dict[str, Any]:
+        """Delete an environment that has no apps, with its secrets."""
+        envs.delete(gateway, name)
+        return {"deleted": True}
 
     return router
 
@@ -307,15 +357,17 @@ def _secret_routes(gateway: Gateway) -> APIRouter:
         return {"checked": True}
 
     @router.put("/{name}")
-    async def put(name: str, value: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
-        """Store a secret."""
-        secrets.put(gateway, name, value)
+    async def put(
+        name: str, value: Annotated[str, Body(embed=True)], env: str = MAIN
+    ) -> dict[str, Any]:
+        """Store a secret of an environment."""
+        secrets.put(gateway, env, name, value)
         return {"set": True}
 
     @router.delete("/{name}")
-    async def delete(name: str) -> dict[str, Any]:
-        """Remove a secret."""
-        secrets.delete(gateway, name)
+    async def delete(name: str, env: str = MAIN) -> dict[str, Any]:
+        """Remove a secret of an environment."""
+        secrets.delete(gateway, env, name)
         return {"deleted": True}
 
     return router

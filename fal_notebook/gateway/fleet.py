@@ -53,6 +53,7 @@ class Runner:
     proving: bool = False
     grace: float = 0.0
     in_flight: int = 0
+    tunnels: int = 0  # of these, WebSockets: they may stay for ever
     last_request_at: float | None = None
     openapi: dict[str, Any] = field(default_factory=dict)
     hints: frozenset[bytes] = frozenset()
@@ -79,6 +80,11 @@ class Runner:
     def traffic(self) -> Pool:
         """The connections that requests take; `pool` is for what the gateway itself says."""
         return self.direct or self.pool
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether it is at work on requests that end by themselves."""
+        return self.in_flight > self.tunnels and not self.ended.is_set()
 
     @property
     def live(self) -> bool:

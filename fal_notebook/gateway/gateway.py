@@ -189,21 +189,21 @@ class Gateway:
         scaling = plan.scaling(options, MachineType(**revision.machine), self.host)
         self.fleet(app.owner, app.name).configure(revision, options, scaling)
 
-    def secrets(self, names: Collection[str]) -> dict[str, str]:
-        """Return the values of secrets by name.
+    def secrets(self, env: str, names: Collection[str]) -> dict[str, str]:
+        """Return the values of secrets of an environment by name.
 
         Raises
         ------
         NotFoundError
             When one of them is not stored.
         """
-        return {name: self.vault.decrypt(self.store.secret(name).value) for name in names}
+        return {name: self.vault.decrypt(self.store.secret(env, name).value) for name in names}
 
     def declared(self, revision: Revision) -> dict[str, str]:
         """Return the variables of a revision's runners: passed on by the kernel, and secrets."""
         self.redaction.current()  # what is replaced or deleted later, it knows from here
         passed = {name: self.vault.decrypt(text) for name, text in revision.variables.items()}
-        return {**passed, **self.secrets(revision.options["secrets"] or ())}
+        return {**passed, **self.secrets(revision.env, revision.options["secrets"] or ())}
 
     def forget(self, fleet: Fleet) -> None:
         """Take an app off the map."""

@@ -95,11 +95,14 @@ class Life:
             row.cause += how
         self._runner.how.set_result(told)
 
-    def stop(self, cause: str) -> None:
-        """Drain the runner and end it; after the grace it is killed."""
+    def stop(self, cause: str, patient: bool = False) -> None:
+        """Drain the runner and end it; after the grace it is killed.
+
+        A patient end gives its requests all of their `request_timeout`, and then the grace.
+        """
         if self._runner.row.state not in ENDING:
             self._states.enter("DRAINING", cause)
-            self._spawn(self.drain())
+            self._spawn(self.drain(patient))
 
     def kill(self, cause: str) -> None:
         """End the runner at once, with what it has in flight."""
@@ -112,10 +115,12 @@ class Life:
         if not over:
             self._spawn(self._kill())
 
-    async def drain(self) -> None:
+    async def drain(self, patient: bool = False) -> None:
         """Ask for the end, say when the last request was sent, kill when the grace is spent."""
         release = asyncio.ensure_future(self._release())
         try:
+            while patient and self._runner.has_requests:
+                await asyncio.sleep(DRAIN_PERIOD)
             await asyncio.wait_for(self._runner.ended.wait(), self._runner.grace)
         except asyncio.TimeoutError:
             self.kill("termination_grace_period_seconds is spent")

@@ -95,6 +95,11 @@ class Lifecycle:
         if runner in self._lives:
             self._lives[runner].stop(cause)
 
+    def retire(self, runner: Runner, cause: str) -> None:
+        """Drain a runner that another takes the place of: first it finishes its requests."""
+        if runner in self._lives:
+            self._lives[runner].stop(cause, patient=True)
+
     def kill(self, runner: Runner, cause: str) -> None:
         """End a runner at once, with what it has in flight."""
         if runner in self._lives:

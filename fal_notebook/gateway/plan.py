@@ -30,6 +30,24 @@ def inherited(
     }
 
 
+def rolled_back(
+    app: App, active: Revision, target: Revision
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a rollback, and those of them that the code gave.
+
+    Scaling is that of the active revision, with what ``scale`` changed since, the rest the
+    target's own.
+    """
+    present = {**active.options, **app.scaling}
+    options = {**target.options, **_only_scaling(present)}
+    kept = {name: value for name, value in target.explicit.items() if name not in SCALING}
+    return options, {**kept, **_only_scaling(active.explicit)}
+
+
+def _only_scaling(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in SCALING}
+
+
 def up_to_date(
     digest: str, target: str, active: Revision | None, distributions: Any = None
 ) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fal_notebook.envs import MAIN
 from fal_notebook.exceptions import NotFoundError
 from fal_notebook.gateway.database import connect, io_errors
 
@@ -66,7 +67,18 @@ CREATE TABLE retired_secrets (name TEXT NOT NULL, value TEXT PRIMARY KEY, retire
 _TARGETS = "ALTER TABLE revisions ADD COLUMN target TEXT NOT NULL DEFAULT 'local';"
 _CREDENTIALS = "ALTER TABLE revisions ADD COLUMN credentials TEXT NOT NULL DEFAULT '';"
 _REGIONS = "ALTER TABLE runners ADD COLUMN region TEXT NOT NULL DEFAULT 'local';"
-MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS, _CREDENTIALS, _REGIONS)
+_ORIGINS = "ALTER TABLE revisions ADD COLUMN origin TEXT NOT NULL DEFAULT '';"
+_ENVS = """
+CREATE TABLE envs (name TEXT PRIMARY KEY, created_at REAL NOT NULL);
+ALTER TABLE revisions ADD COLUMN env TEXT NOT NULL DEFAULT 'main';
+ALTER TABLE secrets RENAME TO secrets_of_main;
+CREATE TABLE secrets (
+  env TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, set_at REAL NOT NULL,
+  PRIMARY KEY (env, name));
+INSERT INTO secrets SELECT 'main', name, value, set_at FROM secrets_of_main;
+DROP TABLE secrets_of_main;
+"""
+MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS, _CREDENTIALS, _REGIONS, _ORIGINS, _ENVS)
 
 
 @dataclass
@@ -88,7 +100,8 @@ class Revision:
     `state` is PROVING, ACTIVE, SUPERSEDED or FAILED; `options` are all options, `explicit` those
     that the code gave; `machine` is what a runner gets, `variables` what the kernel passes on,
     encrypted (see `vault`), `environment` what its backend built; `target` names that.
-    `credentials` are those of its image, JSON, encrypted.
+    `credentials` are those of its image, JSON, encrypted. `origin` says of a copy what it was made
+    from; `env` is the app's own.
     """
 
     id: str
@@ -108,6 +121,8 @@ class Revision:
     error: str = ""
     target: str = "local"
     credentials: str = ""
+    origin: str = ""
+    env: str = MAIN
     created_at: float = field(default_factory=time.time)
 
     @property
@@ -162,11 +177,20 @@ class Key:
 
 @dataclass
 class Secret:
-    """A stored secret; `value` is encrypted (see `vault`)."""
+    """A stored secret of an environment; `value` is encrypted (see `vault`)."""
 
     name: str
     value: str
+    env: str = MAIN
     set_at: float = field(default_factory=time.time)
+
+
+@dataclass
+class Env:
+    """An environment, in fal's sense: apps with secrets of their own. `MAIN` has no row."""
+
+    name: str
+    created_at: float = field(default_factory=time.time)
 
 
 @dataclass
@@ -211,12 +235,13 @@ class Event:
     data: dict[str, Any]
 
 
-Row = TypeVar("Row", App, Revision, RunnerRow, Key, Secret, RetiredSecret, ErrorGroup)
+Row = TypeVar("Row", App, Revision, RunnerRow, Key, Env, Secret, RetiredSecret, ErrorGroup)
 _TABLES: dict[type, str] = {
     App: "apps",
     Revision: "revisions",
     RunnerRow: "runners",
     Key: "keys",
+    Env: "envs",
     Secret: "secrets",
     RetiredSecret: "retired_secrets",
     ErrorGroup: "errors",
@@ -347,29 +372,37 @@ class Store:
         kept = set[str]().union(*(revision.blobs for revision in self.select(Revision)))
         return sorted(used - kept)
 
-    def secret(self, name: str) -> Secret:
-        """Return a secret by name.
+    def secret(self, env: str, name: str) -> Secret:
+        """Return a secret of an environment by name.
 
         Raises
         ------
         NotFoundError
             When there is none.
         """
-        for secret in self.select(Secret, "name = ?", name):
+        for secret in self.select(Secret, "env = ? AND name = ?", env, name):
             return secret
+        where, flag = ("", "") if env == MAIN else (f" in {env}", f" --env {env}")
         raise NotFoundError(
-            f"there is no secret {name}; store it with '%fal secrets set {name}' "
-            f"(in a shell: fal-notebook secrets set {name}) and run the cell again"
+            f"there is no secret {name}{where}; store it with '%fal secrets set {name}{flag}' "
+            f"(in a shell: fal-notebook secrets set {name}{flag}) and run the cell again"
         )
 
-    def delete_secret(self, name: str) -> None:
-        """Remove a secret."""
-        self._execute("DELETE FROM secrets WHERE name = ?", (name,))
+    def delete_secret(self, env: str, name: str) -> None:
+        """Remove a secret, whose value is kept for as long as logs may hold it."""
+        self.retire_secret(env, name)
+        self._execute("DELETE FROM secrets WHERE env = ? AND name = ?", (env, name))
 
-    def retire_secret(self, name: str) -> None:
+    def retire_secret(self, env: str, name: str) -> None:
         """Keep the present value of a secret, if there is one, for as long as logs may hold it."""
-        for secret in self.select(Secret, "name = ?", name):
+        for secret in self.select(Secret, "env = ? AND name = ?", env, name):
             self.put(RetiredSecret(secret.name, secret.value))
+
+    def delete_env(self, name: str) -> None:
+        """Remove an environment with its secrets."""
+        for secret in self.select(Secret, "env = ?", name):
+            self.delete_secret(name, secret.name)
+        self._execute("DELETE FROM envs WHERE name = ?", (name,))
 
     def forget_retired(self, logs: Collection[str]) -> None:
         """Remove values that none of the runners can have written whose logs are there."""

@@ -123,6 +123,7 @@ class Tunnel(Exchange):
         caller.write(head_of(server.status, [*_UPGRADE, *headers]) + server.early)
         caller.join(server)
         watch.with_caller = True
+        runner.tunnels += 1
         try:
             await server.lost.wait()
             if runner.direct is None:
@@ -133,6 +134,7 @@ class Tunnel(Exchange):
                 await self._close_late(server, runner)
             raise
         finally:
+            runner.tunnels -= 1
             if caller.transport is not None:
                 caller.transport.close()
 

@@ -53,6 +53,8 @@ def _of_command(
     if named == "target":
         apps = fitting(word, names_of(lambda: project.read(project.find())), "name")
         return Found(word, {**apps.texts, **fitting(word, _programs(word), "path").texts})
+    if named == "revision":
+        return fitting(word, place.names.revisions(given[0]), "revision")
     return fitting(word, _names(named, path, place), "name")
 
 
@@ -81,6 +83,8 @@ def _values(pending: click.Option, given: Sequence[str], place: Place) -> Iterab
         return map(str, pending.type.choices)
     if pending.name == "level":
         return map(str.lower, LEVELS)
+    if pending.name in ("env", "source", "to"):
+        return place.names.envs()
     of_app = {"runner": place.names.runners, "request": place.names.failed}
     return of_app[pending.name](given[0]) if given and pending.name in of_app else []
 
@@ -115,5 +119,9 @@ def _names(argument: str, path: list[str], place: Place) -> list[str]:
     """Return the names that an argument of a command may have, told by its own name."""
     if path[0] == "secrets":
         return place.names.secrets()
-    known = {"name": place.names.apps, "identity": place.names.keys}
+    known = {
+        "name": place.names.apps,
+        "identity": place.names.keys,
+        "env": place.names.envs,
+    }
     return known[argument]() if argument in known else []

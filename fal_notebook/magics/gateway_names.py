@@ -36,6 +36,10 @@ class GatewayNames:
         """Return the names of stored secrets."""
         return self._known("/api/secrets", lambda secret: str(secret["name"]))
 
+    def envs(self) -> list[str]:
+        """Return the names of environments."""
+        return self._known("/api/envs", lambda env: str(env["name"]))
+
     def keys(self) -> list[str]:
         """Return the ids of keys."""
         return self._known("/api/keys", lambda key: str(key["id"]))
@@ -43,6 +47,10 @@ class GatewayNames:
     def runners(self, app: str) -> list[str]:
         """Return the ids of an app's runners."""
         return self._of_app(app, "runners", lambda runner: str(runner["id"]))
+
+    def revisions(self, app: str) -> list[str]:
+        """Return the numbers of an app's revisions, the newest first."""
+        return self._of_app(app, "revisions", lambda revision: str(revision["number"]))
 
     def failed(self, app: str) -> list[str]:
         """Return the ids of the requests that are samples of an app's errors."""

@@ -98,5 +98,6 @@ _FOUND: dict[str, Callable[[Place], Iterable[str]]] = {
     "allow_secret": lambda place: place.variables,
     "pass_env": lambda place: sorted(name for name in os.environ if not reserved(name)),
     "secrets": lambda place: place.names.secrets(),
+    "env": lambda place: place.names.envs(),
     "local_python_modules": _modules,
 }

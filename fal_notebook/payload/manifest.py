@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import sys
+import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,10 +96,13 @@ def _kind(function: Any) -> str:
 
 
 def sources_of(items: list[Item]) -> dict[str, str]:
-    """Return the sources of captured functions and classes; methods are in those of their class."""
+    """Return the sources of captured functions, classes and shipped modules.
+
+    Methods are in those of their class.
+    """
     sources: dict[str, str] = {}
     for item in items:
-        code = plain(item.value) if item.how == "root" else item.value
+        code = _code(item)
         owner: Any = item.owner.value if item.owner is not None else None
         in_class = is_class(owner) and owner.__qualname__ in sources
         source = source_of(code) if is_by_value(code) and not in_class else None
@@ -107,8 +111,17 @@ def sources_of(items: list[Item]) -> dict[str, str]:
     return sources
 
 
+def _code(item: Item) -> Any:
+    """Return what has the source of an item: of the captured function, that inside of it."""
+    if isinstance(item.value, SdkServer):
+        return item.value.app
+    return plain(item.value) if item.how == "root" else item.value
+
+
 def _source_name(code: Any) -> str:
     """Return the name that the source itself defines: a wrapper calls itself like the wrapped."""
+    if isinstance(code, types.ModuleType):
+        return code.__name__
     wrapper = is_function(code) and code.__code__.co_name != code.__name__
     return str(code.__code__.co_name if wrapper else code.__qualname__)
 

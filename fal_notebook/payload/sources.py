@@ -1,4 +1,4 @@
-"""Source text of functions and classes that were defined in a cell or in a local module.
+"""Source text of functions and classes of a cell or a local module, and of such modules.
 
 `inspect.getsource` is no use for cells: it unwraps decorators and finds no class of ``__main__``.
 """
@@ -16,7 +16,9 @@ from typing import Any
 
 
 def source_of(value: Any) -> str | None:
-    """Return the dedented source of a function or class, or None where there is none."""
+    """Return the dedented source of a function or class, that of a module, None without one."""
+    if isinstance(value, types.ModuleType):
+        return "".join(linecache.getlines(getattr(value, "__file__", None) or "")) or None
     value = getattr(value, "__func__", value)
     if isinstance(value, types.FunctionType):
         return _block(value.__code__.co_filename, value.__code__.co_firstlineno)

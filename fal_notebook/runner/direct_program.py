@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fal_notebook.runner import listening, logs
 from fal_notebook.runner.envelope import unpack
-from fal_notebook.runner.program import RELEASE, Program
+from fal_notebook.runner.program import Program
 from fal_notebook.runner.spec import RunnerSpec
 from fal_notebook.runner.user_server import (
     HOSTS,
@@ -132,8 +132,7 @@ class DirectProgram(Program):
         listening.forget(self._spec.address)
 
     async def _until_released(self) -> None:
-        deadline = time.monotonic() + RELEASE
-        while self._link.gateways and not self._app.released and time.monotonic() < deadline:
+        while self._link.gateways and not self._app.released:
             await asyncio.sleep(0.005)
 
 

@@ -26,8 +26,6 @@ from fal_notebook.runner.upgrades import UpgradingProtocol
 
 # How long a failed runner waits for a gateway to read why it failed, and to end it.
 FAREWELL = 5.0
-# How long a drain waits for a connected gateway to say that it has sent its last request.
-RELEASE = 30.0
 # WebSockets are closed so many seconds before a runner that drains would be killed.
 PARTING = 1.0
 YEAR = 365 * 24 * 3600
@@ -176,8 +174,7 @@ class Program:
         served = self._app.served
         told = asyncio.ensure_future(served.handle_exit()) if served is not None else None
         parting = asyncio.ensure_future(self._end_sockets())
-        deadline = time.monotonic() + RELEASE
-        while self._app.in_flight or self._may_come(deadline):
+        while self._app.in_flight or self._may_come():
             await asyncio.sleep(0.005)
         parting.cancel()
         if served is not None and told is not None:
@@ -192,9 +189,10 @@ class Program:
         await asyncio.sleep(max(0.0, self._spec.grace - PARTING))
         await self._app.end_sockets()
 
-    def _may_come(self, deadline: float) -> bool:
+    def _may_come(self) -> bool:
+        """Say whether a gateway may have requests on their way; it also ends who takes too long."""
         connected = self._link.gateways and self._app.served is not None
-        return bool(connected) and not self._app.released and time.monotonic() < deadline
+        return bool(connected) and not self._app.released
 
 
 def flush() -> None:

@@ -51,6 +51,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "digest": revision.digest,
         "deployed_at": revision.created_at,
         "notebook": app.notebook,
+        "env": revision.env,
         "deploying": deployment.revision.number if deployment else None,
         "step": _last_step(gateway, deployment) if deployment else "",
         "machine": revision.machine,

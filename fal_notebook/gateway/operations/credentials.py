@@ -37,8 +37,10 @@ class Credentials(BaseModel):
     secrets: dict[str, str] = {}
 
 
-def encrypted(gateway: Gateway, given: Credentials) -> str:
+def encrypted(gateway: Gateway, env: str, given: Credentials) -> str:
     """Return what is stored of credentials; logs and errors do not show their values from now on.
+
+    Secrets that they name are those of `env`.
 
     Raises
     ------
@@ -48,11 +50,11 @@ def encrypted(gateway: Gateway, given: Credentials) -> str:
     credentials = given.model_dump(exclude_defaults=True)
     if not credentials:
         return ""
-    with_values(gateway, given)
+    with_values(gateway, env, given)
     return gateway.vault.encrypt(json.dumps(credentials))
 
 
-def with_values(gateway: Gateway, given: Credentials) -> dict[str, Any]:
+def with_values(gateway: Gateway, env: str, given: Credentials) -> dict[str, Any]:
     """Return what a client sent with the values of stored secrets, which logs do not show.
 
     Raises
@@ -60,7 +62,7 @@ def with_values(gateway: Gateway, given: Credentials) -> dict[str, Any]:
     NotFoundError
         When a secret is named that is not stored.
     """
-    found = dict(_resolved(gateway, given.model_dump(exclude_defaults=True)))
+    found = dict(_resolved(gateway, env, given.model_dump(exclude_defaults=True)))
     gateway.redaction.learn(_values(found))
     return found
 
@@ -76,7 +78,7 @@ def of(gateway: Gateway, revision: Revision) -> dict[str, Any]:
     if not revision.credentials:
         return {}
     stored = json.loads(gateway.vault.decrypt(revision.credentials))
-    found = dict(_resolved(gateway, stored))
+    found = dict(_resolved(gateway, revision.env, stored))
     gateway.redaction.learn(_values(found))
     return found
 
@@ -104,10 +106,10 @@ def _values(credentials: dict[str, Any]) -> dict[str, str]:
     return {**passwords, **credentials.get("secrets", {})}
 
 
-def _resolved(gateway: Gateway, value: Any) -> Any:
+def _resolved(gateway: Gateway, env: str, value: Any) -> Any:
     """Return a copy of JSON values in which stored secrets stand for their names."""
     if isinstance(value, dict):
-        return {name: _resolved(gateway, inner) for name, inner in value.items()}
+        return {name: _resolved(gateway, env, inner) for name, inner in value.items()}
     if isinstance(value, list):
         return value
-    return resolved(value, lambda name: gateway.secrets([name])[name])
+    return resolved(value, lambda name: gateway.secrets(env, [name])[name])

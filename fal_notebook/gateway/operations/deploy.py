@@ -1,48 +1,31 @@
-"""Deploy: a new revision is proved by one runner of its own before the app points at it."""
+"""Deploy: what is asked for becomes a new revision, which `rollout` brings to serve."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import functools
-import re
 import uuid
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from fal_notebook.backends.base import BuildOrder
+from fal_notebook.envs import MAIN, name_in
 from fal_notebook.exceptions import (
-    BuildError,
     ConflictError,
     ContextMissingError,
     NotFoundError,
     OptionError,
     PayloadMissingError,
-    RegistryError,
 )
 from fal_notebook.gateway import paths, plan
-from fal_notebook.gateway.build_news import BuildNews
-from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
-from fal_notebook.gateway.operations import credentials, secrets
+from fal_notebook.gateway.operations import credentials, envs, rollout, secrets
 from fal_notebook.gateway.operations.credentials import Credentials
-from fal_notebook.gateway.operations.logs import log_tail
-from fal_notebook.gateway.operations.user_server import (
-    about,
-    free_gpus,
-    free_port,
-    make_room,
-    openapi_of,
-)
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.machines import choose
+from fal_notebook.option_types import EnvName
 from fal_notebook.options import APP_DEFAULTS, Options, app_name, explicit, parse_options
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
-LOG_LINES = 50
 RESERVED_OWNERS = frozenset({"workflows", "comfy"})
 
 
@@ -51,7 +34,8 @@ class DeployRequest(BaseModel):
 
     ``notebook`` names who deploys, so that two notebooks do not overwrite each other's app.
     ``manifest["context"]`` is the SHA-256 of the archive of the image's build context, or of
-    `app_files`, if there are such files.
+    `app_files`, if there are such files. In another environment than main the app is called
+    ``NAME--ENV``.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -63,6 +47,7 @@ class DeployRequest(BaseModel):
     credentials: Credentials = Credentials()
     notebook: str = Field(max_length=4096)
     target: Literal["local", "docker"] = "local"
+    env: EnvName = MAIN
     takeover: bool = False
     reset_scale: bool = False
     allowed_secrets: list[str] = []
@@ -95,11 +80,13 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     """
     if owner in RESERVED_OWNERS:
         raise OptionError(f"{owner!r} is a reserved name; set another owner in config.toml")
-    name = app_name(request.name)
+    envs.check(gateway, request.env)
+    name = name_in(app_name(request.name), request.env)
     app = gateway.store.app(owner, name)
     running = gateway.deployments.get((owner, name))
     _check_notebook(app, running, request)
     active = gateway.store.revision(app.revision) if app else None
+    refuse_other_env(active or (running.revision if running else None), request.env)
     since = gateway.store.last_seq()
     imported = request.manifest.get("distributions")
     same = plan.up_to_date(request.digest, request.target, active, imported)
@@ -107,17 +94,17 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
     if running is not None and running.is_for(request.digest, request.target):
-        return _reply(gateway, running.revision, since=0)
+        return reply(gateway, running.revision, since=0)
     revision, taken_over, notices = _revision(gateway, owner, name, request, app, active)
-    _begin(gateway, revision, request, app, running)
-    return _reply(gateway, revision, since, inherited=taken_over, notices=notices)
+    rollout.begin(gateway, revision, request.notebook, app, running)
+    return reply(gateway, revision, since, inherited=taken_over, notices=notices)
 
 
 def _resets(request: DeployRequest, active: Revision | None) -> bool:
     """Say whether a reset of scaling makes another revision of the same code."""
     if active is None or not request.reset_scale:
         return False
-    return plan.has_inherited(active, _merged(_defaults(request), request.options))
+    return plan.has_inherited(active, merged(request.manifest, {}, request.options))
 
 
 def cancel(gateway: Gateway, owner: str, name: str) -> None:
@@ -162,7 +149,7 @@ def _unchanged(
         app.notebook = request.notebook
         with gateway.store.transaction():
             gateway.store.put(app)
-    return _reply(gateway, active, since, up_to_date=True, notices=notices)
+    return reply(gateway, active, since, up_to_date=True, notices=notices)
 
 
 def _revision(
@@ -176,9 +163,9 @@ def _revision(
     given = explicit(parse_options(request.options))
     reset = request.reset_scale or given.get("app_scale_settings", False)
     taken_over = {} if reset else plan.inherited(given, app, active)
-    options = _merged({**_defaults(request), **taken_over}, given)
+    options = merged(request.manifest, taken_over, given)
     _check_files(gateway, request)
-    gateway.secrets(options.secrets or ())
+    gateway.secrets(request.env, options.secrets or ())
     choice = choose(options.machine_type, options.num_gpus, gateway.host)
     revision = Revision(
         id=uuid.uuid4().hex[:12],
@@ -194,7 +181,8 @@ def _revision(
         machine=asdict(choice.machine),
         target=request.target,
         variables={name: gateway.vault.encrypt(v) for name, v in request.variables.items()},
-        credentials=credentials.encrypted(gateway, request.credentials),
+        credentials=credentials.encrypted(gateway, request.env, request.credentials),
+        env=request.env,
     )
     notices = [choice.notice] if choice.notice else []
     notices += plan.above_host(revision.options, choice.machine, gateway.host)
@@ -206,30 +194,24 @@ def _check_files(gateway: Gateway, request: DeployRequest) -> None:
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
-    context = _context(gateway, request.manifest)
+    context = rollout.context_of(gateway, request.manifest)
     if context is not None and not context.is_file():
         raise ContextMissingError("the app's files were not uploaded; deploy the cell again")
     if context is not None:
         secrets.refuse_in_context(gateway, context.name, bool(request.options.get("app_files")))
 
 
-def _context(gateway: Gateway, manifest: dict[str, Any]) -> Path | None:
-    """Return the archive of the image's build context, or of `app_files`, if there is one."""
-    digest = manifest.get("context")
-    if digest is None:
-        return None
-    if not isinstance(digest, str) or re.fullmatch(r"[0-9a-f]{64}", digest) is None:
-        raise OptionError("the manifest's context is no SHA-256")
-    return paths.blob(gateway.state, digest)
+def merged(manifest: dict[str, Any], taken_over: dict[str, Any], given: dict[str, Any]) -> Options:
+    """Return the options of a revision: given ones before inherited ones before defaults.
 
-
-def _defaults(request: DeployRequest) -> dict[str, Any]:
-    return APP_DEFAULTS if request.manifest.get("kind") in ("app", "sdk") else {}
-
-
-def _merged(taken_over: dict[str, Any], given: dict[str, Any]) -> Options:
+    Raises
+    ------
+    OptionError
+        When they contradict each other.
+    """
+    defaults = APP_DEFAULTS if manifest.get("kind") in ("app", "sdk") else {}
     try:
-        return parse_options({**taken_over, **given})
+        return parse_options({**defaults, **taken_over, **given})
     except OptionError as error:
         inherited = ", ".join(name for name in taken_over if name in str(error))
         raise OptionError(
@@ -237,7 +219,20 @@ def _merged(taken_over: dict[str, Any], given: dict[str, Any]) -> Options:
         ) from None
 
 
-def _reply(
+def refuse_other_env(there: Revision | None, env: str) -> None:
+    """Refuse a revision of another environment than the app's: ``a--b`` may be named by both.
+
+    Raises
+    ------
+    ConflictError
+    """
+    if there is not None and there.env != env:
+        raise ConflictError(
+            f"there is an app {there.app} of the environment {there.env}; choose another name"
+        )
+
+
+def reply(
     gateway: Gateway,
     revision: Revision,
     since: int,
@@ -245,6 +240,7 @@ def _reply(
     inherited: dict[str, Any] | None = None,
     notices: list[str] | None = None,
 ) -> DeployReply:
+    """Return what the client is told of a revision that is rolled out, or serves already."""
     return DeployReply(
         app=revision.app,
         owner=revision.owner,
@@ -264,135 +260,3 @@ def _reset_scale(gateway: Gateway, app: App, active: Revision) -> None:
         gateway.store.put(app)
         gateway.store.emit("scale", app.owner, app.name, {"scaling": {}})
     gateway.activate(app, active)
-
-
-def _begin(
-    gateway: Gateway,
-    revision: Revision,
-    request: DeployRequest,
-    app: App | None,
-    before: Deployment | None,
-) -> None:
-    if before is not None:
-        before.cancel(f"revision {revision.number} took its place")
-    with gateway.store.transaction():
-        gateway.store.put(revision)
-        _step(gateway, revision, "accepted", f"revision {revision.number}")
-    deployment = Deployment(revision, request.notebook, dict(app.scaling) if app else {})
-    gateway.deployments[revision.owner, revision.app] = deployment
-    fleet = gateway.fleet(revision.owner, revision.app)
-    deployment.task = asyncio.ensure_future(_roll_out(gateway, fleet, deployment, before))
-    # Not a `finally` of the task: one that is cancelled before it began runs none of its code.
-    deployment.task.add_done_callback(functools.partial(_finish, gateway, fleet, deployment))
-
-
-async def _roll_out(
-    gateway: Gateway, fleet: Fleet, deployment: Deployment, before: Deployment | None
-) -> None:
-    """Build, prove, switch."""
-    revision = deployment.revision
-    if before is not None:
-        await asyncio.wait([before.task])
-    _step(gateway, revision, "building", "environment")
-    backend = await gateway.targets.load(revision.target)
-    news = BuildNews(gateway, revision, functools.partial(_step, gateway, revision, "building"))
-    with contextlib.closing(news):
-        revision.environment = await backend.build(_order(gateway, revision), news)
-    await make_room(fleet, revision, gateway.lifecycle.stop)
-    if revision.direct:
-        await free_port(fleet, revision, gateway.lifecycle.stop)
-    await free_gpus(fleet, revision, gateway.gpus, gateway.lifecycle.stop)
-    _step(gateway, revision, "starting", "runner")
-    runner = deployment.runner = gateway.lifecycle.start(fleet, revision, proving=True)
-    runner.on_note = functools.partial(_step, gateway, revision, "starting")
-    await runner.ready
-    given = (revision.options.get("metadata") or {}).get("openapi")
-    revision.openapi = given or runner.openapi or await openapi_of(runner)
-    for note in about(revision, runner):
-        _step(gateway, revision, "note", note)
-    _switch(gateway, fleet, deployment)
-    runner.proving = False
-
-
-def _order(gateway: Gateway, revision: Revision) -> BuildOrder:
-    payload = paths.blob(gateway.state, revision.payload)
-    context = _context(gateway, revision.manifest)
-    given = credentials.of(gateway, revision)
-    return BuildOrder(revision.manifest, revision.options, payload, context, given)
-
-
-def _switch(gateway: Gateway, fleet: Fleet, deployment: Deployment) -> None:
-    """Point the app at the revision and let the runners of the one before drain."""
-    store, revision = gateway.store, deployment.revision
-    app = store.app(fleet.owner, fleet.name)
-    app = app or App(fleet.owner, fleet.name, None, deployment.notebook)
-    old = store.revision(app.revision)
-    app.revision, app.notebook = revision.id, deployment.notebook
-    # What was inherited is the revision's own now; what was scaled meanwhile stays on top.
-    app.scaling = {k: v for k, v in app.scaling.items() if deployment.scaling.get(k) != v}
-    revision.state = "ACTIVE"
-    with store.transaction():
-        if old is not None:
-            old.state = "SUPERSEDED"
-            store.put(old)
-        store.put(revision)
-        store.put(app)
-        _step(gateway, revision, "active", f"{gateway.info.url}/run/{app.owner}/{app.name}")
-    gateway.activate(app, revision)
-    for other in list(fleet.runners.values()):
-        if other.row.revision != revision.id:
-            gateway.lifecycle.stop(other, f"revision {revision.number} took over")
-
-
-def _finish(
-    gateway: Gateway, fleet: Fleet, deployment: Deployment, task: asyncio.Task[None]
-) -> None:
-    """Clear up after a deploy; on any failure its revision is FAILED and nothing else changed."""
-    key = fleet.owner, fleet.name
-    if gateway.deployments.get(key) is deployment:
-        del gateway.deployments[key]
-    error = None if task.cancelled() else task.exception()
-    if task.cancelled() or error is not None:
-        reason = deployment.reason if error is None else str(error)
-        log = error.log if isinstance(error, BuildError) else []
-        refused_by = error.host if isinstance(error, RegistryError) else ""
-        more = {"cancelled": error is None, "registry": refused_by}
-        _fail(gateway, fleet, deployment, reason, log, more)
-        _serve_again(gateway, fleet)
-    unused = fleet.revision is None and key not in gateway.deployments
-    if unused and gateway.fleets.get(key) is fleet:
-        gateway.forget(fleet)
-
-
-def _fail(
-    gateway: Gateway,
-    fleet: Fleet,
-    deployment: Deployment,
-    reason: str,
-    log: list[str],
-    more: dict[str, Any],
-) -> None:
-    revision, runner = deployment.revision, deployment.runner
-    if runner is not None:
-        log = log_tail(gateway, runner.row.id, LOG_LINES)
-        if not runner.ended.is_set():
-            gateway.lifecycle.kill(runner, reason)
-    redact = gateway.redaction.current()
-    reason, log = redact(reason), [redact(line) for line in log]
-    revision.state, revision.error = "FAILED", reason
-    with gateway.store.transaction():
-        if gateway.store.revision(revision.id) is not None:  # else the app was deleted
-            gateway.store.put(revision)
-        _step(gateway, revision, "failed", reason, log=log, **more)
-
-
-def _serve_again(gateway: Gateway, fleet: Fleet) -> None:
-    """Let the revision that serves start runners again, if it was told to wait."""
-    app = gateway.store.app(fleet.owner, fleet.name)
-    if app is not None and fleet.revision is not None and not fleet.scaling.max_concurrency:
-        gateway.activate(app, fleet.revision)
-
-
-def _step(gateway: Gateway, revision: Revision, step: str, message: str, **more: Any) -> None:
-    data = {"revision": revision.id, "step": step, "message": message, **more}
-    gateway.store.emit("deploy", revision.owner, revision.app, data)

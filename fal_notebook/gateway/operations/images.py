@@ -65,7 +65,7 @@ async def push(gateway: Gateway, owner: str, name: str, request: PushRequest) ->
     given, source = credentials.registries(gateway, revision), ""
     if request.login is not None:
         login = Credentials(registries={Reference.of(to).host: request.login})
-        given = credentials.with_values(gateway, login)["registries"]
+        given = credentials.with_values(gateway, revision.env, login)["registries"]
         source = "--password-from"
     backend = await _docker(gateway)
     news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from fal_notebook.envs import MAIN
 from fal_notebook.exceptions import (
     NotFoundError,
     OptionError,
@@ -17,7 +18,7 @@ from fal_notebook.exceptions import (
 )
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.operations import blobs
+from fal_notebook.gateway.operations import blobs, envs
 from fal_notebook.gateway.store import Secret
 from fal_notebook.option_types import check_secret_name
 from fal_notebook.runner.secret_forms import SHORTEST
@@ -34,7 +35,7 @@ _BUILD_CONTEXT = (
 _APP_FILES = "app_files", "leave it out with app_files_ignore, and name the secret in secrets=[…]"
 
 
-def put(gateway: Gateway, name: str, value: str) -> None:
+def put(gateway: Gateway, env: str, name: str, value: str) -> None:
     """Store a secret, or replace it; runners that start from now on get the new value.
 
     Raises
@@ -42,8 +43,11 @@ def put(gateway: Gateway, name: str, value: str) -> None:
     OptionError
         When the name is no name of an environment variable, or is reserved, and when the value is
         empty, too long, or so short that it could not be taken out of logs.
+    NotFoundError
+        When there is no such environment.
     """
     check_secret_name(name)
+    envs.check(gateway, env)
     if value and len(value.strip()) < SHORTEST:
         shortest = f"the value of {name} has fewer than {SHORTEST} characters"
         raise OptionError(f"{shortest}: it would stand in logs by chance, so nothing redacts it")
@@ -52,18 +56,18 @@ def put(gateway: Gateway, name: str, value: str) -> None:
     if len(value.encode()) > _LONGEST:
         raise OptionError(f"the value of {name} is above {_LONGEST // 1024} KiB")
     with gateway.store.transaction():
-        gateway.store.retire_secret(name)
-        gateway.store.put(Secret(name, gateway.vault.encrypt(value)))
-        gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "set"})
+        gateway.store.retire_secret(env, name)
+        gateway.store.put(Secret(name, gateway.vault.encrypt(value), env))
+        _tell(gateway, env, name, "set")
 
 
 def list_secrets(gateway: Gateway) -> list[dict[str, Any]]:
-    """Return name and time of every secret, never a value."""
-    secrets = gateway.store.select(Secret, "1 ORDER BY name")
-    return [{"name": secret.name, "set_at": secret.set_at} for secret in secrets]
+    """Return name, environment and time of every secret, never a value."""
+    found = gateway.store.select(Secret, "1 ORDER BY env != 'main', env, name")
+    return [{"name": each.name, "env": each.env, "set_at": each.set_at} for each in found]
 
 
-def delete(gateway: Gateway, name: str) -> None:
+def delete(gateway: Gateway, env: str, name: str) -> None:
     """Remove a secret; runners that have it keep it until they end.
 
     Raises
@@ -71,12 +75,19 @@ def delete(gateway: Gateway, name: str) -> None:
     NotFoundError
         When there is none of that name.
     """
-    if not gateway.store.select(Secret, "name = ?", name):
-        raise NotFoundError(f"there is no secret {name}; '%fal secrets list' shows all names")
+    if not gateway.store.select(Secret, "env = ? AND name = ?", env, name):
+        where = "" if env == MAIN else f" in {env}"
+        raise NotFoundError(
+            f"there is no secret {name}{where}; '%fal secrets list' shows all names"
+        )
     with gateway.store.transaction():
-        gateway.store.retire_secret(name)
-        gateway.store.delete_secret(name)
-        gateway.store.emit("secret", gateway.owner, "", {"secret": name, "change": "deleted"})
+        gateway.store.delete_secret(env, name)
+        _tell(gateway, env, name, "deleted")
+
+
+def _tell(gateway: Gateway, env: str, name: str, change: str) -> None:
+    data = {"secret": name, "env": env, "change": change}
+    gateway.store.emit("secret", gateway.owner, "", data)
 
 
 def prune(gateway: Gateway) -> None:
@@ -86,11 +97,12 @@ def prune(gateway: Gateway) -> None:
 
 
 class SecretsCheck(BaseModel):
-    """A payload that was uploaded, the secrets that may stand in it, and those declared."""
+    """A payload that was uploaded, secrets that may stand in it, and those of `env` declared."""
 
     payload: str = Field(pattern=r"^[0-9a-f]{64}$")
     allowed_secrets: list[str] = []
     declared: list[str] = []
+    env: str = MAIN
 
 
 def check(gateway: Gateway, request: SecretsCheck) -> None:
@@ -104,7 +116,8 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
         raise PayloadMissingError("the payload was not uploaded; run the cell again")
     try:
         refuse_in_payload(gateway, request.payload, request.allowed_secrets)
-        gateway.secrets(request.declared)
+        envs.check(gateway, request.env)
+        gateway.secrets(request.env, request.declared)
     finally:
         blobs.discard(gateway, request.payload)
 
