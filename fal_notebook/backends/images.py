@@ -18,10 +18,10 @@ from fal_notebook.backends.base import BuildOrder, Progress
 from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE
 from fal_notebook.backends.engine import Engine, host
-from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
 from fal_notebook.backends.requirement_layers import layers_of
+from fal_notebook.backends.runner_libraries import ensure_runner_libraries
 from fal_notebook.backends.stored_images import mark_of
 from fal_notebook.image import Recipe, UserImage
 from fal_notebook.registries import hosts_of

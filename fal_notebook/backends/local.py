@@ -18,12 +18,9 @@ import psutil
 from fal_notebook.backends import children
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.bundle import write_bundle
-from fal_notebook.backends.environments import (
-    EnvironmentSpec,
-    ensure,
-    ensure_runner_libraries,
-)
+from fal_notebook.backends.environments import EnvironmentSpec, ensure, installed
 from fal_notebook.backends.requirement_layers import layers_of
+from fal_notebook.backends.runner_libraries import ensure_runner_libraries
 from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner import keeper
@@ -115,7 +112,8 @@ class LocalBackend:
             compile_bytecode=bool(options.get("compile_bytecode")),
         )
         python = await ensure(self._state, spec, progress, force=bool(options.get("force")))
-        libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress)
+        found = await asyncio.to_thread(installed, python)
+        libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress, found)
         return {"python": str(python), "libraries": str(libraries)}
 
     async def start(
