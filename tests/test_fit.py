@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from fal_notebook.backends import uv_process
 from fal_notebook.backends.environments import installed
-from fal_notebook.backends.fit import applying, misfits, name_of, needs_of, refusal, unmet
+from fal_notebook.backends.fit import applying, misfits, name_of, needs_of, pinned, refusal, unmet
 from fal_notebook.backends.runner_libraries import ensure_runner_libraries
 from fal_notebook.exceptions import BuildError
 
@@ -92,6 +92,11 @@ async def test_libraries_are_made_again_beside_what_they_cannot_use_and_are_shar
     assert await libraries(typing_extensions="4.12.2", numpy="2.0") == other
 
 
+def test_a_pin_leaves_no_choice() -> None:
+    layers = [["a==1", "B_c == 2.0", "d>=1", "e==1,!=2"], ["./f", "g==1; python_version<'3'"]]
+    assert pinned([*layers, ["h==1.*"]]) == {"a": "1", "b-c": "2.0"}
+
+
 async def test_what_no_libraries_go_with_is_told_with_what_the_newest_need(root: Path) -> None:
     said = (
         r"^requirements bring h11 0\.9\.0, and the runner needs h11>=[\d.]+: allow such a version$"
@@ -120,29 +125,36 @@ def dated() -> None:
     from importlib.metadata import version
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
+            told = version("typing-extensions").encode()
             self.send_response(200)
+            self.send_header("content-length", str(len(told)))
             self.end_headers()
-            self.wfile.write(version("typing-extensions").encode())
+            self.wfile.write(told)
     HTTPServer(("127.0.0.1", 8000), Answer).serve_forever()
 """
 
 
-@pytest.mark.parametrize("pin", ["typing-extensions==4.12.2", "anyio==4.0.0"])
+@pytest.mark.parametrize(
+    "pin", ["typing-extensions==4.12.2", "anyio==4.0.0", "pydantic==2.5.0,typing-extensions==4.9.0"]
+)
 def test_old_dependencies_of_the_runners_libraries_are_kept_and_work(shell: Any, pin: str) -> None:
     shell.run(CELL.format(name="dated", options=f"requirements={pin}"))
-    name, _, version = pin.partition("==")
-    assert shell["dated"](name) == version
+    for name, _, version in (word.partition("==") for word in pin.split(",")):
+        assert shell["dated"](name) == version
 
 
 def test_a_server_may_have_them_too(shell: Any) -> None:
     shell.run(SERVER)
-    assert shell["dated"].request("/").text == "4.8.0"
+    assert shell["dated"].request("GET", "/").text == "4.8.0"
 
 
 @pytest.mark.parametrize("pin", ["typing-extensions==4.7.0", "httpx==0.20.0", "cloudpickle==1.6.0"])
-def test_what_the_runner_cannot_use_is_refused_by_its_version(shell: Any, pin: str) -> None:
+def test_what_the_runner_cannot_use_is_refused_before_anything_is_built(
+    shell: Any, pin: str, capsys: Any
+) -> None:
     name, _, version = pin.partition("==")
     said = rf"requirements bring {name} {version}[^\n]*, and the runner needs {name}[>!]="
     with pytest.raises(UsageError, match=said) as caught:
         shell.run(CELL.format(name="dated", options=f"requirements={pin}"))
     assert "Traceback" not in str(caught.value)
+    assert "making the environment" not in capsys.readouterr().out

@@ -6,12 +6,13 @@ of the runner needs may then be there in a version that it cannot use.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -33,6 +34,19 @@ def applying(lines: Iterable[str], python_minor: str) -> list[Requirement]:
     python = {"extra": "", "python_version": python_minor, "python_full_version": python_minor}
     parsed = map(Requirement, lines)
     return [r for r in parsed if r.marker is None or r.marker.evaluate(dict(python))]
+
+
+def pinned(layers: Iterable[Iterable[str]]) -> Versions:
+    """Return the versions that lines of requirements leave no choice of."""
+    found = {}
+    for line in (line for layer in layers for line in layer):
+        with contextlib.suppress(InvalidRequirement):  # a folder, or an option of pip
+            requirement = Requirement(line)
+            parts = list(requirement.specifier)
+            exact = [p.operator for p in parts] == ["=="] and "*" not in parts[0].version
+            if exact and requirement.marker is None:
+                found[name_of(requirement)] = parts[0].version
+    return found
 
 
 def misfits(needs: Needs, found: Versions) -> list[Requirement]:

@@ -15,12 +15,12 @@ from typing import Any
 
 import psutil
 
-from fal_notebook.backends import children
+from fal_notebook.backends import children, fit
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.bundle import write_bundle
 from fal_notebook.backends.environments import EnvironmentSpec, ensure, installed
 from fal_notebook.backends.requirement_layers import layers_of
-from fal_notebook.backends.runner_libraries import ensure_runner_libraries
+from fal_notebook.backends.runner_libraries import ensure_runner_libraries, refuse
 from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner import keeper
@@ -105,6 +105,7 @@ class LocalBackend:
         layers = layers_of(options, manifest)
         if not layers:
             return {"python": interpreter, "libraries": ""}
+        refuse(fit.pinned(layers), minor)
         spec = EnvironmentSpec(
             interpreter=interpreter,
             python_version=minor,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from fal_notebook.backends import fit
 from fal_notebook.backends.environments import hashed, implementation, install
 from fal_notebook.backends.generations import Place, ensure_built
@@ -24,7 +26,7 @@ RUNNER_LIBRARIES = (
     "packaging>=23",
     "platformdirs>=4",
     "psutil>=5.9",
-    "pydantic>=2.7",
+    "pydantic>=2.5",
     "starlette>=0.37.2",
     "tomli>=2; python_version < '3.11'",
     "typing-extensions>=4.6.1,!=4.7.0",  # pydantic asks for it
@@ -33,8 +35,30 @@ RUNNER_LIBRARIES = (
     "websockets>=13",
 )
 """What the runner imports besides the user's own packages; they bring what they need."""
+BRING = "requirements bring"
 UNSOLVABLE = "No solution found"
 """How uv begins to say that no versions go together."""
+
+
+def refuse(found: Mapping[str, str], python_minor: str, brings: str = BRING) -> None:
+    """Refuse what the runner itself cannot use.
+
+    Parameters
+    ----------
+    found : mapping
+        Versions of the user's own distributions, by canonical name.
+    python_minor : str
+        Such as "3.11".
+    brings : str
+        Who has those, for messages.
+
+    Raises
+    ------
+    BuildError
+        One sentence with the distribution, its version and what the runner needs.
+    """
+    if wrong := fit.unmet(fit.applying(RUNNER_LIBRARIES, python_minor), found):
+        raise BuildError(fit.refusal(wrong, found, brings))
 
 
 async def ensure_runner_libraries(
@@ -43,7 +67,7 @@ async def ensure_runner_libraries(
     python_minor: str,
     progress: Progress,
     found: Mapping[str, str] | None = None,
-    brings: str = "requirements bring",
+    brings: str = BRING,
 ) -> Path:
     """Return the folder with the runner's own dependencies for one Python minor.
 
@@ -73,8 +97,8 @@ async def ensure_runner_libraries(
         With uv's reason, or with what of `found` the runner cannot use.
     """
     found, beside = found or {}, dict[str, str]()
-    if wrong := fit.unmet(fit.applying(RUNNER_LIBRARIES, python_minor), found):
-        raise BuildError(fit.refusal(wrong, found, brings))
+    refuse(found, python_minor, brings)
+    wrong: list[Requirement] = []
     while True:  # each turn goes with more of what is found
         try:
             folder = await _ensure(root, interpreter, python_minor, progress, beside)
