@@ -19,20 +19,20 @@ from fal_notebook.exceptions import BuildError
 
 RUNNER_LIBRARIES = (
     "cloudpickle>=3.0",
-    "filelock>=3.13",
-    "httptools>=0.6",
-    "httpx>=0.27",
+    "filelock>=3.8",
+    "httptools>=0.5",
+    "httpx>=0.24",
     "msgpack>=1.0",
-    "packaging>=23",
-    "platformdirs>=4",
-    "psutil>=5.9",
+    "packaging>=21",
+    "platformdirs>=3",
+    "psutil>=5.8",
     "pydantic>=2.5",
-    "starlette>=0.37.2",
+    "starlette>=0.27",
     "tomli>=2; python_version < '3.11'",
     "typing-extensions>=4.6.1,!=4.7.0",  # pydantic asks for it
-    "uvicorn>=0.30",
-    "uvloop>=0.19; sys_platform != 'win32'",
-    "websockets>=13",
+    "uvicorn>=0.22",
+    "uvloop>=0.17; sys_platform != 'win32'",
+    "websockets>=11",
 )
 """What the runner imports besides the user's own packages; they bring what they need."""
 BRING = "requirements bring"
