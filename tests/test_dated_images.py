@@ -27,7 +27,7 @@ def image(*pins: str) -> ContainerImage:
     "pins",
     [
         ["typing-extensions==4.12.2"],
-        ["pydantic==2.5.0", "typing-extensions==4.9.0"],
+        ["pydantic==2.6.0", "typing-extensions==4.9.0"],
         ["anyio==4.0.0"],
     ],
 )

@@ -135,7 +135,7 @@ def dated() -> None:
 
 
 @pytest.mark.parametrize(
-    "pin", ["typing-extensions==4.12.2", "anyio==4.0.0", "pydantic==2.5.0,typing-extensions==4.9.0"]
+    "pin", ["typing-extensions==4.12.2", "anyio==4.0.0", "pydantic==2.6.0,typing-extensions==4.9.0"]
 )
 def test_old_dependencies_of_the_runners_libraries_are_kept_and_work(shell: Any, pin: str) -> None:
     shell.run(CELL.format(name="dated", options=f"requirements={pin}"))
@@ -148,7 +148,9 @@ def test_a_server_may_have_them_too(shell: Any) -> None:
     assert shell["dated"].request("GET", "/").text == "4.8.0"
 
 
-@pytest.mark.parametrize("pin", ["typing-extensions==4.7.0", "httpx==0.20.0", "cloudpickle==1.6.0"])
+@pytest.mark.parametrize(
+    "pin", ["typing-extensions==4.7.0", "pydantic==2.5.0", "httpx==0.20.0", "cloudpickle==1.6.0"]
+)
 def test_what_the_runner_cannot_use_is_refused_before_anything_is_built(
     shell: Any, pin: str, capsys: Any
 ) -> None:

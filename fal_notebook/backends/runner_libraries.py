@@ -26,7 +26,7 @@ RUNNER_LIBRARIES = (
     "packaging>=21",
     "platformdirs>=3",
     "psutil>=5.8",
-    "pydantic>=2.5",
+    "pydantic>=2.6",
     "starlette>=0.27",
     "tomli>=2; python_version < '3.11'",
     "typing-extensions>=4.6.1,!=4.7.0",  # pydantic asks for it
@@ -34,7 +34,10 @@ RUNNER_LIBRARIES = (
     "uvloop>=0.17; sys_platform != 'win32'",
     "websockets>=11",
 )
-"""What the runner imports besides the user's own packages; they bring what they need."""
+"""What the runner imports besides the user's own packages; they bring what they need.
+
+As old as those that a runner was seen to work with: an environment's own versions win.
+"""
 BRING = "requirements bring"
 UNSOLVABLE = "No solution found"
 """How uv begins to say that no versions go together."""
