@@ -20,6 +20,7 @@ from fal_notebook.exceptions import BuildError
 RUNNER_LIBRARIES = (
     "cloudpickle>=3.0",
     "filelock>=3.8",
+    "httpcore>=0.15",  # one httpx asks for any
     "httptools>=0.5",
     "httpx>=0.24",
     "msgpack>=1.0",
