@@ -1,7 +1,8 @@
 """Images as recipes: a Dockerfile, what lies beside it, a tag by hash; building is left to others.
 
-An app's image has three parts. The first, its environment, depends on base and requirements only,
-so apps share it; then comes what the runner needs; the payload is the last, tiny layer.
+An app's image has three parts, each an image. The first, its environment, depends on base and
+requirements only, so apps share it; then comes the runner, with libraries that go with what is in
+the first; the payload is the last, tiny layer.
 """
 
 from __future__ import annotations
@@ -35,13 +36,6 @@ USER_DOCKERFILE = ".fal-notebook.Dockerfile"
 LABEL = "fal-notebook.image"
 
 _PIP = "python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore"
-# Fails when the requirements brought what the runner cannot share a process with.
-_CHECK = b"""from importlib.metadata import distributions
-
-for found in distributions(name="pydantic"):
-    if found.version.startswith(("0.", "1.")):
-        raise SystemExit(f"requirements bring pydantic {found.version}, the runner needs \\u2265 2")
-"""
 # The engine says who that is when it starts a container; names are asked of these variables.
 _ANYONE = [
     f"ENV HOME={USER_HOME} USER=fal LOGNAME=fal",
@@ -171,8 +165,6 @@ def environment(
     base: str,
     base_id: str,
     requirements: Sequence[Layer],
-    libraries: Tree,
-    runner: Tree,
     for_anyone: bool = False,
     workdir: str = WORKDIR,
 ) -> Recipe:
@@ -184,14 +176,12 @@ def environment(
         Name of the image it is made from, and what that name means now.
     requirements : sequence of Layer
         Each is a layer of the image.
-    libraries, runner : Tree
-        What the runner imports, and the runner.
     for_anyone : bool
         Whether every user may write to home and working folder.
     workdir : str
         The working folder; empty for that of the base.
     """
-    files: dict[str, bytes | Tree] = {"libraries": libraries, "runner": runner}
+    files: dict[str, bytes | Tree] = {}
     lines = [f"FROM {base}", f"LABEL {LABEL}=env"]
     lines += [f"WORKDIR {workdir}"] if workdir else []
     lines += _ANYONE if for_anyone else []
@@ -201,16 +191,27 @@ def environment(
         files |= {f"{packages}/{file}": tree for file, tree in layer.packages.items()}
         lines += [f"COPY {packages} {PACKAGES}"] if layer.packages else []
         lines += [f"COPY {name} {HOME}/{name}", f"RUN {_PIP} -r {HOME}/{name}"]
-    if requirements:
-        files["check.py"] = _CHECK
-        lines += [f"COPY check.py {HOME}/check.py", f"RUN python3 {HOME}/check.py"]
-    lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
     return Recipe("env", _text(lines), files, base_id)
 
 
-def app(environment_tag: str, payload: Tree, files: Tree | None = None) -> Recipe:
-    """Return the image of a revision: its environment, the archive of its files, the payload."""
-    lines = [f"FROM {environment_tag}", f"LABEL {LABEL}=app", f"COPY payload {PAYLOAD}"]
+def served(base: str, base_id: str, libraries: Tree, runner: Tree) -> Recipe:
+    """Return the image in which a runner can run: what it imports, and itself, on an environment.
+
+    Parameters
+    ----------
+    base, base_id : str
+        Name of the image of the environment, and what that name means now.
+    libraries, runner : Tree
+        What the runner imports, and the runner.
+    """
+    lines = [f"FROM {base}", f"LABEL {LABEL}=env"]
+    lines += [f"COPY libraries {LIBRARIES}", f"COPY runner {RUNNER}"]
+    return Recipe("env", _text(lines), {"libraries": libraries, "runner": runner}, base_id)
+
+
+def app(served_tag: str, payload: Tree, files: Tree | None = None) -> Recipe:
+    """Return the image of a revision: what serves it, the archive of its files, the payload."""
+    lines = [f"FROM {served_tag}", f"LABEL {LABEL}=app", f"COPY payload {PAYLOAD}"]
     if files is None:
         return Recipe("app", _text(lines), {"payload": payload})
     lines.insert(2, f"COPY files {APP_FILES}")  # they change less often than the code

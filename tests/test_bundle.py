@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from fal_notebook.backends.bundle import write_bundle
-from fal_notebook.backends.environments import RUNNER_LIBRARIES
+from fal_notebook.backends.runner_libraries import RUNNER_LIBRARIES
 
 # Modules of the package that the zip lacks are looked for nowhere else.
 _IMPORT_ALL = """

@@ -380,7 +380,10 @@ FAILURES = {
         "Step 2/3 .* failed: the disk of the Docker engine is full",
     ),
     "file": ("FROM BASE\nCOPY gone /x\n", r"COPY gone \(line 2 of the Dockerfile\) takes gone"),
-    "pydantic": ("FROM BASE\nRUN pip install 'pydantic<2'\n", "brings pydantic 1.* needs pydantic"),
+    "pydantic": (
+        "FROM BASE\nRUN pip install 'pydantic<2'\n",
+        "brings .*pydantic 1.* needs .*pydantic>=",
+    ),
 }
 
 
@@ -538,16 +541,16 @@ def test_the_log_of_newer_builders_is_read_too() -> None:
 )
 def test_images_that_cannot_run_a_runner_are_refused(status: int, printed: str, said: str) -> None:
     with pytest.raises(BuildError, match=said):
-        image_python.refuse(status, printed, "3.11", "amd64", "amd64")
+        image_python.versions(status, printed, "3.11", "amd64", "amd64")
 
 
 def test_what_does_not_run_and_is_made_for_another_machine_is_told_so() -> None:
     said = "image is made for arm64 and the Docker engine's machine is amd64"
     for printed in ("", 'exec: "python3": executable file not found in $PATH', "exec format error"):
         with pytest.raises(BuildError, match=said):
-            image_python.refuse(127, printed, "3.11", "arm64", "amd64")
+            image_python.versions(127, printed, "3.11", "arm64", "amd64")
     with pytest.raises(BuildError, match=r"has Python 3\.10"):  # it runs all the same
-        image_python.refuse(0, '{"python": "3.10"}', "3.11", "arm64", "amd64")
+        image_python.versions(0, '{"python": "3.10"}', "3.11", "arm64", "amd64")
 
 
 def test_without_buildkit_it_is_said_what_to_install(

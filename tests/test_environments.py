@@ -17,9 +17,10 @@ import pytest
 from runner_bench import define, notebook
 
 from fal_notebook import deploy
-from fal_notebook.backends import environments, uv_process
+from fal_notebook.backends import uv_process
 from fal_notebook.backends.details import Detail
-from fal_notebook.backends.environments import EnvironmentSpec, ensure, ensure_runner_libraries
+from fal_notebook.backends.environments import EnvironmentSpec, ensure
+from fal_notebook.backends.runner_libraries import RUNNER_LIBRARIES, ensure_runner_libraries
 from fal_notebook.backends.uv_process import reason, uv_environment
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import BuildError, DeployError
@@ -433,15 +434,6 @@ async def test_the_output_of_a_failing_build_backend_is_shown(tmp_path: Path) ->
     assert generations(tmp_path) == []
 
 
-async def test_pydantic_1_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BuildError) as caught:
-        await ensure(tmp_path, spec(("pydantic<2",)), silent)
-    message = str(caught.value)
-    assert message.startswith("requirements bring pydantic 1.10")
-    assert message.endswith("the runner needs ≥ 2")
-    assert generations(tmp_path) == []
-
-
 async def test_a_missing_interpreter_is_a_build_error(tmp_path: Path) -> None:
     gone = EnvironmentSpec(str(tmp_path / "gone" / "python3"), VERSION, (("six",),))
     with pytest.raises(BuildError, match=r"making the environment failed: .*gone"):
@@ -552,4 +544,5 @@ def test_the_runner_libraries_are_named_as_dependencies_of_the_package() -> None
         pytest.fail("the tests run against the installed package")
     names = {Requirement(line).name for line in lines}
     names |= {"uvloop", "websockets"}  # uvicorn[standard] brings them
-    assert {Requirement(line).name for line in environments.RUNNER_LIBRARIES} <= names
+    names |= {"typing-extensions"}  # pydantic brings it
+    assert {Requirement(line).name for line in RUNNER_LIBRARIES} <= names

@@ -6,30 +6,34 @@ import io
 import tarfile
 from pathlib import Path
 
-import pytest
-
 from fal_notebook import image
 
 NOTHING = image.Tree(Path("/nowhere"), "k")
 
 
-def recipe(
-    requirements: list[list[str]], key: str = "k", base_id: str = "sha256:1"
-) -> image.Recipe:
-    libraries = image.Tree(Path("/nowhere"), key)
+def recipe(requirements: list[list[str]], base_id: str = "sha256:1") -> image.Recipe:
     layers = [image.Layer(tuple(lines)) for lines in requirements]
-    return image.environment("python:3.11-slim", base_id, layers, libraries, NOTHING)
+    return image.environment("python:3.11-slim", base_id, layers)
 
 
-def test_the_environment_installs_each_layer_and_the_runner_last() -> None:
+def served(key: str = "k", base_id: str = "sha256:1") -> image.Recipe:
+    return image.served("environment", base_id, image.Tree(Path("/nowhere"), key), NOTHING)
+
+
+def test_the_environment_installs_each_layer_and_nothing_of_the_runner() -> None:
     lines = recipe([["numpy==2.0"], ["torch"]]).dockerfile.splitlines()
     assert lines[0] == "FROM python:3.11-slim"
     installed = [line for line in lines if line.startswith("RUN")]
     assert [line.rpartition("/")[2] for line in installed] == [
         "requirements-1.txt",
         "requirements-2.txt",
-        "check.py",
     ]
+    assert "/opt/fal/runner" not in recipe([["numpy==2.0"]]).dockerfile
+
+
+def test_the_runner_comes_upon_an_environment() -> None:
+    lines = served().dockerfile.splitlines()
+    assert lines[0] == "FROM environment"
     assert lines[-2:] == [
         "COPY libraries /opt/fal/libraries",
         "COPY runner /opt/fal/runner",
@@ -40,11 +44,10 @@ def test_an_image_without_requirements_runs_nothing() -> None:
     assert "RUN" not in recipe([]).dockerfile
 
 
-@pytest.mark.parametrize(
-    "other", [recipe([["a"]]), recipe([["b"]], "other"), recipe([["b"]], base_id="sha256:2")]
-)
-def test_the_tag_follows_requirements_libraries_and_base(other: image.Recipe) -> None:
-    assert recipe([["b"]]).tag == recipe([["b"]]).tag != other.tag
+def test_the_tag_follows_requirements_libraries_and_base() -> None:
+    others = [recipe([["a"]]), recipe([["b"]], base_id="sha256:2"), served()]
+    assert recipe([["b"]]).tag == recipe([["b"]]).tag not in [other.tag for other in others]
+    assert served().tag == served().tag not in (served("other").tag, served("k", "sha256:2").tag)
 
 
 def test_the_payload_is_the_only_thing_in_an_apps_own_layer() -> None:

@@ -125,7 +125,7 @@ def test_image_shows_dockerfiles_layers_sizes_and_digest(
     assert about["id"] == engine.inspect_image(about["image"])["Id"]
     assert about["size"] == engine.inspect_image(about["image"])["Size"]
     assert about["labels"]["fal-notebook.image"] == "app"
-    assert [text.split()[0] for text in about["dockerfiles"]] == ["FROM", "FROM"]
+    assert [text.split()[0] for text in about["dockerfiles"]] == ["FROM"] * 3
     shown = fal("image", app.name)
     assert f"{about['image']}" in shown
     assert about["id"] in shown

@@ -92,7 +92,7 @@ def f(copy: int = 1, *, many: list[int] = [2], **more: int) -> list:
     ("requirement", "reason"),
     [
         ("humanize==0.0.0.1", "no version of humanize==0.0.0.1"),
-        ("pydantic<2", "the runner needs ≥ 2"),
+        ("pydantic<2", "the runner needs pydantic>=2"),
     ],
 )
 async def test_what_cannot_be_had_fails_the_deploy_and_what_runs_goes_on(

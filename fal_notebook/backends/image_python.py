@@ -1,8 +1,11 @@
-"""Whether an image of the user's own can run a runner: its Python, machine and C library."""
+"""Whether an image can run a runner: its Python, machine and C library; what is installed there."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from fal_notebook.backends.engine_words import misfit
 from fal_notebook.exceptions import BuildError
@@ -11,13 +14,14 @@ from fal_notebook.exceptions import BuildError
 _PROGRAM = """
 import json, os, platform, sys
 try:
-    from importlib.metadata import version
-    pydantic = version("pydantic")
-except Exception:
-    pydantic = ""
+    from importlib.metadata import distributions
+    # The first of a name is the one that is imported.
+    found = {d.metadata["Name"]: d.version for d in reversed(list(distributions()))}
+except ImportError:
+    found = {}
 musl = any(name.startswith("ld-musl") for name in os.listdir("/lib"))
 print(json.dumps({
-    "python": "{}.{}".format(*sys.version_info), "pydantic": pydantic, "musl": musl,
+    "python": "{}.{}".format(*sys.version_info), "found": found, "musl": musl,
     "implementation": sys.implementation.name, "machine": platform.machine(),
 }))
 """
@@ -26,8 +30,8 @@ _SERVER = "a server needs none: give it exposed_port in %%fal_server"
 _ABSENT = "executable file not found"
 
 
-def refuse(status: int, printed: str, minor: str, image: str, engine: str) -> None:
-    """Refuse an image in which a runner cannot run.
+def versions(status: int, printed: str, minor: str, image: str, engine: str) -> dict[str, str]:
+    """Return the versions of an image's distributions; refuse one in which a runner cannot run.
 
     Parameters
     ----------
@@ -46,6 +50,8 @@ def refuse(status: int, printed: str, minor: str, image: str, engine: str) -> No
     wrong = misfit(image, engine, printed) if status else ""
     if why := wrong or _why_not(status, printed, minor):
         raise BuildError(why, printed.splitlines()[-5:] if status else [])
+    found = _told(printed)["found"]
+    return {canonicalize_name(name): version for name, version in found.items() if name}
 
 
 def _why_not(status: int, printed: str, minor: str) -> str:
@@ -53,13 +59,18 @@ def _why_not(status: int, printed: str, minor: str) -> str:
     if status and _ABSENT in printed:
         return f"the image has no python3, which runs the function: {base} or install it; {_SERVER}"
     try:
-        found = json.loads(printed.strip().splitlines()[-1])
+        found = _told(printed)
     except (ValueError, IndexError):
         return f"python3 of the image does not run, it ended with exit status {status}: {base}"
     return _unfit(found, minor, base)
 
 
-def _unfit(found: dict[str, str], minor: str, base: str) -> str:
+def _told(printed: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
+    return found
+
+
+def _unfit(found: dict[str, Any], minor: str, base: str) -> str:
     if found["python"] != minor:
         return (
             f"the image has Python {found['python']} and this kernel {minor}, and code captured "
@@ -70,6 +81,4 @@ def _unfit(found: dict[str, str], minor: str, base: str) -> str:
         return f"the image has {found['implementation']}, and the runner needs CPython: {base}"
     if found["musl"]:
         return f"the image has Alpine's C library (musl), and the runner needs glibc: {base}"
-    if found["pydantic"].startswith(("0.", "1.")):
-        return f"the image brings pydantic {found['pydantic']}, and the runner needs pydantic ≥ 2"
     return ""

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import dockerfile, image, settings
-from fal_notebook.backends import buildkit, image_python, local_packages, logins
+from fal_notebook.backends import buildkit, fit, image_python, local_packages, logins
 from fal_notebook.backends.base import BuildOrder, Placement, Progress
 from fal_notebook.backends.bundle import write_compiled
 from fal_notebook.backends.containers import RUNNER, STATE
 from fal_notebook.backends.engine import Engine, host
-from fal_notebook.backends.environments import ensure_runner_libraries
 from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
 from fal_notebook.backends.requirement_layers import layers_of
+from fal_notebook.backends.runner_libraries import BRING, ensure_runner_libraries, refuse
 from fal_notebook.backends.stored_images import is_ours, mark_of
 from fal_notebook.exceptions import RegistryError
 from fal_notebook.image import Recipe, UserImage
@@ -29,6 +29,8 @@ from fal_notebook.registries import hosts_of
 
 # The image that others are made from (setting docker_base).
 BASE = "python:{python}-slim"
+
+IMAGE = "the image brings"
 
 Make = Callable[[], Awaitable[None]]
 Logins = Mapping[str, logins.Login]
@@ -55,6 +57,8 @@ class Images:
         self._labels = labels
         self._pulls = Pulls(engine, call)
         self._building: dict[str, asyncio.Lock] = {}
+        # What is installed in images, by their ids.
+        self._looked_at: dict[str, dict[str, str]] = {}
         # A build that was killed with its gateway may have left secrets there.
         self._work = state / "builds"
         shutil.rmtree(self._work, ignore_errors=True)
@@ -70,7 +74,8 @@ class Images:
         (self._state / "docker").touch()  # the next gateway looks for what is left
         if order.manifest.get("kind") == "image":
             return await self._untouched(order, progress)
-        shared, user = await self._environment(order, progress)
+        environment, looked_at, user = await self._environment(order, progress)
+        shared = await self._served(environment, looked_at, order, progress)
         files = order.context if order.options.get("app_files") else None
         packed = image.Tree(files, files.name) if files is not None else None
         own = image.app(shared.tag, image.Tree(order.payload, order.payload.name), packed)
@@ -78,7 +83,7 @@ class Images:
         await self._ensure(own.tag, self._built(own, progress, anew, {}), anew)
         # An image outlives this version of the package, so it says itself where things are.
         places = {"runner": image.RUNNER, "libraries": image.LIBRARIES}
-        texts = {"dockerfiles": json.dumps([shared.dockerfile, own.dockerfile])}
+        texts = {"dockerfiles": json.dumps([r.dockerfile for r in (environment, shared, own)])}
         prefix = _prefix(order.options.get("image"))
         return {"image": own.tag, **places, **user, **prefix, **texts}
 
@@ -106,35 +111,51 @@ class Images:
 
     async def _environment(
         self, order: BuildOrder, progress: Progress
-    ) -> tuple[Recipe, dict[str, str]]:
-        """Return the image of an environment, which is there then, and who runs in it.
+    ) -> tuple[Recipe, str, dict[str, str]]:
+        """Return the image of an environment, which is there then; what to look at; who runs there.
 
-        In an image of the user's own that is whom it names.
+        It holds what its base does unless something is installed. In an image of the user's own
+        runs whom it names.
         """
         manifest, anew = order.manifest, bool(order.options.get("force"))
         brought = order.options.get("image") is not None
+        wanted = layers_of(order.options, manifest)
+        refuse(fit.pinned(wanted), manifest["python"])
         base = await (self._users if brought else self._default)(order, progress)
         found = await self._call(self._engine.image, base) or {}
         base_user = found.get("Config", {}).get("User", "")
         ours = not brought and not base_user
-        wanted = layers_of(order.options, manifest)
-        shared = image.environment(
+        if brought:  # before anything is installed there
+            refuse(await self._versions(base, manifest["python"]), manifest["python"], IMAGE)
+        environment = image.environment(
             base,
             found.get("Id", ""),
             await local_packages.layers(self._state, wanted, manifest["interpreter"], progress),
-            *await self._runner(manifest, progress),
             for_anyone=ours,
             workdir="" if brought else image.WORKDIR,
         )
+        await self._ensure(environment.tag, self._built(environment, progress, anew, {}), anew)
+        user = {"user": await self._own_user()} if ours else {}
+        return environment, environment.tag if wanted else base, user
 
-        make = self._built(shared, progress, anew, {})
-
-        async def checked() -> None:
-            await self._check_python(base, found, manifest["python"])
-            await make()
-
-        await self._ensure(shared.tag, checked if brought else make, anew)
-        return shared, {"user": await self._own_user()} if ours else {}
+    async def _served(
+        self, environment: Recipe, looked_at: str, order: BuildOrder, progress: Progress
+    ) -> Recipe:
+        """Return the image of an environment with the runner, which is there then."""
+        manifest, anew = order.manifest, bool(order.options.get("force"))
+        interpreter, minor = manifest["interpreter"], manifest["python"]
+        found = await self._versions(looked_at, minor)
+        brings = BRING if order.options.get("requirements") else IMAGE
+        libraries = await ensure_runner_libraries(
+            self._state, interpreter, minor, progress, found, brings
+        )
+        bundle = await asyncio.to_thread(write_compiled, self._state, interpreter, minor)
+        key = f"{libraries.parent.name}/{libraries.name}"
+        base_id = await self._call(self._engine.image_id, environment.tag) or ""
+        parts = image.Tree(libraries, key), image.Tree(bundle, bundle.name)
+        recipe = image.served(environment.tag, base_id, *parts)
+        await self._ensure(recipe.tag, self._built(recipe, progress, anew, {}), anew)
+        return recipe
 
     async def _default(self, order: BuildOrder, progress: Progress) -> str:
         name = settings.setting("docker_base", BASE).format(python=order.manifest["python"])
@@ -165,21 +186,18 @@ class Images:
         await self._ensure(own.tag, make, anew)
         return own.tag
 
-    async def _runner(
-        self, manifest: Mapping[str, Any], progress: Progress
-    ) -> tuple[image.Tree, image.Tree]:
-        """Return what the runner imports, and the runner."""
-        interpreter, minor = manifest["interpreter"], manifest["python"]
-        libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress)
-        bundle = await asyncio.to_thread(write_compiled, self._state, interpreter, minor)
-        key = f"{libraries.parent.name}/{libraries.name}"
-        return image.Tree(libraries, key), image.Tree(bundle, bundle.name)
-
-    async def _check_python(self, name: str, found: Mapping[str, Any], minor: str) -> None:
-        labels = {**self._labels, RUNNER: f"check-{os.urandom(4).hex()}"}
-        status, printed = await self._call(self._engine.tried, name, image_python.COMMAND, labels)
-        own = await self._call(self._engine.architecture)
-        image_python.refuse(status, printed, minor, found.get("Architecture", own), own)
+    async def _versions(self, name: str, minor: str) -> dict[str, str]:
+        """Return what is installed in an image; refuse one in which no runner can run."""
+        found = await self._call(self._engine.image, name) or {}
+        key = found.get("Id", name)
+        if key not in self._looked_at:
+            labels = {**self._labels, RUNNER: f"check-{os.urandom(4).hex()}"}
+            command = image_python.COMMAND
+            status, printed = await self._call(self._engine.tried, name, command, labels)
+            own = await self._call(self._engine.architecture)
+            made_for = found.get("Architecture") or own
+            self._looked_at[key] = image_python.versions(status, printed, minor, made_for, own)
+        return self._looked_at[key]
 
     async def _own_user(self) -> str:
         rootless = await self._call(self._engine.is_rootless)

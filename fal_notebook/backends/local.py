@@ -15,15 +15,12 @@ from typing import Any
 
 import psutil
 
-from fal_notebook.backends import children
+from fal_notebook.backends import children, fit
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.bundle import write_bundle
-from fal_notebook.backends.environments import (
-    EnvironmentSpec,
-    ensure,
-    ensure_runner_libraries,
-)
+from fal_notebook.backends.environments import EnvironmentSpec, ensure, installed
 from fal_notebook.backends.requirement_layers import layers_of
+from fal_notebook.backends.runner_libraries import ensure_runner_libraries, refuse
 from fal_notebook.backends.zygotes import Zygotes, clean_environment, spawn
 from fal_notebook.exceptions import BuildError
 from fal_notebook.runner import keeper
@@ -108,6 +105,7 @@ class LocalBackend:
         layers = layers_of(options, manifest)
         if not layers:
             return {"python": interpreter, "libraries": ""}
+        refuse(fit.pinned(layers), minor)
         spec = EnvironmentSpec(
             interpreter=interpreter,
             python_version=minor,
@@ -115,7 +113,8 @@ class LocalBackend:
             compile_bytecode=bool(options.get("compile_bytecode")),
         )
         python = await ensure(self._state, spec, progress, force=bool(options.get("force")))
-        libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress)
+        found = await asyncio.to_thread(installed, python)
+        libraries = await ensure_runner_libraries(self._state, interpreter, minor, progress, found)
         return {"python": str(python), "libraries": str(libraries)}
 
     async def restore(

@@ -159,8 +159,9 @@ class FastApiRoute:
         from fastapi import Depends
 
         parameters = inspect.signature(function).parameters.values()
-        # A dependency, for FastAPI gives the request itself to one parameter: the user's own.
-        ours = Annotated[Request, Depends(_itself)]
+        # A dependency, for FastAPI gives the request itself to one parameter: the user's own. It
+        # is not said to be one: up to 0.121 FastAPI refuses a dependency of that type.
+        ours = Annotated[Any, Depends(_itself)]
         own = inspect.Parameter("fal_request", inspect.Parameter.KEYWORD_ONLY, annotation=ours)
         signature = inspect.Signature(
             [*(_resolved(p, hints, p.name in self.in_path) for p in parameters), own],
