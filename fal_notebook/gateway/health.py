@@ -19,6 +19,8 @@ PERIOD = 15.0
 AGAIN = 0.25
 # Every app answers it to GET; other paths of an app are endpoints, which are called by POST.
 HEALTH = "/health"
+# What an endpoint answers that takes more than the empty body of a check: it works.
+REFUSED = 422
 
 
 def check_of(revision: Revision) -> HealthCheck | None:
@@ -94,7 +96,7 @@ class Health:
         self.answered = status > 0
         if not status:
             return "was not accepted"
-        return "" if 200 <= status < 400 else f"answers {status}"
+        return "" if 200 <= status < 400 or status == REFUSED else f"answers {status}"
 
     def _request(self) -> bytes:
         body = b"{}" if self._check.method == "POST" else b""
