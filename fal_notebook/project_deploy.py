@@ -83,7 +83,13 @@ def _loaded(app: ProjectApp) -> Iterator[tuple[Any, list[str]]]:
         return
     load = _of_file if app.ref else _of_module
     with on_path(app.folder), fresh(app.folder) as read, load(app) as found:
-        yield found, by_value(app.options, read())
+        yield found, by_value(app.options, read(_source(app)))
+
+
+def _source(app: ProjectApp) -> str:
+    """Return the source of a `ref`, which nothing imports."""
+    file = app.ref.partition("::")[0]
+    return (app.folder / Path(file).expanduser()).read_text() if file else ""
 
 
 @contextmanager

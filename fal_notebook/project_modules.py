@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import sys
@@ -27,15 +28,21 @@ def on_path(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def fresh(folder: Path) -> Iterator[Callable[[], list[str]]]:
+def fresh(folder: Path) -> Iterator[Callable[[str], list[str]]]:
     """Have the project's modules read anew, for they may have changed.
 
-    Gives a function that returns the packages and modules that have been read. Afterwards the
-    notebook has those that it had.
+    Gives a function that returns the packages and modules that have been read, or that a source
+    names and will be. Afterwards the notebook has those that it had.
     """
     before = {name: sys.modules.pop(name) for name in _modules_in(folder)}
+
+    def read(source: str) -> list[str]:
+        for text in (source, *map(_source_of, _modules_in(folder))):
+            _import_named(folder, text)
+        return sorted({name.partition(".")[0] for name in _modules_in(folder)})
+
     try:
-        yield lambda: sorted({name.partition(".")[0] for name in _modules_in(folder)})
+        yield read
     finally:
         tops = {name.partition(".")[0] for name in before}
         for name in _modules_in(folder):
@@ -49,6 +56,29 @@ def by_value(options: Mapping[str, Any], modules: list[str]) -> list[str]:
     requirements = options.get("requirements") or []
     flat = [one for item in requirements for one in (item if isinstance(item, list) else [item])]
     return [] if any(one.startswith("/") for one in flat) else modules
+
+
+def _import_named(folder: Path, source: str) -> None:
+    """Import the project's modules that a source names anywhere, and those that these name."""
+    for name in sorted(_named(source)):
+        if name not in sys.modules and _is_there(folder, name):
+            importlib.import_module(name)
+            _import_named(folder, _source_of(name))
+
+
+def _source_of(name: str) -> str:
+    file = getattr(sys.modules[name], "__file__", None) or ""
+    return Path(file).read_text(encoding="utf-8") if file.endswith(".py") else ""
+
+
+def _named(source: str) -> set[str]:
+    found = set[str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def _modules_in(folder: Path) -> list[str]:

@@ -55,6 +55,24 @@ CASES = (
         "x=8 y=5",
     ),
     Case(
+        "methods_of_the_modules_own_generator",
+        ("from random import choice", "def drawn(x: int) -> int: return choice([x])"),
+        "4",
+        4,
+    ),
+    Case(
+        "cached_property",
+        (
+            "import functools\nclass Lazy:\n"
+            "    def __init__(self, n): self.n = n\n"
+            "    @functools.cached_property\n    def double(self): return self.n * 2",
+            "lazy = Lazy(3)",
+            "def lazily(x: int) -> int: return lazy.double + Lazy(x).double",
+        ),
+        "2",
+        10,
+    ),
+    Case(
         "list_and_dict_parameters",
         ("def on_list(xs: list[float], by: dict[str, int]) -> list[float]: return xs + [len(by)]",),
         "[1.5], {'a': 1}",

@@ -7,10 +7,12 @@ import importlib
 import inspect
 import os
 import pickle
+import random
 import subprocess
 import sys
 import threading
 import time
+import typing
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -268,6 +271,36 @@ def test_classes_that_are_used_stay_the_same() -> None:
     assert digest_of(space["f"]) == before
 
 
+HINTS = """
+import functools
+class Node:
+    below: list["Node"]
+class Lazy:
+    def __init__(self): self.n = 1
+    @functools.cached_property
+    def found(self): return self.n + 1
+lazy = Lazy()
+"""
+DRAWS = """
+import random
+from random import choice
+from numpy.random import rand
+from scipy.stats import norm
+def f():
+    return choice([1, 2]), rand(), norm.rvs(), random.random()
+"""
+
+
+def test_the_generators_of_a_process_are_no_values() -> None:
+    draws = cell(DRAWS)
+    before = digest_of(draws["f"])
+    draws["f"]()
+    assert digest_of(draws["f"]) == before
+    own = [random.Random(seed) for seed in (1, 2)]
+    assert digest_of(own[0]) != digest_of(own[1])
+    assert digest_of(own[0].choice) != digest_of(own[1].choice)
+
+
 def _trees() -> dict[str, KNeighborsClassifier]:
     features, labels = load_digits(return_X_y=True)
     kinds = ("kd_tree", "ball_tree")
@@ -283,6 +316,15 @@ def test_values_that_are_used_stay_the_same() -> None:
         }
     ).set_index("kind")
     trees, masked = _trees(), np.ma.masked_array([1, 2], [0, 1])
+    days = pd.Series([1, 2, 3], pd.date_range("2020", periods=3, tz="Europe/Berlin"))
+    sparse, hints = scipy.sparse.csr_matrix(np.eye(3)), cell(HINTS)
+    others = digest_of(days), digest_of(sparse), digest_of(hints["Node"]), digest_of(hints["lazy"])
+    days["2020-01-01"], days.index[0], sparse @ sparse, sparse.max()
+    typing.get_type_hints(hints["Node"], hints), hints["lazy"].found
+    assert others == (
+        *(digest_of(days), digest_of(sparse)),
+        *(digest_of(hints["Node"]), digest_of(hints["lazy"])),
+    )
     before = digest_of(frame), digest_of(trees), digest_of(masked)
     frame.loc["q"], frame.describe(), frame.index.is_unique, repr(frame)
     for tree in trees.values():

@@ -362,7 +362,10 @@ def test_an_entry_point_travels_by_value_and_is_read_anew(tables: Path) -> None:
 
 @pytest.mark.parametrize("way", ['ref = "two.py::told"', 'python_entry_point = "two:told"'])
 def test_a_module_beside_it_travels_along_and_is_read_anew(tables: Path, way: str) -> None:
-    (tables / "two.py").write_text("import beside\ndef told(): return beside.word()\n")
+    (tables / "two.py").write_text(
+        "import beside\ndef told():\n    import waits\n    return beside.word() + waits.more()\n"
+    )
+    (tables / "waits.py").write_text("def more(): return 0\n")
     (tables / "beside.py").write_text("from pp_package import step\ndef word(): return step(1)\n")
     (tables / "late.py").write_text("WORD = 'late'\n")
     (tables / "pyproject.toml").write_text(f"[tool.fal.apps.pp-plain]\n{way}\n")
@@ -372,10 +375,11 @@ def test_a_module_beside_it_travels_along_and_is_read_anew(tables: Path, way: st
     assert handle.status()["options"]["local_python_modules"] == [
         *("beside", "late", "pp_package"),
         *(["two"] if "entry" in way else []),
+        "waits",
     ]
-    (tables / "beside.py").write_text("def word(): return 'anew'\n")
+    (tables / "waits.py").write_text("def more(): return 5\n")
     assert "active (revision 2)" in run("deploy", "pp-plain")
-    assert handle() == "anew"
+    assert handle() == 106
 
 
 def test_modules_that_are_installed_in_the_folder_are_no_part_of_the_project(
@@ -389,10 +393,10 @@ def test_modules_that_are_installed_in_the_folder_are_no_part_of_the_project(
     with on_path(tables), fresh(tables) as read:
         importlib.import_module("pp_installed")
         importlib.import_module("pp_own")
-        assert read() == ["pp_own"]
+        assert read("") == ["pp_own"]
     with on_path(tables), fresh(tables) as read:
         assert "pp_own" not in sys.modules
-        assert read() == []
+        assert read("") == []
     assert sys.modules.pop("pp_own").__file__ == str(tables / "pp_own.py")
     del sys.modules["pp_installed"]
 

@@ -163,6 +163,10 @@ class _Digester:
         parts = [getattr(value, name, None) for name in (*names, "__value__")]
         return _hash(b"alias", self.digest(parts))
 
+    def _forward(self, value: Any) -> bytes:
+        """Hash what a name in quotes says, not what became of it."""
+        return _hash(b"forward", self.digest((value.__forward_arg__, value.__forward_module__)))
+
     def _buffer(self, value: pickle.PickleBuffer) -> bytes:
         return _hash(b"buffer", value.raw())
 
@@ -190,6 +194,7 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (is_class, _Digester._class),
     (lambda v: isinstance(v, types.CodeType), _Digester._code),
     (lambda v: isinstance(v, _ALIASES), _Digester._alias),
+    (lambda v: type(v) is typing.ForwardRef, _Digester._forward),
 )
 
 

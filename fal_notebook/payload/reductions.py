@@ -10,6 +10,8 @@ from typing import Any
 
 import cloudpickle
 
+from fal_notebook.payload import shared_objects
+
 _ITERATORS = slice(3, 5)  # items of a list and of a dict, in what ``__reduce__`` returns
 
 
@@ -28,6 +30,8 @@ class Reductions:
 
 
 def _reduced(value: Any) -> Any:
+    if (found := shared_objects.reduced(value)) is not None:
+        return found
     reducer = cloudpickle.Pickler.dispatch_table.get(type(value))
     return reducer(value) if reducer is not None else value.__reduce_ex__(5)
 

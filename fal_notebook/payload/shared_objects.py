@@ -1,0 +1,43 @@
+"""Objects that are each process's own, such as the generator behind `random`: they go by name."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from typing import Any
+
+from fal_notebook.payload.references import is_by_value
+
+_GENERATORS = (("random", "_inst"), ("numpy.random.mtrand", "_rand"))
+_METHODS = (types.MethodType, types.BuiltinMethodType)
+
+
+def reduced(value: Any) -> Any:
+    """Return how such an object is pickled, None for every other one.
+
+    A copy of a generator would give every runner the same numbers. A cached property goes without
+    its lock, which Python before 3.12 gives it.
+    """
+    if type(value) is functools.cached_property:
+        state = {"attrname": value.attrname, "__doc__": value.__doc__}
+        return functools.cached_property, (value.func,), state
+    found = _of_a_module(value) if isinstance(value, _METHODS) else _generator(value)
+    return (getattr, found) if found is not None else None
+
+
+def _of_a_module(method: Any) -> tuple[types.ModuleType, str] | None:
+    """Return where a module has the method of its own object, as `random.choice`."""
+    module = sys.modules.get(type(method.__self__).__module__)
+    if module is None or isinstance(method.__self__, types.ModuleType) or is_by_value(module):
+        return None
+    name = method.__name__
+    return (module, name) if getattr(module, name, None) is method else None
+
+
+def _generator(value: Any) -> tuple[types.ModuleType, str] | None:
+    for name, attribute in _GENERATORS:
+        module = sys.modules.get(name)
+        if module is not None and getattr(module, attribute, None) is value:
+            return module, attribute
+    return None
