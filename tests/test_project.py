@@ -307,6 +307,9 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway: GatewayInfo
     for name in ("pp-kept", "pp-plain", "pp-entry"):
         with suppress(GatewayError):
             Handle("tester", name).delete()
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def test_an_app_is_deployed_by_its_name_from_a_folder_below(tables: Path) -> None:
