@@ -52,8 +52,11 @@ def test_a_runner_sees_the_secrets_that_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("EFFECT_OF_SECRETS", "kept safe")
     cli.run(["secrets", "set", "EFFECT_OF_SECRETS", "--from-env"], "fal-notebook")
     monkeypatch.delenv("EFFECT_OF_SECRETS")
-    with deployed(ENVIRONMENT, **given(secrets=["EFFECT_OF_SECRETS"])) as seen:
-        assert seen("EFFECT_OF_SECRETS") == "kept safe"
+    try:
+        with deployed(ENVIRONMENT, **given(secrets=["EFFECT_OF_SECRETS"])) as seen:
+            assert seen("EFFECT_OF_SECRETS") == "kept safe"
+    finally:
+        cli.run(["secrets", "delete", "EFFECT_OF_SECRETS"], "fal-notebook")
 
 
 @effect_of("pass_env")
