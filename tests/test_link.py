@@ -22,8 +22,11 @@ async def test_a_runner_that_is_gone_is_not_listened_to(monkeypatch: pytest.Monk
         writer.write(b'11\r\n{"state": "IDLE"}\r\n1\r\n\n\r\n')
         with contextlib.suppress(ConnectionError):
             await reader.read()  # as long as the gateway listens
-        writer.close()
+            writer.close()
+            await writer.wait_closed()
+        left.set()
 
+    left = asyncio.Event()
     server = await asyncio.start_server(silent, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
     row = RunnerRow("r", "me", "app", "rev", "SETUP", "secret", "XS")
@@ -31,5 +34,6 @@ async def test_a_runner_that_is_gone_is_not_listened_to(monkeypatch: pytest.Monk
     lives = iter([True, True, False])
     async with server:
         told = [line async for line in link.states(runner, lambda: next(lives))]
+        await left.wait()
     assert told == [{"state": "IDLE"}]
     assert next(lives, None) is None
