@@ -22,7 +22,7 @@ from fal_notebook.runner.sdk_server import SdkServer
 
 UPLOADS = (
     "uploads by the toolkit of fal's SDK do not reach this machine from a container; use "
-    "fal_notebook.toolkit for them, or target=local"
+    "fal_notebook.toolkit for them, or, without an image, target=local"
 )
 _IMPORTED = re.compile(r"^\s*(import|from)\s+fal\b", re.MULTILINE)
 # Where the SDK's own command serves; here each runner has a port of its own.

@@ -196,7 +196,9 @@ class Submitted:
 
     def _unknown(self, error: NotFoundError) -> NotFoundError:
         owner, name, request_id = self._at
-        return NotFoundError(f"{error}: {request_id} of {owner}/{name} is not there any more")
+        return NotFoundError(
+            f"{error}: {owner}/{name} has no {request_id}, or has it no more; give the whole id"
+        )
 
     def _goes_on(self) -> str:
         return f"the request {self.request_id} of {self._name} goes on"

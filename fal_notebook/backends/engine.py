@@ -24,7 +24,7 @@ from docker.types import CancellableStream
 
 from fal_notebook import settings
 from fal_notebook.backends.details import Detail
-from fal_notebook.backends.engine_words import meaning
+from fal_notebook.backends.engine_words import OTHERWISE, meaning
 from fal_notebook.backends.logins import Login, header
 from fal_notebook.backends.transfers import Transfer
 from fal_notebook.exceptions import BuildError, EngineError
@@ -78,16 +78,16 @@ def _unreachable(error: Exception) -> str:
     if "PermissionError" in text or isinstance(error, PermissionError):
         return (
             f"this user may not use the Docker engine at {where}: run `sudo usermod -aG docker "
-            "$USER`, log in again and restart the gateway, or deploy with target=local"
+            f"$USER`, log in again and restart the gateway; {OTHERWISE}"
         )
     if "FileNotFoundError" in text or isinstance(error, FileNotFoundError):
         return (
             f"there is no Docker engine at {where}: install one (on Debian `apt-get install "
-            "docker.io`), or set DOCKER_HOST, or deploy with target=local"
+            f"docker.io`) or set DOCKER_HOST; {OTHERWISE}"
         )
     return (
-        f"the Docker engine at {where} does not answer: start it (`systemctl start docker`), or "
-        f"deploy with target=local ({type(error).__name__})"
+        f"the Docker engine at {where} does not answer: start it (`systemctl start docker`); "
+        f"{OTHERWISE} ({type(error).__name__})"
     )
 
 

@@ -6,6 +6,9 @@ import platform
 import re
 from collections.abc import Sequence
 
+# What else can be done without an engine; images, those of Dockerfiles too, need one.
+OTHERWISE = "an app without an image also runs with target=local"
+
 _GPU = re.compile(r"could not select device driver|nvidia-container|unresolvable CDI devices", re.I)
 _FULL = re.compile(r"no space left on device|ENOSPC|disk quota exceeded", re.I)
 _FOREIGN = re.compile(r"exec format error", re.I)
@@ -24,7 +27,7 @@ def meaning(said: str) -> str | None:
         return (
             "the Docker engine gives containers no GPU: install the NVIDIA Container Toolkit, run "
             "`sudo nvidia-ctk runtime configure --runtime=docker`, restart the engine; or choose "
-            "a machine_type without a GPU, or target=local"
+            f"a machine_type without a GPU; {OTHERWISE}"
         )
     if _FOREIGN.search(said):
         return (

@@ -17,7 +17,7 @@ SERVER_ERROR, TIMEOUT, CONNECTION_ERROR = "server_error", "timeout", "connection
 
 # In fal's table a lost runner stands under both: whoever names one of them means it.
 _LOST = (SERVER_ERROR, CONNECTION_ERROR)
-_BY_STATUS = {503: (SERVER_ERROR,), 504: (SERVER_ERROR,)}
+_BY_STATUS = {503: (SERVER_ERROR,), 504: (TIMEOUT,)}
 _BY_ERROR = {
     "request_timeout": (TIMEOUT,),
     "runner_disconnected": _LOST,
