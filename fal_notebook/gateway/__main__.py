@@ -9,13 +9,12 @@ import os
 import secrets
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError
-from fal_notebook.gateway import paths
+from fal_notebook.gateway import clock, paths
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
@@ -154,7 +153,7 @@ async def _keep_house(gateway: Gateway, kept: Kept) -> None:
             await asyncio.to_thread(
                 bounds.trim, gateway.state, bounds.ended(gateway.store), kept.logs
             )
-            await gateway.queue.records.forget(time.time() - kept.results)
+            await gateway.queue.records.forget(clock.ago(kept.results))
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
         await asyncio.sleep(period)

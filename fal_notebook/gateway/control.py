@@ -9,7 +9,8 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Body, FastAPI, Header, Path, Query, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from fal_notebook import __version__, exceptions
@@ -46,6 +47,23 @@ _STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
 ]
 
 
+class Refusal(BaseModel):
+    """What is told of a request that was not done; `detail` is a sentence, or FastAPI's list."""
+
+    detail: str | list[dict[str, Any]]
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+
+_REFUSED = {400, 401, 403, *(status for _, status in _STATUS if status < 500), 507}
+# As OpenAPI has them, for every route.
+_REFUSALS: dict[int | str, dict[str, Any]] = {s: {"model": Refusal} for s in sorted(_REFUSED)}
+
+
 def create_control(gateway: Gateway) -> FastAPI:
     """Return the control API; who may use it is decided before, in `app`."""
     api = FastAPI(
@@ -54,6 +72,7 @@ def create_control(gateway: Gateway) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=_REFUSALS,
     )
     routers = _gateway_routes, _app_routes, _image_routes, _key_routes, _storage_routes
     for routes in (*routers, _secret_routes, _revision_routes, _env_routes):
@@ -124,14 +143,14 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         """Answer over TLS too; return the port and the certificates to trust."""
         return gateway.tls.open()
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus metrics under fal's names, and those of runners with a metrics_port."""
         of_runners = await scrape(list(gateway.fleets.values()))
         content = gateway.metrics.render() + of_runners
-        return Response(content, media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(content, media_type="text/plain; version=0.0.4")
 
-    @router.get("/api/events")
+    @router.get("/api/events", response_class=EventStream)
     async def events(request: Request, owner: str = "", app: str = "", since: int = 0) -> Response:
         """Events after `since` and live ones, as SSE; of one app if it is named.
 
@@ -139,7 +158,7 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         """
         last = request.headers.get("last-event-id", "")
         stream = gateway.events.follow(int(last) if last.isdecimal() else since, owner, app)
-        return StreamingResponse(stream, media_type="text/event-stream")
+        return EventStream(stream)
 
     @router.put("/api/blobs/{digest}")
     async def put_blob(digest: Digest, request: Request) -> dict[str, Any]:
@@ -214,7 +233,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         """The id of the only request that begins or ends with `part`."""
         return await requests.find(gateway, owner, name, part)
 
-    @router.get("/{owner}/{name}/logs")
+    @router.get("/{owner}/{name}/logs", responses={200: {"content": {EventStream.media_type: {}}}})
     async def read_logs(
         owner: str,
         name: str,
@@ -232,7 +251,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         query = logs.Query(Wanted.of(runner, request, level), tail, place, limit)
         if follow:
             lines = logs.follow(gateway, owner, name, query)
-            return StreamingResponse(lines, media_type="text/event-stream")
+            return EventStream(lines)
         return await logs.read(gateway, owner, name, query)
 
     return router
@@ -292,11 +311,11 @@ def _image_routes(gateway: Gateway) -> APIRouter:
         """The image of an app: Dockerfiles, layers, sizes, digest."""
         return await images.about(gateway, owner, name)
 
-    @router.post("/apps/{owner}/{name}/push")
+    @router.post("/apps/{owner}/{name}/push", response_class=EventStream)
     async def push(owner: str, name: str, request: images.PushRequest) -> Response:
         """Send the image of an app to a registry; what happens comes as SSE."""
         told = await images.push(gateway, owner, name, request)
-        return StreamingResponse(told, media_type="text/event-stream")
+        return EventStream(told)
 
     @router.post("/images/prune")
     async def prune(dry_run: bool = False) -> dict[str, Any]:

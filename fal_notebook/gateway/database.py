@@ -6,21 +6,29 @@ import contextlib
 import errno
 import os
 import sqlite3
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fal_notebook.exceptions import DiskFullError, StoreError
 
+# The header of a log (https://sqlite.org/fileformat2.html#walformat) has so many bytes.
+_HEADER = 32
+# A file of so many bytes at most is read as a whole when it is opened (0.2 s).
+_CHECKED = 256 * 1024 * 1024
+
 
 @contextlib.contextmanager
-def io_errors(folder: Path) -> Iterator[None]:
-    """Translate errors of SQLite and of the file system in a folder: full, or not usable."""
+def io_errors(folder: Path, name: str = "") -> Iterator[None]:
+    """Translate errors of SQLite and of the file system in a folder, or in one file of it."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         if _is_full(error):
             message = f"no room is left in {folder}: free space on its disk and try again"
             raise DiskFullError(message) from None
+        if type(error) is sqlite3.DatabaseError:  # its subclasses have other causes
+            raise _damaged(folder / name, str(error)) from None
         raise StoreError(f"the gateway's state in {folder}: {error}") from error
 
 
@@ -49,9 +57,11 @@ def connect(
     Raises
     ------
     StoreError
-        When the file was written by a newer version (it is left untouched) or cannot be used.
+        When the file was written by a newer version or is damaged (it and its log are left
+        untouched), or cannot be used.
     """
-    with io_errors(path.parent):
+    with io_errors(path.parent, path.name):
+        _examine(path, len(migrations))
         # A file that another connection of this process has open must not be opened and closed:
         # that drops its locks, and who looks from outside then removes the log that is written to.
         with contextlib.suppress(FileExistsError):
@@ -61,7 +71,7 @@ def connect(
         )
         database.row_factory = sqlite3.Row
         try:
-            _migrate(database, path, migrations)
+            _migrate(database, migrations)
             database.execute(f"PRAGMA synchronous = {synchronous}")
         except BaseException:
             database.close()
@@ -69,13 +79,65 @@ def connect(
     return database
 
 
-def _migrate(database: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+def _examine(path: Path, known: int) -> None:
+    """Refuse a file that is newer or damaged, or whose log (``-wal``) is.
+
+    It is opened to be read only: any other connection moves the log into the file as it closes.
+    Of a log that ends too early, all that was complete counts.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if _has_no_header(log):
+        raise _damaged(log, "its header is wrong")
+    if not _size(path):
+        if _size(log) > _HEADER:
+            raise _damaged(log, f"its {path.name} is empty or gone")
+        return
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        found = database.execute("PRAGMA user_version").fetchone()[0]
+        if found > known:
+            raise StoreError(
+                f"{path} was written by a newer fal_notebook (schema {found}, here {known}); "
+                "upgrade it or set FAL_NOTEBOOK_STATE to another folder"
+            )
+        if _size(path) <= _CHECKED:
+            said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if said != "ok":
+                raise _damaged(path, " ".join(said.split()))
+
+
+def _has_no_header(log: Path) -> bool:
+    """Say whether the header of a log is broken; SQLite would take such a log for an empty one.
+
+    One of zeros is what a machine leaves that lost its power before the log was on its disk.
+    """
+    if _size(log) < _HEADER:
+        return False
+    with log.open("rb") as file:
+        header = file.read(_HEADER)
+    if not any(header):
+        return False
+    order = ">" if header[3] & 1 else "<"
+    first = second = 0
+    for one, other in struct.iter_unpack(f"{order}2I", header[:24]):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    return struct.unpack(">2I", header[24:]) != (first, second)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _damaged(place: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{place} is damaged ({reason}) and stays as it is: put back a copy of it and of what "
+        "stands beside it, or move it elsewhere to go on without what it holds"
+    )
+
+
+def _migrate(database: sqlite3.Connection, migrations: Sequence[str]) -> None:
     found = database.execute("PRAGMA user_version").fetchone()[0]
-    if found > len(migrations):
-        raise StoreError(
-            f"{path} was written by a newer fal_notebook (schema {found}, here "
-            f"{len(migrations)}); upgrade it or set FAL_NOTEBOOK_STATE to another folder"
-        )
     database.execute("PRAGMA journal_mode = WAL")
     for version, migration in enumerate(migrations[found:], found + 1):
         database.executescript(f"BEGIN; {migration} PRAGMA user_version = {version}; COMMIT;")

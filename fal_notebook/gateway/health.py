@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from urllib.parse import quote
 
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.fleet import Runner
 from fal_notebook.gateway.headers import request_head
 from fal_notebook.gateway.store import Revision
@@ -75,7 +75,7 @@ class Health:
         while failures < self._check.failure_threshold:
             await self._due()
             wrong = await self._ask()
-            age = time.time() - self._runner.row.created_at
+            age = clock.now() - self._runner.began
             failures = count(failures, wrong, age, self._check)
         return f"{self._name} {wrong}" + (f", {failures} times in a row" if failures > 1 else "")
 

@@ -83,7 +83,7 @@ class Lifecycle:
         knows when its last request was, and until then it is one that has just begun to start.
         """
         ending = row.state in ("DRAINING", "TERMINATING")
-        runner = Runner(row)
+        runner = Runner(row, began=min(clock.now(), row.created_at))
         if row.ready_at is not None and not ending:
             runner.last_request_at = clock.now()
         life = self._begin(fleet, runner, revision, adopted=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
 from fal_notebook.exceptions import NotFoundError, OptionError
-from fal_notebook.gateway import paths, plan
+from fal_notebook.gateway import clock, paths, plan
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.store import App, Revision, RunnerRow
@@ -198,7 +197,7 @@ def _fleet(gateway: Gateway, owner: str, name: str) -> Fleet:
 def prune(gateway: Gateway) -> None:
     """Remove rows and logs of runners that ended long ago."""
     with gateway.store.transaction():
-        _remove_logs(gateway, gateway.store.forget_runners(time.time() - RUNNERS_KEPT))
+        _remove_logs(gateway, gateway.store.forget_runners(clock.ago(RUNNERS_KEPT)))
 
 
 def _remove_logs(gateway: Gateway, runners: Iterable[str]) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fal_notebook.exceptions import OptionError, PayloadTooLargeError
-from fal_notebook.gateway import paths
+from fal_notebook.gateway import clock, paths
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.store import Revision
@@ -78,5 +77,5 @@ def prune(gateway: Gateway) -> None:
     used = set[str]().union(*(each.blobs for each in gateway.store.select(Revision)))
     for path in (gateway.state / "blobs").glob("*"):
         with contextlib.suppress(OSError):
-            if path.name not in used and path.stat().st_mtime < time.time() - UNUSED_KEPT:
+            if path.name not in used and path.stat().st_mtime < clock.ago(UNUSED_KEPT):
                 path.unlink()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any
 
 from fal_notebook.exceptions import NotFoundError
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.errors import KEPT
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import requests
@@ -53,4 +53,4 @@ def error(gateway: Gateway, owner: str, name: str, request_id: str) -> dict[str,
 
 def prune(gateway: Gateway) -> None:
     """Remove groups that have not grown for a long time."""
-    gateway.store.forget_errors(time.time() - KEPT)
+    gateway.store.forget_errors(clock.ago(KEPT))

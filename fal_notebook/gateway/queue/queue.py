@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import StoreError
-from fal_notebook.gateway import errors, start_deadline
+from fal_notebook.gateway import clock, errors, start_deadline
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.headers import HINT
 from fal_notebook.gateway.logs.redaction import Redaction
@@ -85,7 +84,7 @@ class Queue:
             return
         if request.deadline is not None and request.number not in self._deadlines:
             self._deadlines[request.number] = self._loop.call_later(
-                request.deadline - time.time(), self._expire, fleet, request
+                request.deadline - clock.now(), self._expire, fleet, request
             )
         fleet.queue(request.number, request.low, dict(request.headers).get(HINT))
 
@@ -185,7 +184,7 @@ class Queue:
 
     async def _complete(self, fleet: Fleet | None, request: QueuedRequest, answer: Answer) -> None:
         """Record the answer and tell everyone who follows the request."""
-        now = time.time()
+        now = clock.now()
         await _insist(functools.partial(self.records.complete, request, answer, now))
         if request.webhook:
             self.on_webhook()

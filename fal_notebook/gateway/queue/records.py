@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import sqlite3
-import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.queue import content, table
 from fal_notebook.gateway.queue.journal import Journal
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
@@ -38,7 +38,7 @@ class Records:
     # --- one request, as its life goes -------------------------------------------------------
     def number(self) -> int:
         """Return the number of a request that arrives now."""
-        self._last = max(self._last + 1, time.time_ns() // 1000)
+        self._last = max(self._last + 1, int(clock.now() * 1e6))
         return self._last
 
     def spool(self, request_id: str) -> content.Spool:
@@ -59,7 +59,7 @@ class Records:
         """Record that the runner of this id gets the request now."""
         number, attempt = request.number, request.attempts
         await self.journal.write(
-            lambda database: table.begin(database, number, runner, attempt, time.time())
+            lambda database: table.begin(database, number, runner, attempt, clock.now())
         )
 
     async def put_back(self, request: QueuedRequest) -> None:

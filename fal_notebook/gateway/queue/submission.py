@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from fal_notebook.gateway import start_deadline
+from fal_notebook.gateway import clock, start_deadline
 from fal_notebook.gateway.admission import Admitted
 from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.queue.table import QueuedRequest
@@ -43,7 +42,7 @@ def read(
         user=principal.user if principal else None,
         low=_priority(headers) == b"low",
         no_retry=_no_retry(headers),
-        deadline=None if patience is None else time.time() + patience,
+        deadline=None if patience is None else clock.now() + patience,
         webhook=_webhook(scope),
     )
 

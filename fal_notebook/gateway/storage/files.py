@@ -7,10 +7,10 @@ import errno
 import os
 import secrets
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import RefusedRequestError
 from fal_notebook.gateway.storage.parts import Parts
@@ -77,7 +77,7 @@ class Files:
     def find(self, identity: str) -> StoredFile | None:
         """Return a file that has not expired, or None."""
         file = self.table.find(identity)
-        return None if file is None or file.is_over(time.time()) else file
+        return None if file is None or file.is_over(clock.ago(0)) else file
 
     def open(self, file: StoredFile) -> int:
         """Return a descriptor of a file's content, never of where a link leads.
@@ -103,7 +103,7 @@ class Files:
 
     def remove_older(self, seconds: float) -> tuple[int, int]:
         """Remove files that are older than this; return how many, and their bytes."""
-        found = self.table.older(time.time() - seconds)
+        found = self.table.older(clock.ago(seconds))
         for file in found:
             self.remove(file)
         return len(found), sum(file.size or 0 for file in found)
@@ -111,7 +111,7 @@ class Files:
     def prune(self) -> None:
         """Remove what has expired, was never finished, or is in the folder without a row."""
         self._remove_expired()
-        known, now = self.table.ids(), time.time()
+        known, now = self.table.ids(), clock.ago(0)
         for path in (self._folder / "files").iterdir():
             with contextlib.suppress(OSError):
                 if path.name not in known and path.lstat().st_mtime < now - _STRAY_KEPT:
@@ -120,7 +120,7 @@ class Files:
             self.parts.discard(upload)
 
     def _remove_expired(self) -> None:
-        now = time.time()
+        now = clock.ago(0)
         for file in self.table.over(now, now - URL_VALID):
             self.remove(file)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, UnauthorizedError
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.auth import Auth, Principal
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.replies import BAD_REQUEST, Reading, error_reply, refuse
@@ -125,7 +125,7 @@ class StorageRoutes:
     def _signed(self, act: Act) -> Act:
         async def checked(call: Call) -> None:
             query = call.scope["query_string"].decode("latin-1")
-            if not self._tickets.admits(call.named["id"], query, time.time()):
+            if not self._tickets.admits(call.named["id"], query, clock.ago(0)):
                 raise RefusedRequestError(403, "the upload URL is not valid, or not any more")
             await act(call)
 
@@ -139,7 +139,7 @@ class StorageRoutes:
     def _principal(self, call: Call) -> Principal:
         authorization = call.headers.get(b"authorization", b"")
         scheme, _, token = authorization.decode("latin-1").partition(" ")
-        if scheme.lower() == "bearer" and (user := self._tickets.user_of(token, time.time())):
+        if scheme.lower() == "bearer" and (user := self._tickets.user_of(token, clock.ago(0))):
             return Principal(user, "UPLOAD")
         principal = self._auth.identify(authorization)
         if principal is None:

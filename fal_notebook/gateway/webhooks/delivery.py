@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from fal_notebook.exceptions import FalNotebookError, StoreError
+from fal_notebook.gateway.clock import now
 from fal_notebook.gateway.webhooks import flights
 from fal_notebook.gateway.webhooks.table import Delivery, DeliveryTable
 from fal_notebook.gateway.webhooks.targets import parse
@@ -44,7 +44,7 @@ class Deliverer:
         self,
         table: DeliveryTable,
         send: Callable[[Delivery], Awaitable[None]],
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._table = table
         self._send = send
