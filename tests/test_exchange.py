@@ -17,7 +17,7 @@ from inside import fleet_of
 from serving import control, deployed, run_url
 
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.gateway import direct, exchange
+from fal_notebook.gateway import direct, exchange, limits
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.upstream import Pool
 
@@ -150,7 +150,7 @@ only_linux_resets = pytest.mark.skipif(
 
 
 async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "UPLOAD_STALL", 0.05)
+    monkeypatch.setattr(limits, "BODY_STALL", 0.05)
     caller = Caller()
     await caller.ask(fleet_of(0))
     assert caller.status == 408

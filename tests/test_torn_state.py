@@ -33,7 +33,7 @@ def zeroed(log: bytearray, place: int) -> bytearray:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return what must stay as it is: not the index (``-shm``) that SQLite makes, nor an empty log."""
+    """Return what must stay: all but the index (``-shm``) that SQLite makes, and an empty log."""
     content = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".db-shm"}
     return {name: data for name, data in content.items() if data or name == "store.db"}
 

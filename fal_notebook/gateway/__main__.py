@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fal_notebook import __version__, discovery, settings, state_lock
 from fal_notebook.exceptions import FalNotebookError
-from fal_notebook.gateway import clock, paths
+from fal_notebook.gateway import clock, limits, paths
 from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
@@ -47,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 def main() -> None:
     """Run the gateway of the state folder until it is asked to stop; exit 1 if there is one."""
     os.umask(0o077)
+    limits.raise_files()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     state = settings.state_folder()
@@ -88,7 +89,7 @@ async def _serve(state: Path, held: int) -> None:
     trimming = asyncio.ensure_future(bounds.watch_all(state, gateway.store, kept.logs))
     warming = asyncio.ensure_future(gateway.targets.local.warm(sys.executable))
     gateway.tls.reopen()
-    server = Server(app, BoundedProtocol)
+    server = Server(app, BoundedProtocol, limits.IDLE_TIME)
     serving = asyncio.ensure_future(server.serve([listener]))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, gateway.request_stop, True)

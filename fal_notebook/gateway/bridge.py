@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook import settings
 from fal_notebook.exceptions import GatewayError, UnauthorizedError
+from fal_notebook.gateway import limits
 from fal_notebook.gateway.auth import RUNNER, Auth, HostCheck
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
@@ -79,7 +80,7 @@ class BridgePort:
         port = int(listener.getsockname()[1])
         self._url = f"http://{host}:{port}"
         self._host_check.add("http", port, (host,))
-        self._server = Server(self.app, BoundedProtocol)
+        self._server = Server(self.app, BoundedProtocol, limits.IDLE_TIME)
         self._serving = asyncio.ensure_future(self._server.serve([listener]))
 
     async def close(self) -> None:

@@ -64,6 +64,11 @@ _REFUSED = {400, 401, 403, *(status for _, status in _STATUS if status < 500), 5
 _REFUSALS: dict[int | str, dict[str, Any]] = {s: {"model": Refusal} for s in sorted(_REFUSED)}
 
 
+def _also(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of a route that answers otherwise than with JSON."""
+    return {200: {"content": {media_type: {}}}}
+
+
 def create_control(gateway: Gateway) -> FastAPI:
     """Return the control API; who may use it is decided before, in `app`."""
     api = FastAPI(
@@ -143,14 +148,14 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         """Answer over TLS too; return the port and the certificates to trust."""
         return gateway.tls.open()
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", responses=_also("text/plain"))
     async def metrics() -> Response:
         """Prometheus metrics under fal's names, and those of runners with a metrics_port."""
         of_runners = await scrape(list(gateway.fleets.values()))
         content = gateway.metrics.render() + of_runners
         return PlainTextResponse(content, media_type="text/plain; version=0.0.4")
 
-    @router.get("/api/events", response_class=EventStream)
+    @router.get("/api/events", responses=_also(EventStream.media_type))
     async def events(request: Request, owner: str = "", app: str = "", since: int = 0) -> Response:
         """Events after `since` and live ones, as SSE; of one app if it is named.
 
@@ -233,7 +238,7 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         """The id of the only request that begins or ends with `part`."""
         return await requests.find(gateway, owner, name, part)
 
-    @router.get("/{owner}/{name}/logs", responses={200: {"content": {EventStream.media_type: {}}}})
+    @router.get("/{owner}/{name}/logs", responses=_also(EventStream.media_type))
     async def read_logs(
         owner: str,
         name: str,
@@ -311,7 +316,7 @@ def _image_routes(gateway: Gateway) -> APIRouter:
         """The image of an app: Dockerfiles, layers, sizes, digest."""
         return await images.about(gateway, owner, name)
 
-    @router.post("/apps/{owner}/{name}/push", response_class=EventStream)
+    @router.post("/apps/{owner}/{name}/push", responses=_also(EventStream.media_type))
     async def push(owner: str, name: str, request: images.PushRequest) -> Response:
         """Send the image of an app to a registry; what happens comes as SSE."""
         told = await images.push(gateway, owner, name, request)

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from fal_notebook.gateway import errors
+from fal_notebook.gateway import errors, limits
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import (
@@ -24,7 +24,7 @@ from fal_notebook.gateway.headers import (
 )
 from fal_notebook.gateway.storage.expiry import default_preference
 from fal_notebook.gateway.upstream import INCOMPLETE, Connection, RefusedError, UpstreamError
-from fal_notebook.gateway.watch import UPLOAD_STALL, Watch
+from fal_notebook.gateway.watch import Watch
 from fal_notebook.runner.spec import LINK, SECRET, TOLD
 
 # Read this much of a body before a runner is taken: a slow caller should not hold a slot.
@@ -141,7 +141,7 @@ class Exchange:
             late.set()
             task.cancel()
 
-        patience = AT_ONCE if self._live else UPLOAD_STALL
+        patience = AT_ONCE if self._live else limits.BODY_STALL
         timer = asyncio.get_running_loop().call_later(patience, interrupt)
         try:
             while self._more and len(self._body) < READ_AHEAD:
@@ -359,7 +359,7 @@ class Exchange:
         if self._more:
             self._body = b""
         while await connection.send(_chunk(data) if chunked else data, self._live) and self._more:
-            watch.expect_body(True, None if self._live else UPLOAD_STALL)
+            watch.expect_body(True, None if self._live else limits.BODY_STALL)
             data = await self._next(receive)
             watch.expect_body(False)
         if chunked and not self._more:

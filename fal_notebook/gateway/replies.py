@@ -10,14 +10,13 @@ from typing import Any
 
 from starlette.types import Message, Receive, Send
 
+from fal_notebook.gateway import limits
 from fal_notebook.gateway.headers import Header
 
 Reply = Callable[[Send], Awaitable[None]]
 
 # fal's error type of what is the caller's to mend.
 BAD_REQUEST = "bad_request"
-# So long a refused caller may go on sending (seconds).
-LINGER = 2.0
 
 
 def json_reply(content: Any, request_id: str, status: int = 200) -> Reply:
@@ -97,7 +96,7 @@ async def refuse(reply: Reply, receive: Receive, send: Send) -> None:
 
     await reply(unfinished)
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_read_away(receive), LINGER)
+        await asyncio.wait_for(_read_away(receive), limits.LINGER)
     await send({"type": "http.response.body"})
 
 

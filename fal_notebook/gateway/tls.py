@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fal_notebook import settings
 from fal_notebook.exceptions import FalNotebookError
+from fal_notebook.gateway import limits
 from fal_notebook.gateway.auth import HostCheck
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
@@ -88,7 +89,9 @@ class TlsPort:
 
     def _serve(self, certificates: Certificates) -> None:
         listener = listen("tls_port", settings.setting("tls_port", 0), self._folder / "port")
-        server = Server(self.app, BoundedProtocol, certificate=certificates.server)
+        server = Server(
+            self.app, BoundedProtocol, keep_alive=limits.IDLE_TIME, certificate=certificates.server
+        )
         server.config.load()
         self.port = int(listener.getsockname()[1])
         self._host_check.add("https", self.port)

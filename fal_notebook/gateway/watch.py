@@ -8,10 +8,10 @@ from typing import Any
 
 from starlette.types import Receive
 
+from fal_notebook.gateway import limits
+
 # An exchange that is shorter than this costs no look at its caller.
 WATCH_AFTER = 0.25
-# A body that is streamed holds a slot: it may not stop for longer than this (seconds).
-UPLOAD_STALL = 30.0
 
 
 class Watch:
@@ -50,7 +50,7 @@ class Watch:
         self._delay: asyncio.TimerHandle | None = None
         self._watching: asyncio.Task[None] | None = None
 
-    def expect_body(self, expected: bool, stall: float | None = UPLOAD_STALL) -> None:
+    def expect_body(self, expected: bool, stall: float | None = limits.BODY_STALL) -> None:
         """Say whether the next piece of the request's body is what everything waits for.
 
         It may take `stall` seconds, without that as long as the whole exchange.

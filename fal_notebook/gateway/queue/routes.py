@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
+from fal_notebook.gateway import limits
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
 from fal_notebook.gateway.auth import SEND_KEY, is_owner, may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
@@ -167,7 +168,10 @@ class QueueRoutes:
         self._refuse_above_limit(announced)
         received, more = 0, True
         while more:
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), limits.BODY_STALL)
+            except asyncio.TimeoutError:
+                raise RefusedRequestError(408, "the body did not come in time") from None
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             piece = message.get("body", b"")

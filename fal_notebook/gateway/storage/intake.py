@@ -9,11 +9,11 @@ from typing import Any
 
 from starlette.types import Receive
 
+from fal_notebook.gateway import limits
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue.content import Spool
 from fal_notebook.gateway.storage.room import Room
-from fal_notebook.gateway.watch import UPLOAD_STALL
 
 # Most bytes of a request that is no upload: room for the parts of 100 GB.
 _MOST_JSON = 1024 * 1024
@@ -59,7 +59,7 @@ class Body:
         RefusedRequestError, ClientGoneError
         """
         try:
-            message = await asyncio.wait_for(self._receive(), UPLOAD_STALL)
+            message = await asyncio.wait_for(self._receive(), limits.BODY_STALL)
         except asyncio.TimeoutError:
             raise RefusedRequestError(408, "the body did not come in time") from None
         if message["type"] == "http.disconnect":
