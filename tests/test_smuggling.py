@@ -61,6 +61,48 @@ REFUSED = {
     "a chunk of 0x size": f"{START}Transfer-Encoding: chunked\n\n0x2\n{{}}\n0\n\n",
     "a chunk longer than it says": f"{START}Transfer-Encoding: chunked\n\n1\n{{}}\n0\n\n",
     "a chunk size that overflows": f"{START}Transfer-Encoding: chunked\n\n{'f' * 17}\n{{}}\n0\n\n",
+    "a length in quotes": f'{START}Content-Length: "2"\n\n{{}}{HIDDEN}',
+    "a length with a point": f"{START}Content-Length: 2.0\n\n{{}}{HIDDEN}",
+    "a length of two words": f"{START}Content-Length: 2 0\n\n{{}}{HIDDEN}",
+    "a list of the same length": f"{START}Content-Length: 2, 2\n\n{{}}{HIDDEN}",
+    "lengths of other digits": f"{START}Content-Length: \u0662\n\n{{}}{HIDDEN}",
+    "a length behind a vertical tab": f"{START}Content-Length:\x0b2\n\n{{}}{HIDDEN}",
+    "chunked in quotes": f'{START}Transfer-Encoding: "chunked"\n\n0\n\n{HIDDEN}',
+    "chunked with a parameter": f"{START}Transfer-Encoding: chunked;x=1\n\n0\n\n{HIDDEN}",
+    "chunked behind a comma": f"{START}Transfer-Encoding: ,chunked\n\n0\n\n{HIDDEN}",
+    "chunked before a comma": f"{START}Transfer-Encoding: chunked,\n\n0\n\n{HIDDEN}",
+    "chunked behind another coding": f"{START}Transfer-Encoding: gzip, chunked\n\n0\n\n{HIDDEN}",
+    "chunked with NUL": f"{START}Transfer-Encoding: chun\0ked\n\n0\n\n{HIDDEN}",
+    "chunked with a form feed": f"{START}Transfer-Encoding: chunked\x0c\n\n0\n\n{HIDDEN}",
+    "identity": f"{START}Transfer-Encoding: identity\nContent-Length: 2\n\n{{}}{HIDDEN}",
+    "no coding in it": f"{START}Transfer-Encoding:\nContent-Length: 2\n\n{{}}{HIDDEN}",
+    "chunked in HTTP/1.0": f"{START.replace('1.1', '1.0')}Transfer-Encoding: chunked\n"
+    f"Content-Length: 2\n\n0\n\n{HIDDEN}",
+    "a coding with an underscore beside": f"{START}Transfer_Encoding: chunked\n"
+    f"Content-Length: 2\nContent-Length: 3\n\n{{}}",
+    "a chunk size with a sign": f"{START}Transfer-Encoding: chunked\n\n+2\n{{}}\n0\n\n",
+    "a chunk size behind a space": f"{START}Transfer-Encoding: chunked\n\n 2\n{{}}\n0\n\n",
+    "a chunk size before a space": f"{START}Transfer-Encoding: chunked\n\n2 \n{{}}\n0\n\n",
+    "a chunk size with an underscore": f"{START}Transfer-Encoding: chunked\n\n0_2\n{{}}\n0\n\n",
+    "no chunk size": f"{START}Transfer-Encoding: chunked\n\n\n{{}}\n0\n\n",
+    "a chunk shorter than it says": f"{START}Transfer-Encoding: chunked\n\n4\n{{}}\n0\n\n{HIDDEN}",
+    "NUL in a chunk extension": f"{START}Transfer-Encoding: chunked\n\n2;\0\n{{}}\n0\n\n",
+    "a trailer that is none": f"{START}Transfer-Encoding: chunked\n\n2\n{{}}\n0\nX Y\n\n{HIDDEN}",
+    "a host with a path": "POST /run/tester/seen HTTP/1.1\nHost: GATEWAY/x\nConnection: close\n\n",
+    "a host with a user": "POST /run/tester/seen HTTP/1.1\nHost: a@GATEWAY\nConnection: close\n\n",
+    "a host with a space": "POST /run/tester/seen HTTP/1.1\nHost: GATEWAY x\nConnection: close\n\n",
+    "an empty host": "POST /run/tester/seen HTTP/1.1\nHost:\nConnection: close\n\n",
+    "another host in absolute form": "POST http://elsewhere/run/tester/seen HTTP/1.1\n"
+    "Host: GATEWAY\nContent-Length: 2\n\n{}",
+    "a tunnel": "CONNECT GATEWAY HTTP/1.1\nHost: GATEWAY\n\n",
+    "HTTP/0.9": "GET /run/tester/seen\n\n",
+    "HTTP/1.10": "POST /run/tester/seen HTTP/1.10\nHost: GATEWAY\n\n",
+    "HTTP/2": "PRI * HTTP/2.0\n\nSM\n\n",
+    "a lower-case version": "POST /run/tester/seen http/1.1\nHost: GATEWAY\n\n",
+    "a header before the first line": "X: a\nPOST /run/tester/seen HTTP/1.1\nHost: GATEWAY\n\n",
+    "a space before the first header": "POST /run/tester/seen HTTP/1.1\n X: a\nHost: GATEWAY\n\n",
+    "a control character in a name": f"{START}X\x01: a\nContent-Length: 2\n\n{{}}",
+    "a control character in a value": f"{START}X: a\x01b\nContent-Length: 2\n\n{{}}",
     "another version": "POST /run/tester/seen HTTP/3.7\nHost: GATEWAY\n\n",
     "a space in the path": "POST /run/tester/seen x HTTP/1.1\nHost: GATEWAY\n\n",
 }
@@ -71,12 +113,20 @@ TOO_LONG = {
 }
 # Written as they are: what `Wire` makes of a newline is what these have not.
 FIRST = b"POST /run/tester/seen HTTP/1.1\r\nHost: HOST\r\n"
+CHUNKED = FIRST + b"Transfer-Encoding: chunked\r\n\r\n"
 BARE = {
     "LF at every line": FIRST.replace(b"\r", b"") + b"Content-Length: 2\n\n{}",
     "LF in a value": FIRST + b"X: a\nContent-Length: 2\r\n\r\n{}",
     "CR in a value": FIRST + b"X: a\rContent-Length: 2\r\n\r\n{}",
     "CR at every line": FIRST.replace(b"\n", b"") + b"Content-Length: 2\r\r{}",
-    "LF behind a chunk": FIRST + b"Transfer-Encoding: chunked\r\n\r\n2\n{}\n0\n\n",
+    "CR behind the size of a chunk": CHUNKED + b"2\r{}\r\n0\r\n\r\n",
+    "LF behind the size of a chunk": CHUNKED + b"2\n{}\r\n0\r\n\r\n",
+    "LF in a chunk extension": CHUNKED + b"2;x\n{}\r\n0\r\n\r\n",
+    "LF behind the last chunk": CHUNKED + b"2\r\n{}\r\n0\n\r\n",
+    "LF behind a trailer": CHUNKED + b"2\r\n{}\r\n0\r\nX: a\n\r\n",
+    "LF behind the first line": FIRST.replace(b"1.1\r", b"1.1") + b"Content-Length: 2\r\n\r\n{}",
+    "LF behind the head": FIRST + b"Content-Length: 2\r\n\n{}",
+    "LF behind a chunk": CHUNKED + b"2\n{}\n0\n\n",
 }
 
 
@@ -124,5 +174,6 @@ def test_lines_that_do_not_end_as_they_should_hide_nothing(
 def test_a_head_that_is_too_long_is_refused(gateway: GatewayInfo, seen: str, case: str) -> None:
     before = asked(gateway)
     with Wire(gateway) as wire, contextlib.suppress(ConnectionError):
-        assert answered(wire.send(TOO_LONG[case])) in ([], [431])  # it may be reset unread
+        status = 414 if case == "a path" else 431
+        assert answered(wire.send(TOO_LONG[case])) in ([], [status])  # it may be reset unread
     assert asked(gateway) == before + 1

@@ -209,6 +209,6 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._head += 0 if self._follows else len(data)
         if self._head > limits.HEAD:
-            self._refuse(_TOO_LARGE if self.headers else _TOO_LONG)
+            self._refuse(_TOO_LONG if len(self.url) > limits.HEAD // 2 else _TOO_LARGE)
         elif self._patience is None:
             self._patience = self.loop.call_later(limits.HEAD_TIME, self._give_up)
