@@ -240,12 +240,25 @@ def with_gpus(spec: RunnerSpec, gpus: tuple[str, ...]) -> RunnerSpec:
 
 
 def _created(pid: int) -> float:
-    """Return when the process was started (unix seconds), 0 when there is none or a zombie."""
+    """Return when the process was started, 0 when there is none or a zombie.
+
+    On Linux in seconds since the machine was: its unix time moves when the clock is set.
+    """
+    if sys.platform == "linux":
+        return _started(pid)
     try:
         found = psutil.Process(pid)
         return 0.0 if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
     except (psutil.Error, ValueError):
         return 0.0
+
+
+def _started(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        if after_name[0] not in (b"Z", b"X"):
+            return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _lives(pid: int, created: float) -> bool:
