@@ -50,9 +50,13 @@ class KVStore:
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=file.parent)
-        with open(descriptor, "w") as temporary:
-            json.dump({"value": value, "expires": time.time() + seconds}, temporary)
-        os.replace(name, file)
+        try:
+            with open(descriptor, "w") as temporary:
+                json.dump({"value": value, "expires": time.time() + seconds}, temporary)
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)
+            raise
 
     def delete(self, key: str) -> None:
         """Remove a value, if there is one."""

@@ -1,0 +1,85 @@
+"""A disk without room under a real gateway: what would write is 507, all that reads goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gateway_processes import deploy, stop
+from serving import control, eventually, fill
+
+from fal_notebook import discovery
+from fal_notebook.discovery import GatewayInfo
+from fal_notebook.toolkit import kv
+
+WORK = """
+def who(x: int = 0) -> int:
+    print("line", x)
+    return x
+"""
+
+
+@pytest.fixture
+def full(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayInfo]:
+    """A gateway with an app, a file and a request that is done, whose disk is full by now."""
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(small_disk))
+    gateway = discovery.ensure(small_disk)
+    deploy(gateway, WORK, max_concurrency=1)
+    yield gateway
+    (small_disk / "filler").unlink(missing_ok=True)
+    stop(gateway, small_disk)
+
+
+def test_what_writes_is_507_and_what_reads_goes_on(full: GatewayInfo, small_disk: Path) -> None:
+    queue, run = f"{full.url}/queue/tester/who", f"{full.url}/run/tester/who"
+    with control(full) as api:
+        done = api.post(queue, json={"x": 7}).json()["response_url"]
+        eventually(lambda: api.get(f"{done}/status").status_code == 200)
+        file = api.post("/storage/files", content=b"kept").json()["url"]
+        fill(small_disk, leave=0)
+        refused(lambda: api.post(queue, json={"x": 1}))  # SQLite has a few pages in reserve
+        big = bytes(300_000)
+        writes: dict[str, Any] = {
+            "queue": api.post(queue, content=b'{"x": 1}' + b" " * 100_000),
+            "storage": api.post("/storage/files", content=big),
+            "payload": api.put(f"/api/blobs/{'0' * 64}", content=big),
+            "key": refused(lambda: api.post("/api/keys")),
+        }
+        assert {what: answer.status_code for what, answer in writes.items()} == dict.fromkeys(
+            writes, 507
+        )
+        for answer in writes.values():
+            assert answer.json()["detail"].startswith(f"no room is left in {small_disk}")
+        assert httpx.post(run, json={"x": 3}).json() == 3
+        assert api.get(done).json() == 7
+        assert api.get(file).content == b"kept"
+        assert api.get("/api/apps/tester/who").json()["options"]["max_concurrency"] == 1
+        assert "line 7" in str(api.get("/api/apps/tester/who/logs").json())
+        assert api.get("/metrics").is_success
+        (small_disk / "filler").unlink()
+        again = api.post(queue, json={"x": 8}).json()["response_url"]
+        eventually(lambda: api.get(f"{again}/status").status_code == 200)
+        assert api.get(again).json() == 8
+
+
+def refused(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Ask until it is refused."""
+    while (answer := ask()).is_success:
+        pass
+    return answer
+
+
+def test_a_value_that_has_no_room_leaves_the_one_before(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "data_folder", lambda: small_disk)
+    store = kv.KVStore("of the test")
+    store.set("a", "1")
+    fill(small_disk, leave=0)
+    with pytest.raises(OSError, match="No space left"):
+        store.set("a", "2" * 100_000)
+    assert store.get("a") == "1"
+    assert len([path for path in (small_disk / ".fal").rglob("*") if path.is_file()]) == 1
