@@ -183,6 +183,10 @@ def target(where: str | None) -> str:
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")
 def scale(name: str, options: tuple[str, ...]) -> display.Table:
     """Change scaling options of an app at once, such as keep_alive=60."""
+    from fal_notebook.options import refuse_frozen
+
+    names = (option.partition("=")[0].removeprefix("--") for option in options)
+    refuse_frozen(name.replace("-", "_") for name in names)
     return display.status_table(_handle(name).scale(**_values(options)))
 
 

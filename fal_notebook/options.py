@@ -5,7 +5,7 @@ The models are in `option_model`, the kinds of values in `option_types`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -41,6 +41,7 @@ __all__ = [
     "with_absolute_paths",
 ]
 
+_FROZEN = "{} cannot be changed while the app runs; set it in the cell and run the cell again"
 SCALING: frozenset[str] = frozenset(
     {
         "keep_alive",
@@ -98,15 +99,28 @@ def parse_scaling(values: Mapping[str, Any]) -> dict[str, Any]:
         Also for an option that exists and needs a new revision. A contradiction with an option
         that is not among `values` is for the caller to find, by merging and parsing again.
     """
-    frozen = [name for name in values if name in _NAMES | _CELL_NAMES and name not in SCALING]
-    sentences = [
-        f"{name} cannot be changed while the app runs; set it in the cell and run the cell again"
-        for name in frozen
-    ]
-    sentences += _unknown({name: values[name] for name in values if name not in frozen}, SCALING)
+    sentences = [_FROZEN.format(name) for name in values if is_frozen(name)]
+    sentences += _unknown({n: values[n] for n in values if not is_frozen(n)}, SCALING)
     given = _only(values, SCALING)
     options = _or_refuse(_validated(Options, given, sentences), sentences)
     return {name: getattr(options, name) for name in given}
+
+
+def is_frozen(name: str) -> bool:
+    """Say whether this is an option that only a deploy can change."""
+    return name in _NAMES | _CELL_NAMES and name not in SCALING
+
+
+def refuse_frozen(names: Iterable[str]) -> None:
+    """Refuse options that only a deploy can change, before their values are read.
+
+    Raises
+    ------
+    OptionError
+    """
+    sentences = [_FROZEN.format(name) for name in names if is_frozen(name)]
+    if sentences:
+        raise OptionError("; ".join(sentences))
 
 
 def explicit(options: Options) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fal_notebook import cli
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway.queue.retry import ATTEMPTS
@@ -372,6 +373,17 @@ def test_scaling_refuses_what_needs_a_deploy(values: dict[str, Any], sentence: s
     with pytest.raises(OptionError) as refusal:
         parse_scaling(values)
     assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name", sorted((set(Options.model_fields) | set(CellOptions.model_fields)) - SCALING)
+)
+def test_scale_says_of_each_option_that_it_cannot_change_what_does(name: str) -> None:
+    sentence = f"{name} cannot be changed while the app runs; set it in the cell and run"
+    with pytest.raises(OptionError, match=sentence):
+        parse_scaling({name: 1})
+    with pytest.raises(OptionError, match=sentence):  # its value is not looked at
+        cli.run(["scale", "app", f"--{name.replace('_', '-')}=$unknown"], "%fal")
 
 
 def test_every_option_has_help() -> None:

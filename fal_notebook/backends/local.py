@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ from fal_notebook.runner.spec import RunnerSpec
 LINUX = sys.platform == "linux"
 # How long to wait for killed processes to be gone.
 KILL_TIMEOUT = 5.0
+OUT_OF_MEMORY = "SIGKILL, and since it began Linux has ended processes for want of memory"
 
 
 class LocalBackend:
@@ -136,7 +138,8 @@ class LocalBackend:
             process = await spawn(self._bundle, environment, spec)
             runner, found = process.pid, {}
             self._spawned[runner, _created(runner)] = process
-        return Started(spec.address, {"pid": runner, "created": _created(runner), **found})
+        found |= {"pid": runner, "created": _created(runner), "oom_kills": _oom_kills()}
+        return Started(spec.address, found)
 
     async def _forked(self, spec: RunnerSpec, environment: dict[str, str]) -> tuple[int, int]:
         """Fork a runner; a zygote that somebody killed is replaced once."""
@@ -159,6 +162,7 @@ class LocalBackend:
         """Kill the runner's group; its keeper ends what left it, or else a search for its name."""
         if not process:
             return ""
+        lived = self.alive(process)
         if _lives(process.get("keeper", 0), process.get("keeper_created", 0.0)):
             self._kill_group(process)
             await _until(lambda: not _lives(process["keeper"], process["keeper_created"]))
@@ -166,7 +170,9 @@ class LocalBackend:
             await asyncio.to_thread(self._sweep, process, runner_id)
         if process.get("keeper") in self._keepers:
             await self._bury(process["keeper"])
-        return await self._ending(process)
+        how = await self._ending(process)
+        starved = _oom_kills() > process.get("oom_kills", math.inf)
+        return OUT_OF_MEMORY if how == "SIGKILL" and starved and not lived else how
 
     async def _bury(self, kept_by: int) -> None:
         """Forget a keeper that has ended; what one without a zygote left came here."""
@@ -244,13 +250,22 @@ def _created(pid: int) -> float:
 
     On Linux in seconds since the machine was: its unix time moves when the clock is set.
     """
-    if sys.platform == "linux":
+    if LINUX:
         return _started(pid)
     try:
         found = psutil.Process(pid)
         return 0.0 if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
     except (psutil.Error, ValueError):
         return 0.0
+
+
+def _oom_kills() -> int:
+    """Return how many processes Linux has ended for want of memory since the machine started."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _started(pid: int) -> float:
