@@ -66,6 +66,37 @@ def document(fuzzed: GatewayInfo) -> Any:
     return loaded
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/api/events?since=9223372036854775808", ""),
+        ("GET", "/api/events?since=-1", ""),
+        ("POST", "/api/apps/tester", '{"name": "\\ud800", "notebook": "\\udfff"}'),
+        ("PATCH", "/api/apps/tester/who/scaling", '{"keep_alive": "\\ud800"}'),
+        ("PATCH", "/api/apps/tester/who/scaling", '{"\\ud800": 1}'),
+        ("PUT", "/api/secrets/KEPT", '{"value": "\\ud800\\ud800\\ud800\\ud800"}'),
+        ("POST", "/api/apps/tester/who/promote", "[" * 100_000),
+    ],
+    ids=range(7),
+)
+def test_what_no_generator_thinks_of_is_refused(
+    fuzzed: GatewayInfo, method: str, path: str, body: str
+) -> None:
+    with control(fuzzed) as api:
+        headers = {"content-type": "application/json"}
+        answer = api.request(method, path, content=body, headers=headers)
+        assert answer.status_code in (400, 422), answer.text
+
+
+def test_a_place_behind_all_events_is_one(fuzzed: GatewayInfo) -> None:
+    with (
+        control(fuzzed) as api,
+        api.stream("GET", "/api/events", headers={"last-event-id": "9" * 19}) as events,
+    ):
+        assert events.status_code == 200
+        api.put("/api/secrets/ANOTHER", json={"value": "of the test"})
+
+
 schema = schemathesis.pytest.from_fixture("document")
 
 

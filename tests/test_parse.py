@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway.difference import _written
 from fal_notebook.magics.parse import parse_line
-from fal_notebook.options import split_options
+from fal_notebook.options import parse_options, split_options
 
 
 def setup() -> None:
@@ -188,6 +189,33 @@ def test_nothing_but_an_option_error_comes_out(line: str) -> None:
     with suppress(OptionError):
         _, values = parse_line(line, NAMESPACE)
         split_options(values)
+
+
+# Variables are looked up in quotes, too.
+PLAIN = st.text(st.characters(exclude_characters="${}", codec="utf-8"))
+PRINTED: dict[str, st.SearchStrategy[Any]] = {
+    "keep_alive": st.integers(0),
+    "max_concurrency": st.none() | st.integers(1),
+    "concurrency_buffer_perc": st.integers(0),
+    "serve": st.booleans(),
+    "message": st.none() | PLAIN,
+    "requirements": st.none() | st.just(["numpy>=2,<3", "six"]) | st.just([["a"], ["b!=1,>=0"]]),
+    "regions": st.none() | st.lists(st.sampled_from(["us-east", "eu-west"]), min_size=1),
+    "secrets": st.none() | st.lists(st.from_regex("[A-Z]{2,9}", fullmatch=True)),
+    "health_check": st.just({"path": "/health", "failure_threshold": 2}),
+    "retry_config": st.just({"timeout": {"retries": 2}}),
+    "metadata": st.dictionaries(PLAIN, st.none() | st.booleans() | PLAIN),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=PRINTED))
+def test_what_a_diff_prints_is_read_as_it_was(values: dict[str, Any]) -> None:
+    line = " ".join(f"{name}={_written(value)}" for name, value in values.items())
+    try:
+        meant = parse_options(values)
+    except OptionError:
+        return
+    assert parse_options(parse_line(line, {})[1]) == meant
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="${}", codec="utf-8"))))

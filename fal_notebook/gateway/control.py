@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NamedTuple
@@ -36,6 +37,10 @@ from fal_notebook.gateway.scrape import scrape
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
+# Numbers of events are integers of SQLite.
+LAST_SEQ = 2**63 - 1
+Seq = Annotated[int, Query(ge=0, le=LAST_SEQ)]
+
 _STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
     (exceptions.OptionError, 422),
     (exceptions.NotFoundError, 404),
@@ -51,6 +56,14 @@ class Refusal(BaseModel):
     """What is told of a request that was not done; `detail` is a sentence, or FastAPI's list."""
 
     detail: str | list[dict[str, Any]]
+
+
+class Told(JSONResponse):
+    """JSON in ASCII: what a caller sent may be no text that UTF-8 knows."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return json.dumps(content).encode()
 
 
 class EventStream(StreamingResponse):
@@ -85,6 +98,7 @@ def create_control(gateway: Gateway) -> FastAPI:
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
     api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(UnicodeEncodeError, _no_text)
     api.add_exception_handler(ClientDisconnect, _nobody)
     api.add_exception_handler(Exception, _broken)
     return api
@@ -93,7 +107,7 @@ def create_control(gateway: Gateway) -> FastAPI:
 def _refusal(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def handler(request: Request, error: Exception) -> Response:
         content = {"detail": str(error), "error": type(error).__name__, "data": vars(error)}
-        return JSONResponse(content, status_code=status)
+        return Told(content, status_code=status)
 
     return handler
 
@@ -105,7 +119,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
         {key: value for key, value in item.items() if not isinstance(value, bytes)}
         for item in error.errors()
     ]
-    return JSONResponse({"detail": jsonable_encoder(detail)}, status_code=422)
+    return Told({"detail": jsonable_encoder(detail)}, status_code=422)
+
+
+async def _no_text(request: Request, error: Exception) -> Response:
+    """Answer to JSON with half a character (a lone surrogate), which cannot be stored."""
+    return Told({"detail": "the request holds half a character, such as \\ud800"}, status_code=422)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:
@@ -156,13 +175,14 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         return PlainTextResponse(content, media_type="text/plain; version=0.0.4")
 
     @router.get("/api/events", responses=_also(EventStream.media_type))
-    async def events(request: Request, owner: str = "", app: str = "", since: int = 0) -> Response:
+    async def events(request: Request, owner: str = "", app: str = "", since: Seq = 0) -> Response:
         """Events after `since` and live ones, as SSE; of one app if it is named.
 
         Who connects again goes on after its ``Last-Event-ID``.
         """
         last = request.headers.get("last-event-id", "")
-        stream = gateway.events.follow(int(last) if last.isdecimal() else since, owner, app)
+        place = min(int(last), LAST_SEQ) if last.isdecimal() and len(last) < 20 else since
+        stream = gateway.events.follow(place, owner, app)
         return EventStream(stream)
 
     @router.put("/api/blobs/{digest}")

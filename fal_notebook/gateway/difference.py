@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from fal_notebook.gateway.store import Revision
 
@@ -43,8 +44,13 @@ def _options(revision: Revision) -> Iterator[str]:
         if name == "image" and isinstance(value, dict):
             value = {key: told for key, told in value.items() if key != "dockerfile_str"}
         if name not in _ENVIRONMENT:
-            yield f"{name}={json.dumps(value, sort_keys=True)}"
+            yield f"{name}={_written(value)}"
     yield f"target={json.dumps(revision.target)}"
+
+
+def _written(value: Any) -> str:
+    """Return a value as it may stand in the line of a cell."""
+    return "none" if value is None else json.dumps(value, sort_keys=True)
 
 
 def _requirements(revision: Revision) -> Iterator[str]:
