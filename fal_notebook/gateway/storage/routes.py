@@ -89,6 +89,9 @@ class StorageRoutes:
             await refuse(reply, body, send)
         except RefusedRequestError as error:
             await refuse(error_reply(error.status, str(error)), body, send)
+        except UnicodeEncodeError:  # of JSON with a lone surrogate
+            detail = "the request holds half a character, such as \\ud800"
+            await refuse(error_reply(422, detail), body, send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
