@@ -74,7 +74,7 @@ class DirectRequest:
             await self._refuse(receive, send, 500, _INTERNAL, "internal_error")
         finally:
             seconds = time.perf_counter() - self._started
-            self._app.metrics.complete(self._exchange.status, seconds)
+            self._app.answered(self._request.path, self._exchange.status, seconds)
 
     async def _refuse(
         self,

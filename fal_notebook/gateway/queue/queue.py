@@ -193,7 +193,8 @@ class Queue:
         if request.number in self._deadlines:
             self._deadlines.pop(request.number).cancel()
         if fleet is not None:
-            fleet.metrics.complete(answer.status, now - request.number / 1e6)
+            path = request.target.partition(b"?")[0]
+            fleet.answered(path, answer.status, now - request.number / 1e6)
         if fleet is not None and answer.error_type in errors.PLATFORM:
             await self._record(fleet, request, answer)
         self.followers.tell(request.number)
