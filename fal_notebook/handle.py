@@ -225,14 +225,17 @@ class Handle(Queued):
         self.status()  # says at once when there is no such app
         return sync.iterate(shared_client().follow_logs(self.owner, self.name, **filters))
 
-    def stats(self, seconds: float = 3600.0, step: float | None = None) -> dict[str, Any]:
+    def stats(
+        self, seconds: float = 3600.0, step: float | None = None, endpoint: str = ""
+    ) -> dict[str, Any]:
         """Return requests, errors and latencies of the last so many seconds, at most 30 days.
 
-        ``total`` is of the app, ``endpoints`` of each; both hold ``requests``, ``errors`` by class
-        of status, the quantiles ``p50``, ``p95`` and ``p99`` (s), and the same for ``points``, each
-        of ``step`` seconds: as fine as they were kept, or the next coarser ones to `step`.
+        Of the app, or of one endpoint: ``requests``, ``errors`` by class of status, and quantiles
+        ``p50``, ``p95`` and ``p99`` (s). The same for each of its ``endpoints``, and over time as
+        ``points`` of ``step`` seconds: as fine as they were kept, or the next coarser to `step`.
         """
-        query = {"since": time.time() - seconds, **({} if step is None else {"step": step})}
+        query = {"since": time.time() - seconds, "endpoint": endpoint}
+        query |= {} if step is None else {"step": step}
         return self._ask(functools.partial(shared_client().history, query=query))
 
     def errors(self) -> list[dict[str, Any]]:

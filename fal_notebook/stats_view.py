@@ -59,19 +59,14 @@ def of(handle: Handle, since: str = "1h", endpoint: str = "") -> StatsView:
         When no request of the endpoint was answered in that time.
     """
     seconds, step = WINDOWS[since]
-    found = handle.stats(seconds, step)
-    endpoints = {each["endpoint"]: each for each in found["endpoints"]}
-    if endpoint and endpoint not in endpoints:
-        known = ", ".join(endpoints) or "none"
-        raise NotFoundError(
-            f"no request of {endpoint} of {handle.name} was answered in the last {since}; "
-            f"endpoints that answered: {known}"
-        )
-    shown = endpoints[endpoint] if endpoint else found["total"]
-    rows = [_row(name, each) for name, each in endpoints.items() if endpoint in ("", name)]
-    rows += [_row("all", shown)] if len(rows) > 1 else []
-    empty = f"no request of {handle.name} was answered in the last {since}"
-    return StatsView(Table(_COLUMNS, rows, empty), _plots(found, shown), _about(found))
+    found = handle.stats(seconds, step, endpoint)
+    nothing = f"no request of {endpoint or handle.name} was answered in the last {since}"
+    if endpoint and not found["requests"]:
+        known = [each["endpoint"] for each in handle.stats(seconds, step)["endpoints"]]
+        raise NotFoundError(f"{nothing}; {handle.name} answered {', '.join(known) or 'nothing'}")
+    rows = [_row(each["endpoint"], each) for each in found["endpoints"]]
+    rows += [_row("all", found)] if len(rows) > 1 else []
+    return StatsView(Table(_COLUMNS, rows, nothing), _plots(found), _about(found))
 
 
 def _row(name: str, told: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -79,8 +74,8 @@ def _row(name: str, told: Mapping[str, Any]) -> tuple[Any, ...]:
     return name, told["requests"], told["errors"]["4xx"], told["errors"]["5xx"], *quantiles
 
 
-def _plots(found: Mapping[str, Any], shown: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    step, points = found["step"], {point["at"]: point for point in shown["points"]}
+def _plots(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    step, points = found["step"], {point["at"]: point for point in found["points"]}
     if not points:
         return []
     begin = int(found["since"] // step * step)

@@ -91,11 +91,14 @@ def test_an_answer_that_never_began_is_a_failure() -> None:
     [
         (60, None, 10, 10),
         (3600.2, None, 10, 10),
+        (3600, 60, 60, 60),
+        (24 * 3600, 1800, 600, 1800),
         (3600, None, 10, 10),
-        (3605, 60, 10, 60),  # who asked looked at its clock before
+        (3605, 50, 10, 50),  # who asked looked at its clock before
         (2 * 3600, None, 60, 60),
         (24 * 3600, 1000, 60, 1020),
         (7 * 24 * 3600, None, 600, 1800),
+        (7 * 24 * 3600, 3 * 3600, 3600, 3 * 3600),
         (30 * 24 * 3600, None, 3600, 7200),
         (300 * 24 * 3600, None, 3600, 72000),
         (60, 1e-9, 10, 10),
@@ -202,8 +205,9 @@ async def fleet(store: Store) -> Fleet:
 
 def kept(store: Store, step: int = 10) -> list[tuple[str, int, int]]:
     """Return endpoint, time and number of requests of all rows of a tier."""
-    found = store.history("o", "a", step, 0, 1e12, step)
-    return [(endpoint, at, sum(values[:5])) for endpoint, at, values in found]
+    rows = store.history("endpoint || ' ' || at", "step = ?", step)
+    found = [(*key.rsplit(" ", 1), sum(counts[:5])) for key, counts in rows]
+    return [(endpoint, int(at), number) for endpoint, at, number in found]
 
 
 async def test_every_tier_has_every_count(store: Store, fleet: Fleet, clock: Clock) -> None:
@@ -220,8 +224,8 @@ async def test_every_tier_has_every_count(store: Store, fleet: Fleet, clock: Clo
         assert sum(number for _, _, number in rows) == 480
         assert all(at % tier.step == 0 for _, at, _ in rows)
         assert len(rows) <= 2 * (7200 / tier.step + 1)
-    found = store.history("o", "a", 60, 0, 1e12, 3600)
-    assert sum(values[4] for _, _, values in found) == 120
+    failed = store.history("endpoint", "step = 60 AND endpoint = '/generate'")
+    assert [(name, counts[4]) for name, counts in failed] == [("/generate", 120)]
 
 
 async def test_nothing_is_written_per_request(store: Store, fleet: Fleet, clock: Clock) -> None:
@@ -370,12 +374,19 @@ def test_each_endpoint_has_its_requests_errors_and_latencies(paints: Handle) -> 
     assert other["errors"] == {"4xx": 3, "5xx": 0}
     assert draw["errors"] == {"4xx": 0, "5xx": 0}
     assert 0 < paint["p50"] <= paint["p95"] <= paint["p99"]
-    assert (told["total"]["requests"], told["total"]["errors"]) == (10, {"4xx": 4, "5xx": 1})
+    assert (told["requests"], told["errors"]) == (10, {"4xx": 4, "5xx": 1})
     assert told["step"] == TIERS[0].step
-    for each in (told["total"], *told["endpoints"]):
-        assert sum(point["requests"] for point in each["points"]) == each["requests"]
-        assert [p["at"] for p in each["points"]] == sorted({p["at"] for p in each["points"]})
-        assert all(told["since"] <= p["at"] < told["until"] for p in each["points"])
+
+
+def test_points_are_those_of_the_app_or_of_one_endpoint(paints: Handle) -> None:
+    for endpoint, requests in (("", 10), ("/paint", 4), ("/draw/{what}", 3), ("/x", 0)):
+        told = paints.stats(endpoint=endpoint)
+        assert told["requests"] == requests
+        assert sum(point["requests"] for point in told["points"]) == requests
+        assert len(told["endpoints"]) == (1 if requests else 0) or not endpoint
+        times = [point["at"] for point in told["points"]]
+        assert times == sorted(set(times))
+        assert all(told["since"] <= at < told["until"] for at in times)
 
 
 def test_all_resolutions_tell_the_same(paints: Handle) -> None:
@@ -383,7 +394,7 @@ def test_all_resolutions_tell_the_same(paints: Handle) -> None:
         told = paints.stats(tier.kept, step=2 * tier.step)
         assert requests_of(told) == requests_of(paints.stats())
         assert told["step"] == 2 * tier.step
-        assert all(point["at"] % told["step"] == 0 for point in told["total"]["points"])
+        assert all(point["at"] % told["step"] == 0 for point in told["points"])
 
 
 def test_the_route_takes_times_and_refuses_what_is_none(
@@ -393,11 +404,11 @@ def test_the_route_takes_times_and_refuses_what_is_none(
     with control(gateway) as client:
         long_ago = {"since": time.time() - 7200, "until": time.time() - 3600}
         told = client.get(path, params=long_ago).json()
-        assert (told["total"]["requests"], told["total"]["p50"], told["endpoints"]) == (0, None, [])
+        assert (told["requests"], told["p50"], told["endpoints"]) == (0, None, [])
         for query in ("since=5&until=5", "since=nan", "until=x", "step=0", "step=inf", "since=-1"):
             answer = client.get(f"{path}?{query}")
             assert (answer.status_code, query) == (422, query)
-        assert client.get(f"{path}?since=0&step=1e11").json()["total"]["requests"] == 10
+        assert client.get(f"{path}?since=0&step=1e11").json()["requests"] == 10
         assert client.get("/api/apps/tester/nobody/history").status_code == 404
 
 
@@ -424,7 +435,7 @@ def test_the_command_shows_a_row_per_endpoint_and_plots(paints: Handle) -> None:
         assert text.endswith(f"a column is {column}")
     assert "errors" not in run("paints", "--endpoint", "/draw/{what}")
     assert "/paint" not in run("paints", "--endpoint", "/draw/{what}")
-    with pytest.raises(NotFoundError, match=r"no request of /x of paints .* answered: .other., /d"):
+    with pytest.raises(NotFoundError, match=r"no request of /x .* paints answered .other., /d"):
         run("paints", "--endpoint", "/x")
     assert "<td" in stats_view.of(paints)._repr_html_()
 
@@ -442,7 +453,7 @@ def test_history_outlives_its_gateway_and_goes_with_the_app(state: Path) -> None
     def told(info: GatewayInfo) -> dict[str, int]:
         with control(info) as client:
             answer = client.get("/api/apps/tester/who/history").json()
-        assert answer["total"]["requests"] == sum(requests_of(answer).values())
+        assert answer["requests"] == sum(requests_of(answer).values())
         return requests_of(answer)
 
     def rows() -> int:

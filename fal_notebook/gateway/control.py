@@ -219,9 +219,11 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         since: Moment = None,
         until: Moment = None,
         step: Seconds = None,
+        endpoint: str = "",
     ) -> dict[str, Any]:
-        """Requests, errors and latencies over time, by endpoint; times are unix seconds."""
-        return history.history(gateway, owner, name, since, until, step)
+        """Requests, errors and latencies over time, or of one endpoint; times are unix seconds."""
+        asked = history.Asked(since, until, step, endpoint)
+        return history.history(gateway, owner, name, asked)
 
     @router.get("/{owner}/{name}/requests")
     async def find_request(owner: str, name: str, part: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ class Counts:
         """Return what a person asks for: requests, errors by class, quantiles in seconds."""
         statuses, latency = self.values[:_CLASSES], self.values[_CLASSES:]
         errors = {"4xx": statuses[3], "5xx": statuses[4]}
-        quantiles = {f"p{q}": quantile(latency, q / 100) for q in (50, 95, 99)}
+        quantiles = {f"p{part}": quantile(latency, part / 100) for part in (50, 95, 99)}
         return {"requests": sum(statuses), "errors": errors, **quantiles}
 
 
@@ -91,14 +91,16 @@ def quantile(latency: Sequence[int], part: float) -> float | None:
 
 
 def resolution(since: float, until: float, now: float, step: float | None) -> tuple[Tier, int]:
-    """Return the finest tier that reaches back to `since`, and the step of an answer (seconds).
+    """Return the step of an answer (seconds), and the tier that it is made of.
 
-    That is a multiple of the tier's, the next one to what is wanted; when nothing is wanted, one
-    that makes about `POINTS` at most: who asks for an hour gets the steps of an hour.
+    The step is that of the finest tier that reaches back to `since`, or the next multiple of it to
+    what is wanted; when nothing is wanted, one that makes about `POINTS` at most. Of the tiers that
+    it can be made of, the coarsest has the fewest rows.
     """
-    tier = next((tier for tier in TIERS if tier.reaches(since, now)), TIERS[-1])
+    finest = next((tier for tier in TIERS if tier.reaches(since, now)), TIERS[-1]).step
     wanted = (until - since) // POINTS if step is None else step
-    return tier, tier.step * max(1, math.ceil(wanted / tier.step))
+    found = finest * max(1, math.ceil(wanted / finest))
+    return next(tier for tier in reversed(TIERS) if found % tier.step == 0), found
 
 
 def summed(counts: Iterable[Counts]) -> Counts:

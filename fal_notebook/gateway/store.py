@@ -478,21 +478,15 @@ class Store:
         with io_errors(self._folder):
             self._db.executemany(statement, ((*row[:-1], *row[-1]) for row in rows))
 
-    def history(
-        self, owner: str, app: str, step: int, since: int, until: float, wanted: int
-    ) -> list[tuple[str, int, list[int]]]:
-        """Return endpoint, time and counts, of each `wanted` seconds from `since` to `until`.
-
-        `wanted` is a multiple of `step`, whose rows are added up.
-        """
+    def history(self, group: str, where: str, *arguments: Any) -> list[tuple[Any, list[int]]]:
+        """Return the sums of counts for each value of `group`; both texts are SQL of ours."""
         sums = ", ".join(f"SUM({name})" for name in _COUNTS)
         found = self._execute(
-            f"SELECT endpoint, at / ? * ? AS slot, {sums} FROM history "
-            "WHERE owner = ? AND app = ? AND step = ? AND at >= ? AND at < ? "
-            "GROUP BY endpoint, slot ORDER BY endpoint, slot",
-            (wanted, wanted, owner, app, step, since, until),
+            f"SELECT {group} AS value, {sums} FROM history WHERE {where} "
+            "GROUP BY value ORDER BY value",
+            arguments,
         )
-        return [(row[0], row[1], list(row)[2:]) for row in found]
+        return [(row[0], list(row)[1:]) for row in found]
 
     def counted_endpoints(self, owner: str, app: str, step: int) -> list[str]:
         """Return the endpoints that an app has counts of at this step."""

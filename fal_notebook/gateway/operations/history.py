@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from itertools import groupby
+from dataclasses import dataclass
 from typing import Any
 
 from fal_notebook.exceptions import OptionError
@@ -15,55 +15,55 @@ from fal_notebook.gateway.operations.apps import find
 # Asked for when no beginning is named (seconds).
 LATELY = 3600.0
 
+_WHICH = "owner = ? AND app = ? AND step = ? AND at >= ? AND at < ? AND ? IN ('', endpoint)"
 
-def history(
-    gateway: Gateway,
-    owner: str,
-    name: str,
-    since: float | None = None,
-    until: float | None = None,
-    step: float | None = None,
-) -> dict[str, Any]:
-    """Return requests, errors and latencies of an app from `since` to `until` (unix seconds).
 
-    By default those of the last hour. ``total`` is of the whole app, ``endpoints`` of each; the
-    ``points`` of both are of ``step`` seconds from ``at`` on, and those without requests left out.
-    A step is as fine as it was kept, see `gateway.history`, or as the next coarser one to `step`.
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: from when until when (unix seconds), steps (seconds), an endpoint."""
+
+    since: float | None = None
+    until: float | None = None
+    step: float | None = None
+    endpoint: str = ""
+
+
+def history(gateway: Gateway, owner: str, name: str, asked: Asked) -> dict[str, Any]:
+    """Return requests, errors by class and quantiles of latency (s) of an app or one endpoint.
+
+    By default those of the last hour. They are summed up, then for each of the ``endpoints``, and
+    as ``points`` of ``step`` seconds from ``at`` on; without requests there is no point. A step is
+    as fine as it was kept, see `gateway.history`, or the next coarser one to what is asked for.
 
     Raises
     ------
     OptionError
-        When `since` is not before `until`.
+        When the end is not behind the beginning.
     """
     find(gateway, owner, name)
     now = time.time()
-    until = now if until is None else until
-    since = until - LATELY if since is None else since
+    until = now if asked.until is None else asked.until
+    since = until - LATELY if asked.since is None else asked.since
     if since >= until:
         raise OptionError(f"since={since:.0f} is not before until={until:.0f} (unix seconds)")
     gateway.tally.write()
-    tier, wanted = resolution(since, until, now, step)
+    tier, step = resolution(since, until, now, asked.step)
     begin = tier.begin(since)
-    rows = gateway.store.history(owner, name, tier.step, begin, until, wanted)
-    slots = [(endpoint, at, Counts(values)) for endpoint, at, values in rows]
+    which = _WHICH, owner, name, tier.step, begin, until, asked.endpoint
+    of_endpoints = _counts(gateway.store.history("endpoint", *which))
+    over_time = _counts(gateway.store.history(f"at / {step} * {step}", *which))
     return {
         "since": begin,
         "until": until,
-        "step": wanted,
-        "total": _told([(at, counts) for _, at, counts in slots]),
-        "endpoints": [
-            {"endpoint": endpoint, **_told([(at, counts) for _, at, counts in those])}
-            for endpoint, those in groupby(slots, lambda slot: slot[0])
-        ],
+        "step": step,
+        **summed(of_endpoints.values()).told(),
+        "endpoints": [{"endpoint": each, **c.told()} for each, c in of_endpoints.items()],
+        "points": [{"at": at, **counts.told()} for at, counts in over_time.items()],
     }
 
 
-def _told(slots: list[tuple[int, Counts]]) -> dict[str, Any]:
-    """Return the sum of all slots, and that of each time."""
-    in_order = groupby(sorted(slots, key=lambda slot: slot[0]), lambda slot: slot[0])
-    points = [(at, summed(counts for _, counts in those)) for at, those in in_order]
-    told = [{"at": at, **counts.told()} for at, counts in points]
-    return {**summed(counts for _, counts in points).told(), "points": told}
+def _counts(rows: list[tuple[Any, list[int]]]) -> dict[Any, Counts]:
+    return {value: Counts(counts) for value, counts in rows}
 
 
 def prune(gateway: Gateway) -> None:
