@@ -479,3 +479,25 @@ def test_history_outlives_its_gateway_and_goes_with_the_app(state: Path) -> None
     assert rows() == 0
     deploy(third)
     assert told(third) == {}
+
+
+TRIES = """
+from fastapi import HTTPException
+def tries() -> int:
+    with open("tried", "a+") as file:
+        file.write("x")
+        times = file.tell()
+    if times < 3:
+        raise HTTPException(429, "again", headers={"x-fal-needs-retry": "1"})
+    return times
+"""
+
+
+def test_a_queued_request_that_is_tried_again_counts_once(gateway: GatewayInfo) -> None:
+    with deployed(TRIES, max_concurrency=1, serve=True, auth="public") as tries:
+        asked = httpx.post(f"{gateway.url}/queue/tester/tries", json={}).json()
+        eventually(lambda: httpx.get(asked["status_url"]).json()["status"] == "COMPLETED")
+        assert httpx.get(asked["response_url"]).json() == 3
+        told = tries.stats()
+        assert (told["requests"], told["errors"]) == (1, {"4xx": 0, "5xx": 0})
+        assert requests_of(told) == {"/": 1}
