@@ -501,3 +501,41 @@ def test_a_queued_request_that_is_tried_again_counts_once(gateway: GatewayInfo) 
         told = tries.stats()
         assert (told["requests"], told["errors"]) == (1, {"4xx": 0, "5xx": 0})
         assert requests_of(told) == {"/": 1}
+
+
+RAISES = """
+from collections.abc import Iterator
+from fastapi import HTTPException
+import fal_notebook as fal
+class Raises(fal.App):
+    @fal.endpoint("/call")
+    def call(self, how: str) -> str:
+        if how == "bug":
+            raise ValueError(how)
+        if how == "refuse":
+            raise HTTPException(418, how)
+        return how
+    @fal.endpoint("/parts")
+    def parts(self) -> Iterator[int]:
+        yield 1
+        raise ValueError("later")
+"""
+
+
+def test_a_call_from_python_counts_by_what_was_raised(gateway: GatewayInfo) -> None:
+    with notebook():
+        app: Any = fal.deploy(define(RAISES)["Raises"], wait=True, min_concurrency=1)
+        for call in (app.call, lambda how: app.call.submit(how).result()):
+            assert call("well") == "well"
+            for how in ("bug", "refuse"):
+                with pytest.raises(Exception, match=how):
+                    call(how)
+        with pytest.raises(ValueError, match="later"):
+            list(app.parts.submit().result())
+        told = app.stats()
+        assert requests_of(told) == {"/call": 6, "/parts": 1}
+        assert [each["errors"] for each in told["endpoints"]] == [
+            {"4xx": 2, "5xx": 2},
+            {"4xx": 0, "5xx": 1},
+        ]
+        app.delete()
