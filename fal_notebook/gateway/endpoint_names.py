@@ -8,9 +8,10 @@ from typing import Any
 
 # What has no name of its own is counted here.
 OTHER = "(other)"
-# So many paths have a name that an app's schema does not know, and of so many characters.
+# So many paths have a name that an app's schema does not know.
 MOST = 50
-LONGEST = 200
+# No name or template is looked for in a path of more characters: callers choose it.
+LONGEST = 500
 
 
 class EndpointNames:
@@ -41,6 +42,8 @@ class EndpointNames:
         name = path.decode("latin-1")
         if name in self._paths:
             return name
+        if len(name) > LONGEST:
+            return OTHER
         found = self._pattern.fullmatch(name) if self._pattern is not None else None
         if found is not None and found.lastindex is not None:
             return self._templates[found.lastindex - 1]
@@ -60,8 +63,8 @@ class EndpointNames:
         if name in self._extra:
             return name
         well = status == 101 or 200 <= status < 400
-        if not well or len(name) > LONGEST or len(self._extra) >= MOST:
-            return OTHER
+        if not (well and name.isprintable()) or len(self._extra) >= MOST:
+            return OTHER  # a terminal shows the name
         self._extra.add(name)
         return name
 
