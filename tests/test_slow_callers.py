@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
+import httpx
+import psutil
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway import limits
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.runner.server import Server
@@ -186,3 +191,23 @@ async def test_a_refusal_comes_behind_the_answer_to_the_request_before(
 def test_a_process_opens_as_many_files_as_it_may() -> None:
     limits.raise_files()
     assert limits.silent() >= 128
+
+
+def test_thousands_of_half_open_connections_keep_nobody_out(
+    gateway: GatewayInfo, act: str, eventually: Any
+) -> None:
+    limits.raise_files()
+    address, process = (
+        ("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])),
+        psutil.Process(gateway.pid),
+    )
+    before = process.num_fds()
+    begun = (b"", b"POST /run/tester/act HTTP/1.1\r\nHost", GET[:9], b"\0")
+    with contextlib.ExitStack() as stack:
+        for number in range(min(3000, limits.silent())):
+            connection = stack.enter_context(socket.create_connection(address))
+            with contextlib.suppress(OSError):
+                connection.sendall(begun[number % len(begun)])
+        assert httpx.post(act, json={"n": 1}).json() == 1
+        assert process.num_fds() > before + 100
+    eventually(lambda: process.num_fds() < before + 50)

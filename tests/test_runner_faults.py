@@ -1,8 +1,10 @@
-"""A runner that takes more and more memory: it alone is ended, and the cause says why."""
+"""Runners that leak or freeze: they alone are ended, the cause says why, and others go on."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from gateway_processes import processes_of
 from serving import ACT, cause_of_end, deployed, eventually, run_url
 
 from fal_notebook import discovery
+from fal_notebook.discovery import GatewayInfo
 
 LEAKS = """
 import os
@@ -59,3 +62,16 @@ def test_a_runner_that_leaks_is_ended_and_nothing_else(cramped: Path) -> None:
         assert act(do="echo", n=2) == 2
         assert discovery.ensure(cramped).pid == gateway.pid
         assert leaks() == 500  # by another runner
+
+
+def test_a_frozen_runner_is_ended_with_its_request_and_nothing_else(
+    gateway: GatewayInfo, private_state: Path
+) -> None:
+    with deployed(ACT, serve=True, auth="public", request_timeout=1, max_concurrency=1) as act:
+        frozen = act(do="pid")
+        os.kill(frozen, signal.SIGSTOP)
+        answer = httpx.post(run_url(gateway, act), json={"n": 1}, timeout=30)
+        assert (answer.status_code, answer.headers["x-fal-error-type"]) == (504, "request_timeout")
+        assert httpx.post(run_url(gateway, act), json={"n": 2}, timeout=30).json() == 2
+        eventually(lambda: "request_timeout" in cause_of_end(private_state, "act"))
+        eventually(lambda: not Path(f"/proc/{frozen}").exists())
