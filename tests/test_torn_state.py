@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
+from gateway_processes import deploy, processes_of, stop
+from serving import eventually
 
+from fal_notebook import discovery
+from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway.store import MIGRATIONS, App, Store
 
@@ -162,3 +169,36 @@ def test_a_damage_that_is_met_later_is_named_too(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"is damaged .*malformed"):
         store.select(App)
     store.close()
+
+
+def test_a_gateway_starts_with_what_was_complete_before_the_tear(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = discovery.ensure(state)
+    deploy(gateway, max_concurrency=1)
+    queue = f"{gateway.url}/queue/tester/who/requests"
+    requests = [finished(gateway) for _ in range(10)]
+    for process in processes_of(state):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    discovery.wait_until_gone(state)
+    size = (state / "queue.db-wal").stat().st_size
+    for place in (HEADER, size // 2, size - 1):
+        torn = shutil.copytree(state, tmp_path / f"torn-{place}", symlinks=True)
+        log = torn / "queue.db-wal"
+        log.write_bytes(zeroed(bytearray(log.read_bytes()), place))
+        monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(torn))
+        found = discovery.ensure(torn)
+        answers = [httpx.get(f"{queue}/{one}".replace(gateway.url, found.url)) for one in requests]
+        known = sum(answer.is_success for answer in answers)
+        assert all(answer.is_success for answer in answers[:known])
+        assert (known == 0) == (place == HEADER)
+        assert finished(found)
+        stop(found, torn)
+
+
+def finished(gateway: GatewayInfo) -> str:
+    """Return the id of a request that is done."""
+    asked = httpx.post(f"{gateway.url}/queue/tester/who", json={}).json()
+    eventually(lambda: httpx.get(asked["status_url"]).status_code == 200)
+    return str(asked["request_id"])

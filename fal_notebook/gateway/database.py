@@ -103,7 +103,7 @@ def _examine(path: Path, known: int) -> None:
         if _size(path) <= _CHECKED:
             said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if said != "ok":
-                raise _damaged(path, " ".join(said.split()))
+                raise _damaged(path, said.removeprefix("*** in database main ***").strip())
 
 
 def _has_no_header(log: Path) -> bool:
