@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from fal_notebook.display import Table
@@ -58,17 +59,26 @@ def starts_table(starts: Mapping[str, Any]) -> Table:
             time.strftime("%F %T", time.localtime(start["at"])),
             start["revision"],
             start["machine_type"],
-            *_parts(start),
+            *_seconds([*_parts(start), _together(start)]),
         )
         for start in starts["starts"]
     ]
-    rows += [("median", "", "", "", *_parts(starts["median"]))] if rows else []
+    if rows:
+        together = median(_together(start) for start in starts["starts"])
+        medians = [*_parts(starts["median"]), together]
+        rows.append(("median", "", "", "", *_seconds(medians)))
     columns = ("runner", "started", "revision", "machine", *_PARTS, "together")
     names = [name.replace("_", " ") for name in columns]
     return Table(names, rows, "no runner of the app has come up yet")
 
 
-def _parts(parts: Mapping[str, float | None]) -> list[str]:
-    values = [parts[part] for part in _PARTS]
-    together = sum(value or 0.0 for value in values)
-    return ["" if value is None else f"{value:.3f} s" for value in (*values, together)]
+def _parts(parts: Mapping[str, float | None]) -> list[float | None]:
+    return [parts[part] for part in _PARTS]
+
+
+def _together(parts: Mapping[str, float | None]) -> float:
+    return sum(value or 0.0 for value in _parts(parts))
+
+
+def _seconds(values: Sequence[float | None]) -> list[str]:
+    return ["" if value is None else f"{value:.3f} s" for value in values]
