@@ -166,7 +166,7 @@ async def test_seconds_wait_for_a_disk_that_is_full(
     while not store.select(Billed):
         await asyncio.sleep(0.01)
     now = 2000.0
-    bills.close()
+    bills.close()  # nothing is written twice
     found = store.select(Billed)
     assert [(b.app, b.revision, b.machine_type, b.state) for b in found] == [
         ("a", 3, "GPU", "IDLE")
@@ -178,6 +178,28 @@ async def test_seconds_wait_for_a_disk_that_is_full(
     store.forget_billed("9999-01-01")
     assert store.select(Billed) == []
     store.close()
+
+
+async def test_what_an_ended_runner_was_billed_is_not_long_in_memory_only(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing, "PERIOD", 1e6)
+    monkeypatch.setattr(billing, "SOON", 0.0)
+    now = 1000.0
+    monkeypatch.setattr("fal_notebook.gateway.clock.now", lambda: now)
+    bills = Billing(store)
+    revision: Any = type("R", (), {"machine": {"gpus": 0}, "number": 1})
+    for name in ("one", "two"):
+        meter = bills.meter(RunnerRow(name, "o", "a", "rev", "", "s", "M"), revision)
+        meter.enter("SETUP", now)
+    meter.enter("TERMINATED", now + 5)
+    now += 7
+    bills.ended()
+    bills.ended()
+    while not (found := store.select(Billed)):
+        await asyncio.sleep(0)
+    assert [b.seconds for b in found] == [12]
+    bills.close()
 
 
 def test_prices_come_from_the_environment_or_the_file(

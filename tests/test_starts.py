@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +20,13 @@ from fal_notebook.gateway.operations.starts import medians
 from fal_notebook.gateway.starts import Parts, parts
 from fal_notebook.gateway.store import RunnerRow, Start, Store
 from fal_notebook.handle import Handle
+from fal_notebook.runner.link import Link
 
 SLEEP = 0.6
-# This set-up holds up the runner's event loop, so that it cannot tell in time that it began.
 SOURCE = f"""
 import time
 
-async def setup():
+def setup():
     time.sleep({SLEEP})
     return 1
 
@@ -107,6 +109,27 @@ def test_the_api_says_when_there_is_no_such_app(gateway: GatewayInfo) -> None:
         assert api.get("/api/apps/tester/nothing/starts").status_code == 404
 
 
+async def test_a_runner_says_how_long_ago_its_states_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A set-up that holds up the runner's event loop, or its GIL, lets it tell them late."""
+    now = 100.0
+    monkeypatch.setattr("fal_notebook.runner.link.time.monotonic", lambda: now)
+    link, told = Link(), asyncio.Queue[dict[str, Any]]()
+
+    async def send(message: dict[str, Any]) -> None:
+        for line in message.get("body", b"").splitlines():
+            told.put_nowait(json.loads(line))
+
+    link.publish("SETUP")
+    now = 130.0
+    serving = asyncio.ensure_future(link.serve(asyncio.Event().wait, send))  # type: ignore[arg-type]
+    assert await told.get() == {"state": "SETUP", "ago": 30.0}
+    link.publish("IDLE", openapi={})
+    assert await told.get() == {"state": "IDLE", "openapi": {}, "ago": 0.0}
+    serving.cancel()
+
+
 MARKS = {"decided": 10.0, "begun": 10.5, "process": 12.0, "setup": 12.5, "ready": 20.0}
 
 
@@ -144,16 +167,10 @@ async def test_only_the_first_who_waited_is_watched() -> None:
     assert birth.watched(send, ready - 1) is send
     for kind in ("start", "body"):
         await first({"type": f"http.response.{kind}"})
-    await eventually_told(told)
-    assert [marks["arrived"] for marks in told] == [ready - 1]
-    assert told[0]["answered"] >= ready
-
-
-async def eventually_told(told: list[Any]) -> None:
-    import asyncio
-
     while not told:
         await asyncio.sleep(0)
+    assert [marks["arrived"] for marks in told] == [ready - 1]
+    assert told[0]["answered"] >= ready
 
 
 def test_the_last_starts_of_each_app_are_kept(
