@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import inside
 import pytest
 from serving import control, deployed, eventually, start_gateway_again
 
@@ -200,6 +201,19 @@ async def test_what_an_ended_runner_was_billed_is_not_long_in_memory_only(
         await asyncio.sleep(0)
     assert [b.seconds for b in found] == [12]
     bills.close()
+
+
+async def test_the_end_of_a_runner_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing, "PERIOD", 1e6)
+    monkeypatch.setattr(billing, "SOON", 0.0)
+    gateway = inside.open_gateway(tmp_path)
+    fleet = await inside.deployed(gateway, "def f(): return 1", min_concurrency=1)
+    gateway.lifecycle.kill(next(iter(fleet.runners.values())), "as asked")
+    written = await inside.until(lambda: gateway.store.select(Billed))
+    assert {b.state for b in written} >= {"SETUP", "TERMINATING"}
+    await inside.close_gateway(gateway)
 
 
 def test_prices_come_from_the_environment_or_the_file(

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from starlette.types import Send
 
 from fal_notebook.exceptions import StoreError
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.auth import API, Principal
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import Exchange, RefusedRequestError, Request
@@ -98,7 +100,8 @@ class Attempt:
         birth, first = self._runner.birth, self._request.attempts == 1
         if birth is None or not first:
             return self._send
-        return birth.watched(self._send, self._request.number / 1e6)
+        age = max(0.0, time.time() - self._request.number / 1e6)
+        return birth.watched(self._send, clock.now() - age)
 
     def cancel(self) -> None:
         """Tell the app, on this runner, that nobody wants the answer any more."""
