@@ -110,7 +110,7 @@ def cost(name: str | None, since: str) -> display.Table:
     """Show billed seconds per state of an app, or of all, and money where prices are set."""
     from fal_notebook import cost_view
 
-    found = re.fullmatch(r"(\d{1,4})d?", since)
+    found = re.fullmatch(r"(\d{1,3})d?", since)
     if found is None or not int(found[1]):
         raise OptionError(f"--since is {since!r}; write a number of days, such as 7d")
     days = int(found[1])

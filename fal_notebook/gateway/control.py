@@ -35,6 +35,7 @@ from fal_notebook.gateway.operations import (
 from fal_notebook.gateway.scrape import scrape
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Days = Annotated[int, Query(ge=1, le=3660)]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 _STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
@@ -268,14 +269,12 @@ def _cost_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/api")
 
     @router.get("/cost")
-    async def cost_of_all(days: Annotated[int, Query(ge=1)] = cost.DAYS) -> dict[str, Any]:
+    async def cost_of_all(days: Days = cost.DAYS) -> dict[str, Any]:
         """What the runners of every app cost."""
         return cost.cost(gateway, gateway.owner, "", days)
 
     @router.get("/apps/{owner}/{name}/cost")
-    async def cost_of_app(
-        owner: str, name: str, days: Annotated[int, Query(ge=1)] = cost.DAYS
-    ) -> dict[str, Any]:
+    async def cost_of_app(owner: str, name: str, days: Days = cost.DAYS) -> dict[str, Any]:
         """What the runners of an app cost, also of one that was deleted."""
         return cost.cost(gateway, owner, name, days)
 

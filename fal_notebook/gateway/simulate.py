@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -127,6 +128,7 @@ class _World:
         self._start = start
         self._tick = tick
         self._gpus = gpus
+        self._spent = defaultdict[str, float](float)  # seconds of all runners by state
         self._now = 0.0
         self._runners: dict[int, _Runner] = {}
         # For each number of requests in flight a heap of who may have as many and be ready.
@@ -274,8 +276,7 @@ class _World:
         self._serve_waiting(runner, at)
 
     def _enter(self, runner: _Runner, state: str, at: float) -> None:
-        if seconds := billed(runner.state, at - runner.entered, self._gpus):
-            self._result.billed[runner.state] += seconds
+        self._spent[runner.state] += at - runner.entered
         runner.state, runner.entered = state, at
 
     # --- the picture -------------------------------------------------------------------------
@@ -289,6 +290,8 @@ class _World:
     def _end(self) -> Simulation:
         for runner in self._runners.values():
             self._enter(runner, "TERMINATED", self._now)
+        for state in self._result.billed:
+            self._result.billed[state] = billed(state, self._spent[state], self._gpus)
         self._result.unserved = len(self._line) - self._left
         return self._result
 
