@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fal_notebook import __version__, client_env, discovery, display, settings, sync
+from fal_notebook import __version__, client_env, discovery, display, settings, stats_view, sync
 from fal_notebook.client import Client
 from fal_notebook.command_help import Commands
 from fal_notebook.envs import MAIN, check_env_name
@@ -117,6 +117,21 @@ def cost(name: str | None, since: str) -> display.Table:
     if name is None:
         return cost_view.cost_table(sync.wait(_client().all_costs(days)))
     return cost_view.cost_table(_handle(name).cost(days))
+
+
+@commands.command()
+@click.argument("name")
+@click.option(
+    "--since",
+    type=click.Choice(list(stats_view.WINDOWS)),
+    default="1h",
+    show_default=True,
+    help="Of how long.",
+)
+@click.option("--endpoint", default="", metavar="PATH", help="Of this one only, such as /generate.")
+def stats(name: str, since: str, endpoint: str) -> stats_view.StatsView:
+    """Show requests, errors and latencies of an app over time, by endpoint."""
+    return stats_view.of(_handle(name), since, endpoint)
 
 
 @commands.command("deploy", context_settings={"ignore_unknown_options": True})
