@@ -204,7 +204,7 @@ PRINTED: dict[str, st.SearchStrategy[Any]] = {
     "secrets": st.none() | st.lists(st.from_regex("[A-Z]{2,9}", fullmatch=True)),
     "health_check": st.just({"path": "/health", "failure_threshold": 2}),
     "retry_config": st.just({"timeout": {"retries": 2}}),
-    "metadata": st.dictionaries(PLAIN, st.none() | st.booleans() | PLAIN),
+    "metadata": st.dictionaries(PLAIN, PLAIN | st.integers()),
 }
 
 

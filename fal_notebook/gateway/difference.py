@@ -50,7 +50,7 @@ def _options(revision: Revision) -> Iterator[str]:
 
 def _written(value: Any) -> str:
     """Return a value as it may stand in the line of a cell."""
-    return "none" if value is None else json.dumps(value, sort_keys=True)
+    return "none" if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _requirements(revision: Revision) -> Iterator[str]:
