@@ -47,6 +47,7 @@ class DirectRequest:
         self._request = request
         self._exchange = exchange
         self._started = time.perf_counter()
+        self._failed_as = ""
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Take a slot, forward, count; every failure becomes one answer of ours."""
@@ -75,6 +76,7 @@ class DirectRequest:
         finally:
             seconds = time.perf_counter() - self._started
             self._app.metrics.complete(self._exchange.status, seconds)
+            self._request.trace.end(self._exchange.status, self._failed_as)
 
     async def _refuse(
         self,
@@ -87,6 +89,7 @@ class DirectRequest:
     ) -> None:
         """Answer in the platform's own shape; a response that has begun is cut instead."""
         begun, self._exchange.status = self._exchange.status, status
+        self._failed_as = kind
         reply = error_reply(status, detail, self._request.id, kind, extra=extra)
         if not begun and not self._exchange.received_all:
             await refuse(reply, receive, send)
@@ -119,7 +122,7 @@ class DirectRequest:
         self, receive: Receive, hint: bytes | None, patience: float | None
     ) -> Runner:
         """Wait in line, no longer than the caller wants and a start and a request may take."""
-        app = self._app
+        app, since = self._app, time.time()
         waiter = app.enqueue(hint)
         gone = asyncio.ensure_future(self._disconnected(receive))
         longest = app.startup_timeout + app.request_timeout
@@ -132,6 +135,7 @@ class DirectRequest:
             )
             if waiter.granted.done():
                 runner: Runner = waiter.granted.result()
+                self._request.trace.waited(since, runner)
                 return runner
             if gone.done():
                 raise ClientGoneError
