@@ -235,6 +235,7 @@ def test_a_collector_that_never_answers_holds_nobody_and_fills_nothing(
     silent = Receiver()
     silent.open.clear()
     few = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16"}
+    few["OTEL_EXPORTER_OTLP_TIMEOUT"] = "600"
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": silent.url, **few}
     with exporting(tmp_path / "state", monkeypatch, **variables) as gateway:
         deploy()
