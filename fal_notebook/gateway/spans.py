@@ -211,6 +211,6 @@ def _end(span: Span, status: int, kind: str, failed: bool) -> None:
     if status:
         span.set_attribute("http.response.status_code", status)
     if failed:
-        span.set_attribute("error.type", kind or str(status))
+        span.set_attribute("error.type", kind or (str(status) if status else "_OTHER"))
         span.set_status(StatusCode.ERROR)
     span.end()
