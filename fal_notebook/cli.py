@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fal_notebook import __version__, client_env, discovery, display, settings, sync
+from fal_notebook import __version__, client_env, discovery, display, settings, stats_view, sync
 from fal_notebook.client import Client
 from fal_notebook.command_help import Commands
 from fal_notebook.envs import MAIN, check_env_name
@@ -91,6 +91,21 @@ def errors(name: str, request: str) -> display.Table | display.ErrorView:
     if request:
         return display.ErrorView(handle.error(request))
     return display.errors_table(handle.errors())
+
+
+@commands.command()
+@click.argument("name")
+@click.option(
+    "--since",
+    type=click.Choice(list(stats_view.WINDOWS)),
+    default="1h",
+    show_default=True,
+    help="Of how long.",
+)
+@click.option("--endpoint", default="", metavar="PATH", help="Of this one only, such as /generate.")
+def stats(name: str, since: str, endpoint: str) -> stats_view.StatsView:
+    """Show requests, errors and latencies of an app over time, by endpoint."""
+    return stats_view.of(_handle(name), since, endpoint)
 
 
 @commands.command("deploy", context_settings={"ignore_unknown_options": True})

@@ -176,6 +176,14 @@ class Client:
         async for line in following.follow(connect):
             yield line
 
+    async def history(self, owner: str, name: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        """Return requests, errors and latencies of an app over time, see `Handle.stats`.
+
+        Query: `since`, `until` (unix seconds; by default the last hour), `step` (seconds),
+        `endpoint`.
+        """
+        return await self._json("GET", f"/api/apps/{owner}/{name}/history", params=query)
+
     async def errors(self, owner: str, name: str) -> list[dict[str, Any]]:
         """Return the errors of an app's requests by type and place, the last seen first."""
         return await self._json("GET", f"/api/apps/{owner}/{name}/errors")

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, NoReturn, TypeVar
@@ -223,6 +224,19 @@ class Handle(Queued):
             return self._ask(functools.partial(shared_client().logs, **filters))
         self.status()  # says at once when there is no such app
         return sync.iterate(shared_client().follow_logs(self.owner, self.name, **filters))
+
+    def stats(
+        self, seconds: float = 3600.0, step: float | None = None, endpoint: str = ""
+    ) -> dict[str, Any]:
+        """Return requests, errors and latencies of the last so many seconds, at most 30 days.
+
+        Of the app, or of one endpoint: ``requests``, ``errors`` by class of status, and quantiles
+        ``p50``, ``p95`` and ``p99`` (s). The same for each of its ``endpoints``, and over time as
+        ``points`` of ``step`` seconds: as fine as they were kept, or the next coarser to `step`.
+        """
+        query = {"since": time.time() - seconds, "endpoint": endpoint}
+        query |= {} if step is None else {"step": step}
+        return self._ask(functools.partial(shared_client().history, query=query))
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the errors of requests by type and place, with counts, the last seen first."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fal_notebook.gateway.simulate import Simulation
+from fal_notebook.sparkline import sparkline
 
-_BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 72
 _WIDTH, _HEIGHT = 640, 90
 
@@ -24,7 +24,7 @@ class SimulationView:
 
     def __repr__(self) -> str:
         plots = [
-            f"{name:>8} {_spark(_over_time(self.result.at, values))} up to {max(values)}"
+            f"{name:>8} {sparkline(_over_time(self.result.at, values))} up to {max(values)}"
             for name, values in self._series()
         ]
         return "\n".join([*self._figures(), *plots])
@@ -66,11 +66,6 @@ def _over_time(at: Sequence[float], values: Sequence[int]) -> list[int]:
     begin, width = at[0], (at[-1] - at[0]) / _COLUMNS
     edges = [bisect_right(at, begin + width * n) for n in range(_COLUMNS + 1)]
     return [max(values[max(0, first - 1) : max(first, last)]) for first, last in pairwise(edges)]
-
-
-def _spark(values: Sequence[int]) -> str:
-    most = max(*values, 1)
-    return "".join(_BARS[-(-value * (len(_BARS) - 1) // most)] for value in values)
 
 
 def _svg(at: Sequence[float], values: Sequence[int]) -> str:

@@ -317,7 +317,7 @@ def test_what_is_in_flight_is_answered_before_the_container_is_told_to_end(
         answer = pool.submit(handle.request, "GET", "/slow")
         eventually(lambda: handle.runners()[0]["in_flight"])
         changed = of_reference(image, cmd=["8000", "0.0.0.0"])
-        with served("slow", changed, keep_alive=300):
+        with served("slow", changed, min_concurrency=1):
             assert answer.result(20).text == "slow"
             eventually(lambda: len(containers_of(engine, "slow")) == 1)
             cause = eventually(lambda: cause_of_end(containers, "slow"))

@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 UNUSED_KEEP_ALIVE = 10.0
@@ -35,6 +36,8 @@ SHORTEST_WAIT = 0.01
 # The more advanced a start is, the later it is given up.
 _STARTING = {"PENDING": 0, "DOCKER_PULL": 1, "SETUP": 2}
 _READY = frozenset({"IDLE", "RUNNING"})
+
+_in_flight = attrgetter("in_flight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +149,13 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
         Carried out at once, it leads to an observation for which there is nothing more to do.
     """
     ready = [runner for runner in observed.runners if runner.state in _READY]
-    starting = [runner for runner in observed.runners if runner.state in _STARTING]
+    starting = []
+    if len(ready) < len(observed.runners):
+        starting = [runner for runner in observed.runners if runner.state in _STARTING]
     live = len(starting) + len(ready)
     if not observed.load_known:
         return _without_load(scaling, observed, live, now)
-    load = observed.queued + sum([runner.in_flight for runner in ready + starting])
+    load = observed.queued + sum(map(_in_flight, ready)) + sum(map(_in_flight, starting))
     target = _target(scaling, load)
     # Another request coming due changes nothing for an app that is at its maximum.
     due = observed.next_due_at if target < scaling.max_concurrency else None
@@ -227,7 +232,7 @@ def _soonest(
             if r.last_request_at is None
             else r.last_request_at + keep_alive
             for r in ready
-            if r.in_flight == 0
+            if not r.in_flight
         ]
     return min(times, default=None)
 

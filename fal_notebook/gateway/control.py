@@ -23,6 +23,7 @@ from fal_notebook.gateway.operations import (
     deploy,
     envs,
     errors,
+    history,
     images,
     keys,
     logs,
@@ -33,6 +34,8 @@ from fal_notebook.gateway.operations import (
 from fal_notebook.gateway.scrape import scrape
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Moment = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False)]
+Seconds = Annotated[float | None, Query(gt=0, le=1e11, allow_inf_nan=False)]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 _STATUS: list[tuple[type[exceptions.FalNotebookError], int]] = [
@@ -208,6 +211,19 @@ def _app_routes(gateway: Gateway) -> APIRouter:
     async def error(owner: str, name: str, request_id: str) -> dict[str, Any]:
         """The errors whose sample is this request, with its input and traceback."""
         return errors.error(gateway, owner, name, request_id)
+
+    @router.get("/{owner}/{name}/history")
+    async def read_history(
+        owner: str,
+        name: str,
+        since: Moment = None,
+        until: Moment = None,
+        step: Seconds = None,
+        endpoint: str = "",
+    ) -> dict[str, Any]:
+        """Requests, errors and latencies over time, or of one endpoint; times are unix seconds."""
+        asked = history.Asked(since, until, step, endpoint)
+        return history.history(gateway, owner, name, asked)
 
     @router.get("/{owner}/{name}/requests")
     async def find_request(owner: str, name: str, part: str) -> dict[str, str]:

@@ -75,7 +75,8 @@ class DirectRequest:
             await self._refuse(receive, send, 500, _INTERNAL, "internal_error")
         finally:
             seconds = time.perf_counter() - self._started
-            self._app.metrics.complete(self._exchange.status, seconds)
+            status = self._exchange.raised or self._exchange.status
+            self._app.answered(self._request.path, status, seconds)
             self._request.trace.end(self._exchange.status, self._failed_as)
 
     async def _refuse(

@@ -17,8 +17,10 @@ from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import (
     HINTS,
     PREFERENCE,
+    RAISED_STATUS,
     Header,
     hints,
+    raised_status,
     request_head,
     response_headers,
 )
@@ -79,6 +81,8 @@ class Exchange:
     ----------
     status : int
         Of the answer; 0 until it begins.
+    raised : int
+        With what status a call from Python has failed that was answered; 0 when it has not.
     sent : bool
         A runner has been sent the whole request.
     released : bool
@@ -103,6 +107,7 @@ class Exchange:
         self._max_body = max_body
         self._live = live
         self.status = 0
+        self.raised = 0
         self.sent = False
         self.released = False
         self.streamed = False
@@ -241,6 +246,8 @@ class Exchange:
                 told.append(value.lower() in _TRUE)
             elif name == TOLD:
                 known = True
+            elif name == RAISED_STATUS:
+                self.raised = raised_status(value)
             elif name == CHECK and value.lower() in _TRUE:
                 runner.check_now.set()
             elif name == HINTS:

@@ -135,6 +135,7 @@ class Fleet:
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
         self.on_error: Callable[[ErrorGroup], None] = lambda failure: None
+        self.on_answer: Callable[[bytes, int, float], None] = lambda path, status, seconds: None
         self.waiting = Waiting()
         self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()
@@ -168,6 +169,11 @@ class Fleet:
         self._on_need(self)
 
     # --- requests ----------------------------------------------------------------------------
+    def answered(self, path: bytes, status: int, seconds: float) -> None:
+        """Count a request that has ended, direct or queued."""
+        self.metrics.complete(status, seconds)
+        self.on_answer(path, status, seconds)
+
     def serving(self, hint: bytes | None = None) -> Runner | None:
         """Return the least loaded runner with a free slot, or None.
 

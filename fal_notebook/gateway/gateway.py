@@ -37,6 +37,7 @@ from fal_notebook.gateway.proxy import Proxy
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.storage.routes import StorageRoutes
 from fal_notebook.gateway.store import App, Key, Revision, RunnerRow, Store
+from fal_notebook.gateway.tally import Tally
 from fal_notebook.gateway.tls import TlsPort
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.gateway.webhooks import message
@@ -101,6 +102,7 @@ class Gateway:
         self.redaction = Redaction(self.store, self.vault)
         self.scrubber = Scrubber(state, self.store, self.redaction)
         self.errors = Errors(self.store, self.events.errors, self.redaction)
+        self.tally = Tally(self.store)
         self.targets = Targets(state, sockets_folder(self.store), self._try_again)
         self.host_check = HostCheck(int(info.url.rsplit(":", 1)[1]))
         self.tls = TlsPort(state, self.host_check)
@@ -181,6 +183,7 @@ class Gateway:
             )
             fleet.on_sample = lambda sample: self.events.sample(owner, name, sample)
             fleet.on_error = self.errors.record
+            fleet.on_answer = self.tally.of(fleet)
         return fleet
 
     def runner_ids(self) -> list[str]:
@@ -254,6 +257,7 @@ class Gateway:
         await self.queue.close()
         await self.lifecycle.close()
         self.errors.close()
+        self.tally.close()
         self.storage.files.close()
         await self.targets.close()
         with contextlib.suppress(OSError):  # not empty: runners live on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fal_notebook.runner import frames
 from fal_notebook.runner.frames import CONTENT_TYPE
 from fal_notebook.runner.spec import TOLD
 
@@ -16,6 +17,8 @@ _HOP_BY_HOP = frozenset(
     )
 )
 # A caller names what it would like to find, a runner what is there (models it has loaded).
+# With what status a call from Python failed, whose own answer is 200.
+RAISED_STATUS = frames.RAISED_STATUS.encode()
 HINT, HINTS = b"x-fal-runner-hint", b"x-fal-runner-hints"
 PREFERENCE = b"x-fal-object-lifecycle-preference"
 _CALLER_MAY_SET = frozenset(
@@ -122,3 +125,8 @@ def _hop_by_hop(headers: list[Header]) -> frozenset[bytes]:
         if name == b"connection":
             named.update(part.strip().lower() for part in value.split(b","))
     return _HOP_BY_HOP | (named - _END_TO_END) if named else _HOP_BY_HOP
+
+
+def raised_status(value: bytes) -> int:
+    """Return the status of an error that the header `RAISED_STATUS` names; a wrong one is 500."""
+    return int(value) if value.isdigit() and len(value) == 3 else 500

@@ -10,7 +10,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -78,7 +78,27 @@ CREATE TABLE secrets (
 INSERT INTO secrets SELECT 'main', name, value, set_at FROM secrets_of_main;
 DROP TABLE secrets_of_main;
 """
-MIGRATIONS = (_FIRST, _ERRORS, _RETIRED, _TARGETS, _CREDENTIALS, _REGIONS, _ORIGINS, _ENVS)
+# Of requests: s1 to s5 count classes of status from 1xx on, l0 to l15 latencies by bucket.
+_HISTORY = """
+CREATE TABLE history (
+  owner TEXT NOT NULL, app TEXT NOT NULL, step INTEGER NOT NULL, at INTEGER NOT NULL,
+  endpoint TEXT NOT NULL,
+  s1 INTEGER, s2 INTEGER, s3 INTEGER, s4 INTEGER, s5 INTEGER, l0 INTEGER, l1 INTEGER, l2 INTEGER,
+  l3 INTEGER, l4 INTEGER, l5 INTEGER, l6 INTEGER, l7 INTEGER, l8 INTEGER, l9 INTEGER, l10 INTEGER,
+  l11 INTEGER, l12 INTEGER, l13 INTEGER, l14 INTEGER, l15 INTEGER,
+  PRIMARY KEY (owner, app, step, at, endpoint)) WITHOUT ROWID;
+"""
+MIGRATIONS = (
+    _FIRST,
+    _ERRORS,
+    _RETIRED,
+    _TARGETS,
+    _CREDENTIALS,
+    _REGIONS,
+    _ORIGINS,
+    _ENVS,
+    _HISTORY,
+)
 
 
 @dataclass
@@ -253,6 +273,11 @@ _JSON = frozenset(
     )
 )
 
+_HISTORY_KEY = ("owner", "app", "step", "at", "endpoint")
+_COUNTS = (*(f"s{n}" for n in range(1, 6)), *(f"l{n}" for n in range(16)))
+# Owner, app, step, time, endpoint and the counts.
+HistoryRow = tuple[str, str, int, int, str, Sequence[int]]
+
 
 class Store:
     """The database; used from the gateway's event loop only.
@@ -367,7 +392,7 @@ class Store:
         mine = self.select(Revision, "owner = ? AND app = ?", owner, name)
         used = set[str]().union(*(revision.blobs for revision in mine))
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
-        for table in ("revisions", "errors"):
+        for table in ("revisions", "errors", "history"):
             self._execute(f"DELETE FROM {table} WHERE owner = ? AND app = ?", (owner, name))
         kept = set[str]().union(*(revision.blobs for revision in self.select(Revision)))
         return sorted(used - kept)
@@ -441,6 +466,41 @@ class Store:
     def forget_errors(self, before: float) -> None:
         """Remove groups that have not grown since `before` (unix seconds)."""
         self._execute("DELETE FROM errors WHERE last_seen < ?", (before,))
+
+    def add_history(self, rows: Iterable[HistoryRow]) -> None:
+        """Add counts to those of the same step, time and endpoint."""
+        marks = ", ".join("?" * (len(_HISTORY_KEY) + len(_COUNTS)))
+        added = ", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS)
+        statement = (
+            f"INSERT INTO history ({', '.join((*_HISTORY_KEY, *_COUNTS))}) VALUES ({marks}) "
+            f"ON CONFLICT ({', '.join(_HISTORY_KEY)}) DO UPDATE SET {added}"
+        )
+        with io_errors(self._folder):
+            self._db.executemany(statement, ((*row[:-1], *row[-1]) for row in rows))
+
+    def history(self, group: str, where: str, *arguments: Any) -> list[tuple[Any, list[int]]]:
+        """Return the sums of counts for each value of `group`; both texts are SQL of ours."""
+        sums = ", ".join(f"SUM({name})" for name in _COUNTS)
+        found = self._execute(
+            f"SELECT {group} AS value, {sums} FROM history WHERE {where} "
+            "GROUP BY value ORDER BY value",
+            arguments,
+        )
+        return [(row[0], list(row)[1:]) for row in found]
+
+    def counted_endpoints(self, owner: str, app: str, step: int) -> list[str]:
+        """Return the endpoints that an app has counts of at this step."""
+        query = "SELECT DISTINCT endpoint FROM history WHERE owner = ? AND app = ? AND step = ?"
+        return [row[0] for row in self._execute(query, (owner, app, step))]
+
+    def forget_history(self, step: int, before: float, after: float) -> None:
+        """Remove counts of a step from before and after these times (unix seconds)."""
+        for outside, limit in (("<", before), (">", after)):  # each a range of the primary key
+            self._execute(
+                "DELETE FROM history WHERE (owner, app) IN (SELECT owner, name FROM apps) "
+                f"AND step = ? AND at {outside} ?",
+                (step, limit),
+            )
 
     def events(self, since: int, owner: str = "", app: str = "") -> list[Event]:
         """Return events after `since`, of one owner or app if named."""

@@ -100,6 +100,8 @@ class Waiting:
 
     def due(self, now: float, delay: float) -> tuple[int, float | None]:
         """Return how many have waited for `delay` seconds, and when the next one will have."""
+        if not len(self):
+            return 0, None
         later = [w.arrived + delay for w in self._callers if w.arrived + delay > now]
         number = len(self._callers) - len(later) + self.backlog.arrived(now - delay)
         queued = self.backlog.first_after(now - delay)

@@ -73,9 +73,8 @@ def _words(line: str, variables: Mapping[str, Any]) -> list[str]:
 
 def _show(shown: Any) -> None:
     from fal_notebook import cli
-    from fal_notebook.display import DiffView, ImageView, Table
 
-    if isinstance(shown, DiffView | ImageView | Table):
+    if hasattr(shown, "_repr_html_"):
         display(shown)
         return
     for text in cli.as_lines(shown):

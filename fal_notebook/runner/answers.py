@@ -19,7 +19,14 @@ from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
 from fal_notebook.runner.escapes import contained
-from fal_notebook.runner.refusals import STOP, invalid, is_refusal, refused, said_of_runner
+from fal_notebook.runner.refusals import (
+    STOP,
+    invalid,
+    is_refusal,
+    refused,
+    said_of_runner,
+    status_of,
+)
 from fal_notebook.runner.response_values import closed_in_time, values_of
 from fal_notebook.runner.results import Output
 from fal_notebook.runner.route import Route
@@ -122,7 +129,7 @@ async def _pickled(route: Route, call: Call) -> Response:
         result = await route.call(args, _with_request(route, call, kwargs), finish)
     except Exception as error:
         result = _raised(route, error, given)
-        headers = {frames.RAISED: frames.type_name(error)}
+        headers = frames.raised_headers(error, status_of(error))
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
     if isinstance(result, StreamingResponse):
         result = values_of(result, route.workers)

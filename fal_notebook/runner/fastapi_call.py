@@ -18,7 +18,7 @@ from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.exceptions import RemoteError
 from fal_notebook.runner import frames, shown
 from fal_notebook.runner.caller import Stream
-from fal_notebook.runner.refusals import STOP, is_refusal, said_of_runner
+from fal_notebook.runner.refusals import STOP, is_refusal, said_of_runner, status_of
 from fal_notebook.runner.response_values import values_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class PythonCall:
     # --- out ---------------------------------------------------------------------------------
     def _answer(self, outcome: list[Any], status: int, content: bytes) -> Response:
         if not outcome:  # FastAPI or a dependency has refused the request
-            return self._raised(RemoteError(f"{status}: {_detail(content)}"), failed=False)
+            return self._raised(RemoteError(f"{status}: {_detail(content)}"), status)
         (result,) = outcome
         if isinstance(result, Exception):
             return self._raised(result)
@@ -107,9 +107,10 @@ class PythonCall:
         except Exception as error:
             yield self._frame_of(error)
 
-    def _raised(self, error: Exception, failed: bool = True) -> Response:
-        content = self._frame_of(error) if failed else frames.raised(error, "")
-        headers = {frames.RAISED: frames.type_name(error)}
+    def _raised(self, error: Exception, status: int = 0) -> Response:
+        """Return an error's answer; with a status it is FastAPI's refusal, of which none tells."""
+        content = frames.raised(error, "") if status else self._frame_of(error)
+        headers = frames.raised_headers(error, status or status_of(error))
         headers |= {STOP: "1"} if gpu_error(error) is not None else {}
         return Response(content, headers=headers, media_type=frames.CONTENT_TYPE)
 

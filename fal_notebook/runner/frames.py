@@ -27,6 +27,8 @@ from fal_notebook.runner.escapes import original
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"
+# Says with which status the same error is answered to who sends JSON.
+RAISED_STATUS = "x-fal-raised-status"
 CONTENT_TYPE = "application/vnd.fal-notebook.pickle"
 _LENGTH = struct.Struct(">Q")
 _HERE = "{}.{}".format(*sys.version_info)
@@ -108,9 +110,9 @@ def raised(error: BaseException, text: str, redact: Callable[[str], str] = str) 
     return _frame(("raise", redact(type(error).__qualname__), redact(message), text, exception))
 
 
-def type_name(error: BaseException) -> str:
-    """Return what the header `RAISED` says of an error."""
-    return _ascii(type(original(error)).__name__)
+def raised_headers(error: BaseException, status: int) -> dict[str, str]:
+    """Return the headers that tell who reads no frames of an error."""
+    return {RAISED: _ascii(type(original(error)).__name__), RAISED_STATUS: str(status)}
 
 
 def _ascii(name: str) -> str:

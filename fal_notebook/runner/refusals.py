@@ -52,6 +52,14 @@ def is_refusal(error: Exception) -> bool:
     return response is not None and response.status_code < 500
 
 
+def status_of(error: Exception) -> int:
+    """Return the status with which a caller over HTTP is told of the error."""
+    gpu, response = gpu_error(error), _meant(error)
+    if gpu is not None:
+        return gpu.status_code
+    return 500 if response is None else response.status_code
+
+
 def _meant(error: Exception, redact: Redact = str) -> Response | None:
     """Return the answer that the error itself says, None of one that is a bug."""
     headers: dict[str, str] = {}

@@ -14,7 +14,7 @@ from typing import Any
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway import errors, start_deadline
 from fal_notebook.gateway.fleet import Fleet, Runner
-from fal_notebook.gateway.headers import HINT
+from fal_notebook.gateway.headers import HINT, RAISED_STATUS, raised_status
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.queue import retry
 from fal_notebook.gateway.queue.attempt import Attempt, failed
@@ -210,7 +210,8 @@ class Queue:
         if request.number in self._deadlines:
             self._deadlines.pop(request.number).cancel()
         if fleet is not None:
-            fleet.metrics.complete(answer.status, now - request.number / 1e6)
+            path = request.target.partition(b"?")[0]
+            fleet.answered(path, _meant(answer), now - request.number / 1e6)
         if fleet is not None and answer.error_type in errors.PLATFORM:
             await self._record(fleet, request, answer)
         self.followers.tell(request.number)
@@ -292,6 +293,14 @@ class Queue:
 def _is_cancelled(answer: Answer) -> bool:
     """Whether a runner answered that it ended the request because of its cancel."""
     return answer.error_type == _CANCELLED.error_type
+
+
+def _meant(answer: Answer) -> int:
+    """Return the status of an answer; of a call from Python whose function raised, the error's."""
+    told = dict(answer.headers).get(RAISED_STATUS)
+    if told is not None:
+        return raised_status(told)
+    return 500 if answer.status < 400 and answer.error_type else answer.status
 
 
 def _policy(fleet: Fleet, request: QueuedRequest) -> retry.Policy:
