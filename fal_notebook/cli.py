@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import getpass
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,31 @@ def errors(name: str, request: str) -> display.Table | display.ErrorView:
     if request:
         return display.ErrorView(handle.error(request))
     return display.errors_table(handle.errors())
+
+
+@commands.command()
+@click.argument("name")
+def starts(name: str) -> display.Table:
+    """Show what the last cold starts of an app's runners were made of."""
+    from fal_notebook import cost_view
+
+    return cost_view.starts_table(_handle(name).starts())
+
+
+@commands.command()
+@click.argument("name", required=False)
+@click.option("--since", default="7d", show_default=True, metavar="DAYS", help="How far back.")
+def cost(name: str | None, since: str) -> display.Table:
+    """Show billed seconds per state of an app, or of all, and money where prices are set."""
+    from fal_notebook import cost_view
+
+    found = re.fullmatch(r"(\d{1,3})d?", since)
+    if found is None or not int(found[1]):
+        raise OptionError(f"--since is {since!r}; write a number of days, such as 7d")
+    days = int(found[1])
+    if name is None:
+        return cost_view.cost_table(sync.wait(_client().all_costs(days)))
+    return cost_view.cost_table(_handle(name).cost(days))
 
 
 @commands.command()

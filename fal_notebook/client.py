@@ -113,6 +113,18 @@ class Client:
         """Return samples of an app's load: at, runners, in_flight, queued."""
         return await self._json("GET", f"/api/apps/{owner}/{name}/timeline")
 
+    async def starts(self, owner: str, name: str) -> dict[str, Any]:
+        """Return an app's last cold starts and medians, see `gateway.operations.starts`."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/starts")
+
+    async def cost(self, owner: str, name: str, days: int) -> dict[str, Any]:
+        """Return what an app cost in so many days, see `gateway.operations.cost.cost`."""
+        return await self._json("GET", f"/api/apps/{owner}/{name}/cost", params={"days": days})
+
+    async def all_costs(self, days: int) -> dict[str, Any]:
+        """Return what every app cost in so many days."""
+        return await self._json("GET", "/api/cost", params={"days": days})
+
     async def openapi(self, owner: str, name: str) -> dict[str, Any]:
         """Return the OpenAPI document of an app."""
         return await self._json("GET", f"/api/apps/{owner}/{name}/openapi")

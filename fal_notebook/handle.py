@@ -153,6 +153,17 @@ class Handle(Queued):
         """Return samples of the load, oldest first: at (unix s), runners, in_flight, queued."""
         return self._ask(shared_client().timeline)
 
+    def starts(self) -> dict[str, Any]:
+        """Return the last ``starts`` of runners and the ``median`` of each part, in seconds.
+
+        Parts are ``queued``, ``build``, ``start``, ``setup`` and ``first_byte``.
+        """
+        return self._ask(shared_client().starts)
+
+    def cost(self, days: int = 7) -> dict[str, Any]:
+        """Return what was ``billed`` of today and so many days before: seconds per state, money."""
+        return self._ask(functools.partial(shared_client().cost, days=days))
+
     def openapi(self) -> dict[str, Any]:
         """Return the app's OpenAPI document."""
         return self._ask(shared_client().openapi)

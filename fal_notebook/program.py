@@ -51,19 +51,24 @@ def loaded(name: str, wanted: str = "") -> Iterator[tuple[Any, str]]:
 
     Within the block the file is ``__main__``: there it is captured.
     """
-    path = Path(os.path.expanduser(name))  # no shell has done so for a notebook
-    try:
-        source = path.read_text()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CellError(f"{name} cannot be read: {reason}") from None
-    found = _classes(name, source, wanted or None)
+    path, source, found = read(name, wanted)
     with _as_main(path) as namespace:
         exec(_compiled(source, path), namespace)
         entry = _entry(source, found, wanted, namespace)
         if not callable(namespace.get(entry)):
             raise CellError(f"`{entry}` is not a function when {name} has run")
         yield namespace[entry], entry
+
+
+def read(name: str, wanted: str = "") -> tuple[Path, str, tuple[str, ...]]:
+    """Return a file's path, source and classes, when it defines what is wanted; nothing runs."""
+    path = Path(os.path.expanduser(name))  # no shell has done so for a notebook
+    try:
+        source = path.read_text()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CellError(f"{name} cannot be read: {reason}") from None
+    return path, source, _classes(name, source, wanted or None)
 
 
 def _classes(name: str, source: str, wanted: str | None) -> tuple[str, ...]:

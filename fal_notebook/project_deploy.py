@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
@@ -62,6 +63,18 @@ def deploy(
     return deployment
 
 
+def check(app: ProjectApp) -> None:
+    """Refuse an app whose code is not there, as far as that is seen without running any of it."""
+    if app.ref:
+        with _about_ref(app):
+            program.read(*_file(app))
+    elif app.entry_point:
+        package = app.entry_point.partition(":")[0].partition(".")[0]
+        with on_path(app.folder):
+            if package not in sys.modules and importlib.util.find_spec(package) is None:
+                raise _no_module(app, package)
+
+
 def _with_modules(options: Options, modules: list[str]) -> Options:
     """Add to the modules that are named those of the project."""
     names = sorted({*(options.local_python_modules or ()), *modules})
@@ -94,14 +107,23 @@ def _source(app: ProjectApp) -> str:
 
 @contextmanager
 def _of_file(app: ProjectApp) -> Iterator[Any]:
-    path, _, symbol = app.ref.partition("::")
     with ExitStack() as loaded:
-        try:
-            file = program.loaded(str(app.folder / Path(path).expanduser()), symbol)
-            found, _ = loaded.enter_context(file)
-        except CellError as error:
-            raise CellError(f"{app.label}: ref={app.ref!r}: {error}") from None
+        with _about_ref(app):
+            found, _ = loaded.enter_context(program.loaded(*_file(app)))
         yield found
+
+
+@contextmanager
+def _about_ref(app: ProjectApp) -> Iterator[None]:
+    try:
+        yield
+    except CellError as error:
+        raise CellError(f"{app.label}: ref={app.ref!r}: {error}") from None
+
+
+def _file(app: ProjectApp) -> tuple[str, str]:
+    path, _, symbol = app.ref.partition("::")
+    return str(app.folder / Path(path).expanduser()), symbol
 
 
 @contextmanager
@@ -111,16 +133,23 @@ def _of_module(app: ProjectApp) -> Iterator[Any]:
 
 
 def _symbol(app: ProjectApp, module: str, symbol: str) -> Any:
-    where = f"{app.label}: python_entry_point={app.entry_point!r}"
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise CellError(
-            f"{where} cannot be imported here: there is no module {error.name!r} in {app.folder}, "
-            "in its src or among what is installed"
-        ) from None
+        raise _no_module(app, error.name) from None
     if not callable(getattr(found, symbol, None)):
-        raise CellError(f"{where}: {module} has no function or class {symbol!r}")
+        raise CellError(f"{_entry_point(app)}: {module} has no function or class {symbol!r}")
     return getattr(found, symbol)
+
+
+def _no_module(app: ProjectApp, name: str) -> CellError:
+    return CellError(
+        f"{_entry_point(app)} cannot be imported here: there is no module {name!r} in "
+        f"{app.folder}, in its src or among what is installed"
+    )
+
+
+def _entry_point(app: ProjectApp) -> str:
+    return f"{app.label}: python_entry_point={app.entry_point!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import re
 import sys
@@ -79,6 +80,41 @@ def _configured() -> dict[str, Any]:
         return tomllib.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise SettingError(f"{path} cannot be read: {error}") from None
+
+
+def prices() -> dict[str, float]:
+    """Return what an hour of each machine type costs, of one GPU if it has some; {} if not said.
+
+    Said by the table ``prices`` of config.toml, or ``FAL_NOTEBOOK_PRICES``: ``M=0.2, GPU-L40=1``.
+
+    Raises
+    ------
+    SettingError
+        When a price is not a number from 0 on.
+    """
+    text, where = os.environ.get("FAL_NOTEBOOK_PRICES"), "FAL_NOTEBOOK_PRICES"
+    if text is not None:
+        pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+        given: Any = {name.strip(): _number(price) for name, _, price in pairs}
+    else:
+        given, where = _configured().get("prices", {}), f"prices in {config_file()}"
+    if not isinstance(given, dict):
+        raise SettingError(f'{where} is {given!r}; write a table, such as "GPU-A100" = 1.99')
+    for name, price in given.items():
+        number = isinstance(price, (int, float)) and not isinstance(price, bool)
+        if not (name and number and 0 <= price < math.inf):
+            raise SettingError(
+                f"{where}: the price of {name or 'a machine type'} is {price!r}; write what an "
+                "hour costs, a number from 0 on"
+            )
+    return {name: float(price) for name, price in given.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip()
 
 
 def target() -> str:

@@ -43,11 +43,13 @@ def of(
     OptionError
         When an option or the trace is wrong.
     """
-    options = {**handle.status()["options"], **_checked(values)}
+    app = handle.status()
+    options = {**app["options"], **_checked(values)}
     scaling = Scaling(**{name: options[name] or 0 for name in _NAMES})
     took = [r["ready_at"] - r["created_at"] for r in handle.runners() if r["ready_at"]]
     seconds = start if start is not None else median(took) if took else _START
-    result = simulate(read(path), scaling, Start(0.0, seconds))
+    gpus = app["machine"]["gpus"]
+    result = simulate(read(path), scaling, Start(0.0, seconds), gpus=gpus)
     assumed = ", ".join(f"{name}={getattr(scaling, name):g}" for name in _NAMES)
     whence = "given" if start is not None else "as its runners did" if took else "assumed"
     return SimulationView(result, f"{assumed}; a start takes {seconds:.2f} s, {whence}")

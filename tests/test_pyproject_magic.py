@@ -91,10 +91,27 @@ def test_a_mistake_deploys_nothing_and_names_the_line_of_the_cell(shell, folder:
     assert "name= is for one app" in refusal(shell, f"%%fal_pyproject name=one\n{APPS}")
 
 
-def test_an_app_that_cannot_be_deployed_does_not_keep_the_others(shell, folder: Path) -> None:
-    text = refusal(shell, CELL.replace("apps.py::Painter", "nowhere.py"))
-    assert text.startswith("the cell, line 3: ref='nowhere.py': ")
-    assert "nowhere.py cannot be read: No such file" in text
+@pytest.mark.parametrize(
+    ("ref", "instead", "words"),
+    [
+        ("ref", "nowhere.py", "nowhere.py cannot be read: No such file"),
+        ("ref", "apps.py::Paint", "apps.py does not define `Paint`; did you mean `Painter`?"),
+        ("python_entry_point", "nowhere:Painter", "there is no module 'nowhere'"),
+    ],
+)
+def test_nothing_is_deployed_when_code_is_missing(
+    shell, folder: Path, ref: str, instead: str, words: str
+) -> None:
+    last = f'{ref} = "{instead}"\n'.join(APPS.rsplit('ref = "apps.py::shift"\n', 1))
+    text = refusal(shell, f"%%fal_pyproject wait=true\n{last}")
+    assert text.startswith(f"the cell, line 7: {ref}='{instead}'")
+    assert words in text
+    assert "pm_painter" not in shell.ip.user_ns
+
+
+def test_an_app_that_fails_as_it_is_loaded_does_not_keep_the_others(shell, folder: Path) -> None:
+    wrong = CELL.replace('ref = "apps.py::Painter"', 'python_entry_point = "apps:nothing"')
+    assert "apps has no function or class 'nothing'" in refusal(shell, wrong)
     assert shell["pm_shift"](1) == 3
 
 

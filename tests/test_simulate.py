@@ -39,6 +39,12 @@ def test_each_request_waits_for_its_runner_and_all_seconds_are_billed_once() -> 
     assert result.runners[-1] == result.in_flight[-1] == result.queued[-1] == 0
 
 
+def test_seconds_of_a_runner_are_billed_for_each_of_its_gpus() -> None:
+    scaling = Scaling(max_concurrency=2, keep_alive=10)
+    billed = simulate([Request(0, 2)], scaling, Start(1, 3), TICK, gpus=4).billed
+    assert billed == {"SETUP": 12, "RUNNING": 8, "IDLE": 40}
+
+
 def test_runners_of_the_minimum_are_ready_when_the_trace_begins() -> None:
     result = simulate([Request(5, 1)], Scaling(min_concurrency=2, max_concurrency=3), Start(), TICK)
     assert (list(result.waits), result.cold_starts) == ([0], 0)

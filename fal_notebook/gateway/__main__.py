@@ -20,7 +20,7 @@ from fal_notebook.gateway.app import GatewayApp
 from fal_notebook.gateway.bridge import RunnersOnly
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs import bounds
-from fal_notebook.gateway.operations import apps, blobs, credentials, errors, history
+from fal_notebook.gateway.operations import apps, blobs, cost, credentials, errors, history
 from fal_notebook.gateway.operations import secrets as stored_secrets
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
@@ -148,6 +148,7 @@ async def _keep_house(gateway: Gateway, kept: Kept) -> None:
             apps.prune(gateway)
             blobs.prune(gateway)
             errors.prune(gateway)
+            cost.prune(gateway)
             history.prune(gateway)
             stored_secrets.prune(gateway)
             gateway.tls.renew()

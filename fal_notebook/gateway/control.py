@@ -20,6 +20,7 @@ from fal_notebook.gateway.logs.lines import Wanted
 from fal_notebook.gateway.operations import (
     apps,
     blobs,
+    cost,
     deploy,
     envs,
     errors,
@@ -30,10 +31,12 @@ from fal_notebook.gateway.operations import (
     requests,
     revisions,
     secrets,
+    starts,
 )
 from fal_notebook.gateway.scrape import scrape
 
 Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Days = Annotated[int, Query(ge=1, le=3660)]
 Moment = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False)]
 Seconds = Annotated[float | None, Query(gt=0, le=1e11, allow_inf_nan=False)]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
@@ -59,7 +62,7 @@ def create_control(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
     routers = _gateway_routes, _app_routes, _image_routes, _key_routes, _storage_routes
-    for routes in (*routers, _secret_routes, _revision_routes, _env_routes):
+    for routes in (*routers, _secret_routes, _revision_routes, _env_routes, _cost_routes):
         api.include_router(routes(gateway))
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
@@ -181,6 +184,7 @@ _BY_NAME = (
     _ByName("GET", "/openapi", apps.openapi),
     _ByName("GET", "/errors", errors.errors),
     _ByName("GET", "/revisions", revisions.list_revisions),
+    _ByName("GET", "/starts", starts.starts),
 )
 
 
@@ -273,6 +277,22 @@ def _revision_routes(gateway: Gateway) -> APIRouter:
     ) -> deploy.DeployReply:
         """Start the rollout of an app of one environment in another."""
         return revisions.promote(gateway, owner, name, request)
+
+    return router
+
+
+def _cost_routes(gateway: Gateway) -> APIRouter:
+    router = APIRouter(prefix="/api")
+
+    @router.get("/cost")
+    async def cost_of_all(days: Days = cost.DAYS) -> dict[str, Any]:
+        """What the runners of every app cost."""
+        return cost.cost(gateway, gateway.owner, "", days)
+
+    @router.get("/apps/{owner}/{name}/cost")
+    async def cost_of_app(owner: str, name: str, days: Days = cost.DAYS) -> dict[str, Any]:
+        """What the runners of an app cost, also of one that was deleted."""
+        return cost.cost(gateway, owner, name, days)
 
     return router
 

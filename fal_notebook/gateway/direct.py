@@ -8,7 +8,7 @@ import time
 
 from starlette.types import Receive, Send
 
-from fal_notebook.gateway import errors, start_deadline
+from fal_notebook.gateway import clock, errors, start_deadline
 from fal_notebook.gateway.exchange import (
     ClientGoneError,
     Exchange,
@@ -108,9 +108,14 @@ class DirectRequest:
         hint = headers.get(HINT)
         patience = start_deadline.patience(self._app, headers, self._request.principal)
         for attempt in range(1, ATTEMPTS + 1):
-            runner = self._app.take(hint) or await self._wait_for_runner(receive, hint, patience)
+            runner, answer = self._app.take(hint), send
+            if runner is None:
+                arrived = clock.now()
+                runner = await self._wait_for_runner(receive, hint, patience)
+                if runner.birth is not None:
+                    answer = runner.birth.watched(send, arrived)
             try:
-                await self._exchange.forward(runner, receive, send)
+                await self._exchange.forward(runner, receive, answer)
                 return
             except RefusedError:
                 if self._exchange.streamed or attempt == ATTEMPTS:

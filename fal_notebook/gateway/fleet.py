@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fal_notebook.gateway import autoscaler, clock, plan
+from fal_notebook.gateway.meter import Meter
 from fal_notebook.gateway.metrics import AppMetrics
+from fal_notebook.gateway.starts import Birth
 from fal_notebook.gateway.store import ErrorGroup, Revision, RunnerRow
 from fal_notebook.gateway.transitions import LIVE
 from fal_notebook.gateway.upstream import Pool
@@ -61,6 +63,8 @@ class Runner:
     direct: Pool | None = None  # to the user's own server, which gets the requests
     fixed_port: bool = False
     on_note: Callable[[str], None] = lambda note: None
+    meter: Meter = field(default_factory=Meter)
+    birth: Birth | None = None  # of one that this gateway has started
     check_now: asyncio.Event = field(default_factory=asyncio.Event)  # an answer asked for it
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -353,6 +357,10 @@ class Fleet:
 
     def _sample(self) -> None:
         self._sampling = None
+        now = clock.now()
+        for runner in self.runners.values():
+            busy = runner.in_flight, runner.last_request_at
+            runner.meter.look(now - SAMPLE_PERIOD, now, *busy)
         sample = self.picture()
         self.samples.append(sample)
         self.on_sample(sample)

@@ -21,6 +21,7 @@ from fal_notebook.exceptions import BuildError
 from fal_notebook.gateway import paths, plan, tracing, transitions
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
+from fal_notebook.gateway.billing import Billing
 from fal_notebook.gateway.bridge import BridgePort
 from fal_notebook.gateway.controller import Controller
 from fal_notebook.gateway.errors import Errors
@@ -111,7 +112,8 @@ class Gateway:
         given = self.declared, registries, self.tls.open, self.scrubber.finish
         launcher = Launcher(state, self.store, self.targets, self.reached_at, *given)
         self.gpus = launcher.gpus
-        parts = self.store, self.targets, launcher, self._poke, self.redaction
+        self.billing = Billing(self.store)
+        parts = self.store, self.targets, launcher, self._poke, self.redaction, self.billing
         self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics()
@@ -257,6 +259,7 @@ class Gateway:
         await self.queue.close()
         await self.lifecycle.close()
         self.errors.close()
+        self.billing.close()
         self.tally.close()
         self.storage.files.close()
         await self.targets.close()

@@ -174,15 +174,22 @@ class Life:
             self._launcher.adopt(self._runner.row)
         else:
             await self._launcher.place(self._runner, revision)
+            self._mark("begun")
 
     async def _start(self, revision: Revision) -> None:
         await self._launcher.start(self._runner, revision, self._pulling)
+        self._mark("process")
         if self._runner.row.state in ("PENDING", "DOCKER_PULL"):
             self._states.enter("SETUP", "its process was started")
 
     def _pulling(self) -> None:
+        self._mark("pulling")
         if self._runner.row.state == "PENDING":
             self._states.enter("DOCKER_PULL", "its image is fetched again")
+
+    def _mark(self, name: str, ago: float = 0.0) -> None:
+        if self._runner.birth is not None:
+            self._runner.birth.mark(name, ago)
 
     def _startup_timer(self, revision: Revision) -> asyncio.TimerHandle:
         timeout = float(revision.options["startup_timeout"] or STARTUP_TIMEOUT)
@@ -215,6 +222,8 @@ class Life:
 
     def _heard(self, line: dict[str, Any]) -> None:
         state = line["state"]
+        if state == "SETUP":
+            self._mark("setup", line.get("ago", 0.0))
         if state == "SETUP" and "note" in line:
             self._noted(line["note"])
         elif state == "FAILED":

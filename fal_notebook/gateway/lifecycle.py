@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import uuid
@@ -10,7 +11,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fal_notebook.backends.targets import Targets
-from fal_notebook.gateway import clock, plan
+from fal_notebook.gateway import clock, plan, starts
+from fal_notebook.gateway.billing import Billing
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.health import Health, check_of
 from fal_notebook.gateway.launch import Launcher
@@ -42,8 +44,10 @@ class Lifecycle:
         launcher: Launcher,
         on_change: Callable[[Fleet], None],
         redaction: Redaction,
+        billing: Billing,
     ) -> None:
         self._redaction = redaction
+        self._billing = billing
         self._store = store
         self._targets = targets
         self._launcher = launcher
@@ -71,6 +75,8 @@ class Lifecycle:
             ),
         )
         runner = Runner(row, proving=proving)
+        record = functools.partial(starts.record, self._store, row, revision.number)
+        runner.birth = starts.Birth(record)
         if not proving:
             fleet.tried()
         self._begin(fleet, runner, revision, adopted=False)
@@ -130,6 +136,11 @@ class Lifecycle:
         fleet.runners[runner.row.id] = runner
         states = States(fleet, runner, self._store, self._on_change)
         backend = self._targets[revision.target]
+        runner.meter = self._billing.meter(runner.row, revision)
+        if adopted:
+            if backend.alive(runner.row.process):
+                self._billing.adopt(runner.meter, runner.row)
+            runner.meter.enter(runner.row.state, clock.now())
         check = check_of(revision)
         health = Health(runner, check) if check is not None else None
         given = self._launcher, self._spawn, self._redaction, health
@@ -145,6 +156,7 @@ class Lifecycle:
     async def _live(self, runner: Runner, life: Life, revision: Revision, adopted: bool) -> None:
         await life.run(revision, adopted)
         del self._lives[runner]
+        self._billing.ended()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(coroutine)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fal_notebook.gateway.autoscaler import Observed, Runner, Scaling, decide
+from fal_notebook.gateway.meter import billed
 
 
 class Request(NamedTuple):
@@ -52,7 +54,7 @@ class Simulation:
     unserved : int
         Requests that no runner took up until the end.
     billed : dict of str to float
-        Seconds of all runners in SETUP, IDLE and RUNNING.
+        Seconds of all runners in SETUP, IDLE and RUNNING, as `meter.billed` counts them.
     """
 
     at: array[float] = field(default_factory=lambda: array("d"))
@@ -73,6 +75,7 @@ def simulate(
     scaling: Scaling,
     start: Start = USUAL,
     tick: float = 0.1,
+    gpus: int = 0,
 ) -> Simulation:
     """Replay a trace; the runners that stay without any load are ready when it begins.
 
@@ -85,6 +88,8 @@ def simulate(
         What each start takes.
     tick : float, default 0.1
         Seconds from one decision to the next; only ticks at which something happened count.
+    gpus : int, default 0
+        Those of one runner: its seconds are billed for each.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def simulate(
     ValueError
         When the trace is not in order.
     """
-    return _World(scaling, start, tick).run(iter(trace))
+    return _World(scaling, start, tick, gpus).run(iter(trace))
 
 
 @dataclass(eq=False, slots=True)
@@ -118,10 +123,12 @@ class _Runner:
 class _World:
     """All that there is at one moment of virtual time."""
 
-    def __init__(self, scaling: Scaling, start: Start, tick: float) -> None:
+    def __init__(self, scaling: Scaling, start: Start, tick: float, gpus: int) -> None:
         self._scaling = scaling
         self._start = start
         self._tick = tick
+        self._gpus = gpus
+        self._spent = defaultdict[str, float](float)  # seconds of all runners by state
         self._now = 0.0
         self._runners: dict[int, _Runner] = {}
         # For each number of requests in flight a heap of who may have as many and be ready.
@@ -269,8 +276,7 @@ class _World:
         self._serve_waiting(runner, at)
 
     def _enter(self, runner: _Runner, state: str, at: float) -> None:
-        if runner.state in self._result.billed:
-            self._result.billed[runner.state] += at - runner.entered
+        self._spent[runner.state] += at - runner.entered
         runner.state, runner.entered = state, at
 
     # --- the picture -------------------------------------------------------------------------
@@ -284,6 +290,8 @@ class _World:
     def _end(self) -> Simulation:
         for runner in self._runners.values():
             self._enter(runner, "TERMINATED", self._now)
+        for state in self._result.billed:
+            self._result.billed[state] = billed(state, self._spent[state], self._gpus)
         self._result.unserved = len(self._line) - self._left
         return self._result
 

@@ -54,6 +54,7 @@ class States:
             transitions.record(self._store, row, state, cause)
         except StoreError:  # it serves all the same; its next state may be recorded again
             _LOG.exception("the state %s of runner %s was not recorded", state, row.id)
+        self._runner.meter.enter(state, clock.now())
         self._fleet.changed()
         self._on_change(self._fleet)
 
@@ -67,6 +68,8 @@ class States:
     def ready(self) -> None:
         """Let the runner serve; who waits gets it."""
         runner = self._runner
+        if runner.birth is not None:
+            runner.birth.mark("ready")
         if runner.row.ready_at is None:
             runner.since, runner.row.ready_at = clock.now(), time.time()
             asyncio.get_running_loop().call_later(PROVEN_AFTER, self._fleet.proven, runner)
@@ -74,6 +77,8 @@ class States:
         if not runner.ready.done():
             runner.ready.set_result(None)
         self._fleet.grant()
+        if runner.birth is not None:
+            runner.birth.tell()
 
     def request_failed(self, report: dict[str, Any], revision: int) -> None:
         """Record what the runner reports of requests that failed."""

@@ -88,6 +88,17 @@ CREATE TABLE history (
   l11 INTEGER, l12 INTEGER, l13 INTEGER, l14 INTEGER, l15 INTEGER,
   PRIMARY KEY (owner, app, step, at, endpoint)) WITHOUT ROWID;
 """
+_BILLING = """
+CREATE TABLE billed (
+  owner TEXT NOT NULL, app TEXT NOT NULL, revision INTEGER NOT NULL, machine_type TEXT NOT NULL,
+  day TEXT NOT NULL, state TEXT NOT NULL, seconds REAL NOT NULL,
+  PRIMARY KEY (owner, app, revision, machine_type, day, state));
+CREATE TABLE starts (
+  runner TEXT PRIMARY KEY, owner TEXT NOT NULL, app TEXT NOT NULL, revision INTEGER NOT NULL,
+  machine_type TEXT NOT NULL, at REAL NOT NULL, queued REAL NOT NULL, build REAL NOT NULL,
+  start REAL NOT NULL, setup REAL NOT NULL, first_byte REAL);
+CREATE INDEX starts_by_app ON starts (owner, app, at);
+"""
 MIGRATIONS = (
     _FIRST,
     _ERRORS,
@@ -98,6 +109,7 @@ MIGRATIONS = (
     _ORIGINS,
     _ENVS,
     _HISTORY,
+    _BILLING,
 )
 
 
@@ -244,6 +256,39 @@ class ErrorGroup:
 
 
 @dataclass(frozen=True)
+class Billed:
+    """Billed seconds of an app's runners in a state on a day (UTC); each GPU counts."""
+
+    owner: str
+    app: str
+    revision: int
+    machine_type: str
+    day: str
+    state: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a runner came up: seconds of each part; `at` is when it was decided (unix seconds).
+
+    `first_byte` is None where no request has waited for the runner, or none was answered.
+    """
+
+    runner: str
+    owner: str
+    app: str
+    revision: int
+    machine_type: str
+    at: float
+    queued: float
+    build: float
+    start: float
+    setup: float
+    first_byte: float | None
+
+
+@dataclass(frozen=True)
 class Event:
     """Something that changed; `seq` orders events over restarts."""
 
@@ -255,7 +300,9 @@ class Event:
     data: dict[str, Any]
 
 
-Row = TypeVar("Row", App, Revision, RunnerRow, Key, Env, Secret, RetiredSecret, ErrorGroup)
+Row = TypeVar(
+    "Row", App, Revision, RunnerRow, Key, Env, Secret, RetiredSecret, ErrorGroup, Billed, Start
+)
 _TABLES: dict[type, str] = {
     App: "apps",
     Revision: "revisions",
@@ -265,6 +312,8 @@ _TABLES: dict[type, str] = {
     Secret: "secrets",
     RetiredSecret: "retired_secrets",
     ErrorGroup: "errors",
+    Billed: "billed",
+    Start: "starts",
 }
 _JSON = frozenset(
     (
@@ -392,7 +441,7 @@ class Store:
         mine = self.select(Revision, "owner = ? AND app = ?", owner, name)
         used = set[str]().union(*(revision.blobs for revision in mine))
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
-        for table in ("revisions", "errors", "history"):
+        for table in ("revisions", "errors", "history", "starts"):
             self._execute(f"DELETE FROM {table} WHERE owner = ? AND app = ?", (owner, name))
         kept = set[str]().union(*(revision.blobs for revision in self.select(Revision)))
         return sorted(used - kept)
@@ -501,6 +550,27 @@ class Store:
                 f"AND step = ? AND at {outside} ?",
                 (step, limit),
             )
+
+    def add_billed(self, billed: Billed) -> None:
+        """Add seconds to those of the same day and state."""
+        names = [f.name for f in fields(Billed)]
+        self._execute(
+            f"INSERT INTO billed VALUES ({', '.join(f':{name}' for name in names)}) "
+            "ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds",
+            asdict(billed),
+        )
+
+    def forget_billed(self, before: str) -> None:
+        """Remove billed seconds of days before that day."""
+        self._execute("DELETE FROM billed WHERE day < ?", (before,))
+
+    def limit_starts(self, owner: str, app: str, limit: int) -> None:
+        """Remove the oldest of an app's starts above `limit`."""
+        self._execute(
+            "DELETE FROM starts WHERE rowid IN (SELECT rowid FROM starts "
+            "WHERE owner = ? AND app = ? ORDER BY at DESC LIMIT -1 OFFSET ?)",
+            (owner, app, limit),
+        )
 
     def events(self, since: int, owner: str = "", app: str = "") -> list[Event]:
         """Return events after `since`, of one owner or app if named."""

@@ -50,7 +50,7 @@ class PyprojectMagic:
         self._shell = shell
 
     def cell(self, line: str, cell: str) -> None:
-        """Deploy the apps of the cell; nothing of it, when one of their tables is wrong."""
+        """Deploy the apps of the cell; none, when a table is wrong or code is missing."""
         __tracebackhide__ = True
         with one_line(_MAGIC):
             name, values = parse_line(line, self._shell.user_ns)
@@ -59,6 +59,8 @@ class PyprojectMagic:
                 raise OptionError(
                     "name= is for one app, and the cell has more; say it in their tables"
                 )
+            for app in apps:
+                project_deploy.check(app)
             self._deploy(apps, values)
 
     def _deploy(self, apps: Sequence[ProjectApp], values: Mapping[str, Any]) -> None:

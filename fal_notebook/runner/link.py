@@ -18,11 +18,14 @@ TELL = 1.0
 class Link:
     """The runner's states, replayed to every gateway that connects, then followed live.
 
+    Each says how many seconds ago it began: a runner that is busy with its set-up tells it late.
+
     Failures of requests are told to one gateway, once.
     """
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
+        self._at: list[float] = []
         self.gateways = 0
         self.last_seen = time.monotonic()
         self._changed = asyncio.Event()
@@ -31,6 +34,7 @@ class Link:
     def publish(self, state: str, **details: Any) -> None:
         """Enter a state and tell every connected gateway."""
         self.states.append({"state": state, **details})
+        self._at.append(time.monotonic())
         self._changed.set()
 
     async def told(self) -> None:
@@ -52,7 +56,10 @@ class Link:
             sent = 0
             while not gone.done():
                 self._changed.clear()
-                lines = self.states[sent:] + [{"error": x} for x in self.failures.take()]
+                now = time.monotonic()
+                new = zip(self.states[sent:], self._at[sent:], strict=True)
+                lines = [{**state, "ago": now - at} for state, at in new]
+                lines += [{"error": x} for x in self.failures.take()]
                 sent = len(self.states)
                 for line in lines:
                     data = json.dumps(line).encode() + b"\n"

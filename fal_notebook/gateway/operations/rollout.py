@@ -12,7 +12,7 @@ from typing import Any
 
 from fal_notebook.backends.base import Backend, BuildOrder
 from fal_notebook.exceptions import BuildError, OptionError, RegistryError
-from fal_notebook.gateway import paths
+from fal_notebook.gateway import clock, paths
 from fal_notebook.gateway.build_news import BuildNews
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.gateway import Deployment, Gateway
@@ -64,7 +64,9 @@ async def _roll_out(
     revision = deployment.revision
     if before is not None:
         await asyncio.wait([before.task])
+    began = clock.now()
     revision.environment = await _environment(gateway, revision)
+    built = clock.now() - began
     retire = functools.partial(_retire, gateway, revision)
     await make_room(fleet, revision, retire)
     if revision.direct:
@@ -73,6 +75,8 @@ async def _roll_out(
     _step(gateway, revision, "starting", "runner")
     runner = deployment.runner = gateway.lifecycle.start(fleet, revision, proving=True)
     runner.on_note = functools.partial(_step, gateway, revision, "starting")
+    assert runner.birth is not None
+    runner.birth.built = built
     await runner.ready
     given = (revision.options.get("metadata") or {}).get("openapi")
     revision.openapi = given or runner.openapi or await openapi_of(runner)

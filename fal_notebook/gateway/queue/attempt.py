@@ -7,11 +7,15 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from starlette.types import Send
+
 from fal_notebook.exceptions import StoreError
+from fal_notebook.gateway import clock
 from fal_notebook.gateway.auth import API, Principal
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import Exchange, RefusedRequestError, Request
@@ -77,7 +81,7 @@ class Attempt:
         """Return the answer, and how the attempt failed when it is worth a look at the retries."""
         try:
             await self._exchange.read_ahead(self._receive)
-            await self._exchange.forward(self._runner, self._receive, self._send)
+            await self._exchange.forward(self._runner, self._receive, self._answer_to())
             content = await self._spool.finish()
             raised = await self._raised(content)
         except (UpstreamError, SchedulingError) as error:
@@ -94,6 +98,14 @@ class Attempt:
             if self._cancelling is not None:
                 self._cancelling.cancel()
         return self._answered(content, raised)
+
+    def _answer_to(self) -> Send:
+        """Return what takes the answer; it is seen when that ends a wait for the runner's start."""
+        birth, first = self._runner.birth, self._request.attempts == 1
+        if birth is None or not first:
+            return self._send
+        age = max(0.0, time.time() - self._request.number / 1e6)
+        return birth.watched(self._send, clock.now() - age)
 
     def cancel(self) -> None:
         """Tell the app, on this runner, that nobody wants the answer any more."""
