@@ -91,8 +91,12 @@ COLUMNS = ["measured", "median", "min–max", "budget", "peer in the same run", 
 
 def table(results: list[Result]) -> str:
     """Return all rows as a Markdown table that is aligned for a terminal too."""
-    rows = [COLUMNS, *(result.cells() for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    return aligned([list(COLUMNS), *(result.cells() for result in results)])
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Return rows as a Markdown table; the first is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"

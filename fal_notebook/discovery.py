@@ -28,8 +28,8 @@ UNANSWERED = (OSError, ValueError, http.client.HTTPException)
 # A disk without room for so many bytes is why a gateway does not start.
 PROBE = 64 * 1024
 
-# What a gateway needs of its starter's environment, for itself, uv, Docker and runners. All else
-# may hold secrets, which whoever reads /proc would find for as long as it runs.
+# What a gateway needs of its starter's environment, for itself, uv, Docker, runners and traces. All
+# else may hold secrets, which whoever reads /proc would find for as long as it runs.
 _NEEDED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TMPDIR|TEMP|TMP|TZ|XDG_\w+"
     r"|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|NETRC"
@@ -37,7 +37,7 @@ _NEEDED = re.compile(
     r"|DOCKER_(HOST|CONFIG|CONTEXT|CERT_PATH|TLS_VERIFY|TLS|API_VERSION)"
     r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|HOME|PATH)|NVIDIA_VISIBLE_DEVICES"
     r"|CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|PKG_CONFIG_PATH|CARGO_HOME|RUSTUP_HOME"
-    r"|SSH_AUTH_SOCK|GIT_SSH(_COMMAND)?|GIT_SSL_\w+|FAL_NOTEBOOK_\w+"
+    r"|SSH_AUTH_SOCK|GIT_SSH(_COMMAND)?|GIT_SSL_\w+|FAL_NOTEBOOK_\w+|OTEL_\w+"
 )
 
 

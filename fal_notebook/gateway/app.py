@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.exceptions import UnauthorizedError
-from fal_notebook.gateway import js_proxy
+from fal_notebook.gateway import js_proxy, trace_context
 from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
@@ -66,10 +66,12 @@ class GatewayApp:
         elif public:
             await json_reply(self._gateway.signer.jwks(), "")(send)
         elif to_queue:
+            scope["headers"] = trace_context.checked(scope["headers"], headers)
             await self._queue(scope, receive, send)
         elif to_storage:
             await self._gateway.storage(scope, receive, send)
         elif to_app:
+            scope["headers"] = trace_context.checked(scope["headers"], headers)
             await self._gateway.proxy(scope, receive, send)
         else:
             await self._control(scope, receive, send)

@@ -47,6 +47,7 @@ class DirectRequest:
         self._request = request
         self._exchange = exchange
         self._started = time.perf_counter()
+        self._failed_as = ""
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Take a slot, forward, count; every failure becomes one answer of ours."""
@@ -76,6 +77,7 @@ class DirectRequest:
             seconds = time.perf_counter() - self._started
             status = self._exchange.raised or self._exchange.status
             self._app.answered(self._request.path, status, seconds)
+            self._request.trace.end(self._exchange.status, self._failed_as)
 
     async def _refuse(
         self,
@@ -88,6 +90,7 @@ class DirectRequest:
     ) -> None:
         """Answer in the platform's own shape; a response that has begun is cut instead."""
         begun, self._exchange.status = self._exchange.status, status
+        self._failed_as = kind
         reply = error_reply(status, detail, self._request.id, kind, extra=extra)
         if not begun and not self._exchange.received_all:
             await refuse(reply, receive, send)
@@ -125,7 +128,7 @@ class DirectRequest:
         self, receive: Receive, hint: bytes | None, patience: float | None
     ) -> Runner:
         """Wait in line, no longer than the caller wants and a start and a request may take."""
-        app = self._app
+        app, since = self._app, clock.now()
         waiter = app.enqueue(hint)
         gone = asyncio.ensure_future(self._disconnected(receive))
         longest = app.startup_timeout + app.request_timeout
@@ -138,6 +141,7 @@ class DirectRequest:
             )
             if waiter.granted.done():
                 runner: Runner = waiter.granted.result()
+                self._request.trace.waited(since, runner)
                 return runner
             if gone.done():
                 raise ClientGoneError

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from fal_notebook.gateway import errors, limits
+from fal_notebook.gateway import errors, limits, trace_context
 from fal_notebook.gateway.auth import Principal
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import (
@@ -25,6 +25,7 @@ from fal_notebook.gateway.headers import (
     response_headers,
 )
 from fal_notebook.gateway.storage.expiry import default_preference
+from fal_notebook.gateway.tracing import UNTRACED, Trace
 from fal_notebook.gateway.upstream import INCOMPLETE, Connection, RefusedError, UpstreamError
 from fal_notebook.gateway.watch import Watch
 from fal_notebook.runner.spec import LINK, SECRET, TOLD
@@ -65,6 +66,7 @@ class Request:
     path: bytes
     id: str
     principal: Principal | None
+    trace: Trace = UNTRACED
 
 
 class Exchange:
@@ -87,6 +89,8 @@ class Exchange:
         The runner's slot was given back; only the caller is still waited for.
     streamed : bool
         Part of the body has been sent and is not kept: it cannot be sent again.
+    trace : tuple of headers
+        What the runner is told in place of the caller's trace, for it is the runner's parent.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Exchange:
         self.sent = False
         self.released = False
         self.streamed = False
+        self.trace: tuple[Header, ...] = ()
         self._body = b""
         self._more = True
         self._received = 0
@@ -185,6 +190,10 @@ class Exchange:
         ------
         UpstreamError, SchedulingError, RefusedRequestError, ClientGoneError
         """
+        with self._request.trace.attempt(self, runner):
+            await self._forward(runner, receive, send)
+
+    async def _forward(self, runner: Runner, receive: Receive, send: Send) -> None:
         task = asyncio.current_task()
         assert task is not None
         watch = Watch(
@@ -389,9 +398,12 @@ class Exchange:
             *self._preference(),
             (b"x-fal-caller-user-id", user.encode()),
             (b"x-fal-endpoint", request.path),
+            *self.trace,
             *more,
         )
         headers, kept = request.scope["headers"], request.principal is None
+        if self.trace:
+            headers = trace_context.without(headers)
         return request_head(method, target, headers, added, kept, as_it_came, says_of_body)
 
     def _preference(self) -> tuple[Header, ...]:

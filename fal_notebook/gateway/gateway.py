@@ -18,7 +18,7 @@ from fal_notebook import settings
 from fal_notebook.backends.targets import DOCKER, Targets
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import BuildError
-from fal_notebook.gateway import paths, plan, transitions
+from fal_notebook.gateway import paths, plan, tracing, transitions
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.billing import Billing
@@ -121,13 +121,17 @@ class Gateway:
         self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
         self.admission = Admission(self._find, self.auth)
-        self.proxy = Proxy(self.admission, self.lifecycle.kill, self.max_body)
-        self.queue = Queue(state, self.lifecycle.kill, self.redaction)
+        self.tracing = tracing.start(self.redaction)
+        self.proxy = Proxy(self.admission, self.lifecycle.kill, self.max_body, self.tracing)
+        self.queue = Queue(state, self.lifecycle.kill, self.redaction, self.tracing)
         self.storage = StorageRoutes.of_state(state, self.store, self.auth)
         self.signer = Signer(self.store, self.vault)
         allow = settings.setting("webhook_allow", "")
         sender = Sender(
-            allow, self.signer, functools.partial(message.of_request, self.queue.records)
+            allow,
+            self.signer,
+            functools.partial(message.of_request, self.queue.records),
+            functools.partial(message.trace_of, self.queue.records),
         )
         self.webhooks = Deliverer(DeliveryTable(self.queue.records.journal), sender)
         self.queue.on_webhook = self.webhooks.notify
@@ -262,6 +266,7 @@ class Gateway:
         with contextlib.suppress(OSError):  # not empty: runners live on
             self.targets.local.address_folder.rmdir()
         self.store.close()
+        await self.tracing.close()
 
     def _adopt(self, row: RunnerRow) -> None:
         """Take a runner over; one whose revision does not serve, or is gone, is ended."""

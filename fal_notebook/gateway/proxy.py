@@ -14,6 +14,7 @@ from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.replies import error_reply, json_reply, refuse
 from fal_notebook.gateway.splice import TUNNEL
+from fal_notebook.gateway.tracing import Tracing
 from fal_notebook.gateway.tunnel import Tunnel
 
 
@@ -29,11 +30,16 @@ class Proxy:
     """
 
     def __init__(
-        self, admission: Admission, kill: Callable[[Runner, str], None], max_body: int
+        self,
+        admission: Admission,
+        kill: Callable[[Runner, str], None],
+        max_body: int,
+        tracing: Tracing,
     ) -> None:
         self._admission = admission
         self._kill = kill
         self._max_body = max_body
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,7 +64,8 @@ class Proxy:
             # The revision keeps it: nobody starts a runner by asking what an app is.
             await json_reply(app.revision.openapi, request_id)(send)
             return
-        request = Request(scope, headers, path, request_id, admitted.principal)
+        trace = self._tracing.direct(app, scope, path, request_id)
+        request = Request(scope, headers, path, request_id, admitted.principal, trace)
         max_body = sys.maxsize if app.direct else self._max_body
         kind = Tunnel if scope["type"] == TUNNEL else Exchange
         exchange = kind(app, request, self._kill, max_body, live=app.direct)

@@ -26,6 +26,7 @@ from fal_notebook.gateway.queue.content import Spool
 from fal_notebook.gateway.queue.retry import Failure
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
 from fal_notebook.gateway.replies import error_content
+from fal_notebook.gateway.tracing import Trace
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 from fal_notebook.runner import frames
 
@@ -50,6 +51,8 @@ class Attempt:
         Where an answer is put that is too big for the journal.
     redaction : Redaction
         Takes secrets out of what is told of an answer; the answer itself is the app's own.
+    trace : Trace
+        Records the attempt.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Attempt:
         path: Path,
         kill: Callable[[Runner, str], None],
         redaction: Redaction,
+        trace: Trace,
     ) -> None:
         self._runner = runner
         self._request = request
@@ -70,7 +74,7 @@ class Attempt:
         self._redaction = redaction
         self._status = 0
         self._headers: list[Header] = []
-        self._exchange = Exchange(fleet, _as_request(request), kill, sys.maxsize)
+        self._exchange = Exchange(fleet, _as_request(request, trace), kill, sys.maxsize)
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> tuple[Answer, Failure | None]:
@@ -189,7 +193,7 @@ def _error(
     return text, headers.get(b"x-fal-error-type", b"").decode("latin-1")
 
 
-def _as_request(request: QueuedRequest) -> Request:
+def _as_request(request: QueuedRequest, trace: Trace) -> Request:
     path, _, query = request.target.partition(b"?")
     scope = {
         "method": request.method,
@@ -198,4 +202,4 @@ def _as_request(request: QueuedRequest) -> Request:
         "http_version": "1.1",
     }
     principal = None if request.user is None else Principal(request.user, API)
-    return Request(scope, dict(request.headers), path, request.id, principal)
+    return Request(scope, dict(request.headers), path, request.id, principal, trace)

@@ -21,6 +21,7 @@ from fal_notebook.gateway.queue.followers import Followers
 from fal_notebook.gateway.queue.journal import LARGEST_BATCH
 from fal_notebook.gateway.queue.records import Records
 from fal_notebook.gateway.queue.table import COMPLETED, IN_PROGRESS, Answer, QueuedRequest
+from fal_notebook.gateway.tracing import Trace, Tracing
 
 # When the disk is full, what must be written is tried again so often (seconds).
 DISK_PERIOD = 1.0
@@ -46,21 +47,29 @@ class Queue:
         Ends a runner at once: ``kill(runner, cause)``.
     redaction : Redaction
         Takes secrets out of the errors that are told.
+    tracing : Tracing
+        Records what becomes of requests.
     """
 
     def __init__(
-        self, state: Path, kill: Callable[[Runner, str], None], redaction: Redaction
+        self,
+        state: Path,
+        kill: Callable[[Runner, str], None],
+        redaction: Redaction,
+        tracing: Tracing,
     ) -> None:
         self.records = Records(state)
         self.followers = Followers()
         self.on_webhook: Callable[[], None] = lambda: None
         self._kill = kill
         self._redaction = redaction
+        self.tracing = tracing
         self._loop = asyncio.get_running_loop()
         self._attempts: dict[int, Attempt] = {}
         self._cancelled: set[int] = set()
         self._retries: dict[int, asyncio.TimerHandle] = {}
         self._deadlines: dict[int, asyncio.TimerHandle] = {}
+        self._since: dict[int, float] = {}  # when requests that wait again began to
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- accepting ---------------------------------------------------------------------------
@@ -116,17 +125,20 @@ class Queue:
                 request.attempts -= 1
                 self._put_back(fleet, request, DISK_PERIOD)
                 return
-            answer, failure = await self._try(fleet, runner, request)
+            trace = self.tracing.queued(fleet, request)
+            trace.waited(self._since.pop(number, number / 1e6), runner)
+            answer, failure = await self._try(fleet, runner, request, trace)
         finally:
             fleet.release(runner)
         await self._settle(fleet, request, answer, failure)
 
     async def _try(
-        self, fleet: Fleet, runner: Runner, request: QueuedRequest
+        self, fleet: Fleet, runner: Runner, request: QueuedRequest, trace: Trace
     ) -> tuple[Answer, retry.Failure | None]:
         if request.number in self._cancelled:
             return _CANCELLED, None  # before anything of it was sent
-        attempt = self._attempts[request.number] = self._attempt(fleet, runner, request)
+        attempt = self._attempt(fleet, runner, request, trace)
+        self._attempts[request.number] = attempt
         try:
             return await attempt.run()
         finally:
@@ -141,7 +153,9 @@ class Queue:
         self.followers.tell(request.number)
         return True
 
-    def _attempt(self, fleet: Fleet, runner: Runner, request: QueuedRequest) -> Attempt:
+    def _attempt(
+        self, fleet: Fleet, runner: Runner, request: QueuedRequest, trace: Trace
+    ) -> Attempt:
         return Attempt(
             fleet,
             runner,
@@ -150,6 +164,7 @@ class Queue:
             self.records.answer_path(request.id),
             self._kill,
             self._redaction,
+            trace,
         )
 
     async def _settle(
@@ -175,6 +190,7 @@ class Queue:
         if request.number in self._cancelled:
             self._spawn(self._complete(fleet, request, _CANCELLED))
             return
+        self._since[request.number] = clock.now()
         if delay:
             again = self._loop.call_later(delay, self._enqueue, fleet, request)
             self._retries[request.number] = again
@@ -189,6 +205,7 @@ class Queue:
         if request.webhook:
             self.on_webhook()
         self._cancelled.discard(request.number)
+        self._since.pop(request.number, None)
         if request.number in self._deadlines:
             self._deadlines.pop(request.number).cancel()
         if fleet is not None:

@@ -16,6 +16,7 @@ from fal_notebook.gateway import limits
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
 from fal_notebook.gateway.auth import SEND_KEY, is_owner, may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
+from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
@@ -130,6 +131,15 @@ class QueueRoutes:
             return
         if request.webhook:
             await targets.check(request.webhook, self._webhook_allow)
+        with self._queue.tracing.submit(app, scope, request):
+            position = await self._accept(scope, receive, app, request)
+        told = status.submitted(request, _base(scope), position)
+        await json_reply(told, request.id)(send)
+
+    async def _accept(
+        self, scope: Scope, receive: Receive, app: Fleet, request: QueuedRequest
+    ) -> int:
+        """Take a request in with its body; return its position."""
         limit = submission.max_queue_length(scope)
         if limit is not None and len(app.waiting.backlog) >= limit:
             detail = f"{len(app.waiting.backlog)} requests wait, and fal_max_queue_length={limit}"
@@ -137,16 +147,15 @@ class QueueRoutes:
         spool = self._records.spool(request.id)
         self._arriving.add(request.id)
         try:
-            body = await self._read(receive, spool, int(headers.get(b"content-length", 0)))
+            announced = int(dict(scope["headers"]).get(b"content-length", 0))
+            body = await self._read(receive, spool, announced)
             await self._queue.submit(app, request, body)
         except BaseException:
             spool.discard()
             raise
         finally:
             self._arriving.discard(request.id)
-        position = app.waiting.backlog.position(request.number) or 0
-        told = status.submitted(request, _base(scope), position)
-        await json_reply(told, request.id)(send)
+        return app.waiting.backlog.position(request.number) or 0
 
     async def _tell_again(
         self,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from fal_notebook.gateway import trace_context
 from fal_notebook.gateway.queue.records import Records
 from fal_notebook.gateway.queue.table import QueuedRequest
 
@@ -20,6 +21,12 @@ def of_request(records: Records, request_id: str) -> Callable[[], Awaitable[byte
     """Return what makes the webhook of a completed request, None when that is forgotten."""
     request = records.find(request_id)
     return None if request is None else functools.partial(_make, records, request)
+
+
+def trace_of(records: Records, request_id: str) -> dict[str, str]:
+    """Return the headers that name the trace of a request, {} when it takes part in none."""
+    request = records.find(request_id)
+    return {} if request is None else trace_context.of(request.headers)
 
 
 async def _make(records: Records, request: QueuedRequest) -> bytes:

@@ -27,12 +27,21 @@ class Sender:
         The setting ``webhook_allow`` (see `targets.check`).
     find : callable
         Returns what makes the body (see `message`) for a request id, None when its result is gone.
+    trace : callable
+        Returns the headers that name the trace of a request id.
     """
 
-    def __init__(self, allow: str, signer: Signer, find: Callable[[str], MakeBody | None]) -> None:
+    def __init__(
+        self,
+        allow: str,
+        signer: Signer,
+        find: Callable[[str], MakeBody | None],
+        trace: Callable[[str], dict[str, str]] = lambda request_id: {},
+    ) -> None:
         self._allow = allow
         self._signer = signer
         self._find = find
+        self._trace = trace
 
     async def __call__(self, delivery: Delivery) -> None:
         """Return when the target took it.
@@ -55,7 +64,8 @@ class Sender:
     ) -> tuple[dict[str, str], bytes]:
         body = await make_body()
         signed = self._signer.headers(delivery.request_id, delivery.user_id, body, time.time())
-        return {"Content-Type": "application/json", "User-Agent": "fal-notebook", **signed}, body
+        headers = {"Content-Type": "application/json", "User-Agent": "fal-notebook"}
+        return {**headers, **self._trace(delivery.request_id), **signed}, body
 
     @functools.cached_property
     def _client(self) -> Client:
