@@ -26,6 +26,8 @@ RESULTS_KEPT = 10
 DEPLOY_PERIOD = 5.0
 # What the gateway keeps of an app's load in ten minutes (MB, seconds).
 SAMPLES, SAMPLED = 2.5, 600.0
+# Connections of the load come and go with what else the machine does; at rest there are none.
+CONNECTIONS = 20
 # By how much a figure may be another one when all apps are deleted again.
 LEFT = {"processes": 0, "gateway, descriptors": 3, "gateway, threads": 2, "sockets": 0}
 
@@ -58,7 +60,7 @@ def limits(seconds: float) -> dict[str, float]:
     sampled = (min(SAMPLED, seconds) - warm_up(seconds)) / SAMPLED * SAMPLES * APPS
     return {
         "gateway, memory": 6 + sampled,
-        "gateway, descriptors": 6,
+        "gateway, descriptors": CONNECTIONS,
         "gateway, threads": 2,
         "processes": 2,
         "files": 6,

@@ -65,7 +65,7 @@ def test_each_state_has_the_seconds_that_runners_were_in_it(app: Handle) -> None
     eventually(lambda: of_states(app).get("RUNNING"))
     states = eventually(lambda: (s := of_states(app)).get("IDLE") and s)
     assert states["SETUP"] >= 0.4
-    assert 0 < states["RUNNING"] <= took + 0.1
+    assert 0 < states["RUNNING"] <= took + 1
     assert set(states) == {"SETUP", "RUNNING", "IDLE"}
 
 
