@@ -135,6 +135,7 @@ class Fleet:
         # Runners in CRASH_BACKOFF, which have no process, each with what ends that state.
         self.crashed: dict[Runner, Callable[[], None]] = {}
         self.last_failure_at: float | None = None
+        self.asked: autoscaler.Asked = ()
         self.last_error = ""
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
@@ -332,6 +333,7 @@ class Fleet:
             next_due_at=next_due_at,
             failures=self.failures,
             last_failure_at=self.last_failure_at,
+            asked=self.asked,
         )
 
     def active(self) -> list[Runner]:
