@@ -162,6 +162,12 @@ def counted(state: Path) -> dict[str, float]:
     return {name.removeprefix("fal_notebook_"): float(value) for name, value in told}
 
 
+def test_who_asks_for_more_than_the_machine_has_gets_that_and_is_told(two_gpus: Path) -> None:
+    told = r"no machine of type XS \(512 MB, 0.5 cores, 4 GPUs\), so a runner gets .*, 2 GPUs"
+    with pytest.warns(UserWarning, match=told), deployed(SOURCE, num_gpus=4) as seen:
+        assert seen(1) == "0,1"
+
+
 def test_where_no_runner_has_gpus_they_have_no_column(gateway: GatewayInfo) -> None:
     with deployed(SOURCE, keep_alive=300) as seen:
         assert [r["gpus"] for r in seen.runners()] == [[]]
