@@ -106,7 +106,9 @@ def test_an_unknown_request_is_one_sentence_naming_it(gateway) -> None:
         nobody = handle.request("00ff")
         asked = (nobody.status, nobody.result, nobody.cancel, nobody.logs, lambda: list(nobody))
         for ask in asked:
-            with pytest.raises(NotFoundError, match=r"00ff of tester/double .*; give the whole id$"):
+            with pytest.raises(
+                NotFoundError, match=r"00ff of tester/double .*; give the whole id$"
+            ):
                 ask()
 
 
