@@ -66,6 +66,7 @@ class Runner:
     pool: Pool = field(default_factory=lambda: Pool(""))
     direct: Pool | None = None  # to the user's own server, which gets the requests
     fixed_port: bool = False
+    notes: list[str] = field(default_factory=list)  # for whoever deploys
     on_note: Callable[[str], None] = lambda note: None
     meter: Meter = field(default_factory=Meter)
     birth: Birth | None = None  # of one that this gateway has started
