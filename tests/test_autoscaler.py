@@ -178,19 +178,19 @@ def test_a_new_runner_without_a_request_goes_after_ten_seconds(keep_alive: float
 
 
 def test_a_runner_without_a_request_stays_ten_seconds_after_it_was_asked_for() -> None:
-    runners = (idle("a"), unused("b", ago=60), unused("c", ago=60))
-    noted = asked(asked((), 3, NOW - 9), 2, NOW - 4)
-    decision = decide(Scaling(max_concurrency=9, keep_alive=60), seen(*runners, asked=noted), NOW)
-    assert decision == Decision(0, wake_at=NOW + 1)
-    decision = decide(
-        Scaling(max_concurrency=9, keep_alive=60), seen(*runners, asked=noted), NOW + 2
-    )
-    assert (decision.stop, decision.wake_at) == (("b",), NOW + 6)
+    scaling = Scaling(max_concurrency=9, keep_alive=60)
+    observed = seen(idle("a"), unused("b", ago=60), unused("c", ago=60), asked=((3, NOW - 20),))
+    assert decide(scaling, observed, NOW) == Decision(0, wake_at=NOW + 10)
+    later = replace(observed, asked=asked(asked(observed.asked, 2, NOW), 0, NOW + 4))
+    assert later.asked == ((3, NOW), (2, NOW + 4), (0, NOW + 4))
+    assert decide(scaling, later, NOW + 9) == Decision(0, wake_at=NOW + 10)
+    decision = decide(scaling, later, NOW + 10)
+    assert (decision.stop, decision.wake_at) == (("b",), NOW + 14)
 
 
 def test_what_was_asked_for_long_ago_is_forgotten() -> None:
-    noted = asked(asked(asked((), 9, NOW - 11), 5, NOW - 3), 7, NOW - 2)
-    assert asked(noted, 3, NOW) == ((7, NOW - 2), (3, NOW))
+    noted = asked(asked(asked(((9, NOW - 20),), 5, NOW - 11), 7, NOW - 8), 3, NOW)
+    assert noted == ((7, NOW), (3, NOW))
 
 
 def test_a_buffer_keeps_runners_that_never_had_a_request() -> None:

@@ -43,7 +43,7 @@ _READY = frozenset({"IDLE", "RUNNING"})
 _in_flight = attrgetter("in_flight")
 
 
-# How high the target was last at which time: ever lower targets, ever later.
+# Until when the target was how high: ever lower targets, ever later; the last one is in force.
 Asked = tuple[tuple[int, float], ...]
 
 
@@ -144,9 +144,10 @@ def backoff(failures: int) -> float:
 
 
 def asked(before: Asked, target: int, now: float) -> Asked:
-    """Return what to observe next time: that the target was so high now."""
+    """Return what to observe next time: that the target is so high from now on."""
     long_ago = now - UNUSED_KEEP_ALIVE
-    return (*[pair for pair in before if pair[0] > target and pair[1] > long_ago], (target, now))
+    past = [*before[:-1], *((level, now) for level, _ in before[-1:])]
+    return (*[pair for pair in past if pair[0] > target and pair[1] > long_ago], (target, now))
 
 
 def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
@@ -217,7 +218,7 @@ def _stop(
 ) -> Decision:
     live = len(starting) + len(ready)
     excess = live - scaling.max_concurrency
-    soonest = _soonest(scaling, target, starting, ready, _held(asked, live))
+    soonest = _soonest(scaling, target, starting, ready, _held(asked, live, now))
     if excess <= 0 and (soonest is None or soonest > now):
         # By far the most frequent answer for a surplus, so it is found without sorting anything.
         return Decision(target, wake_at=_wake(now, due, soonest))
@@ -230,7 +231,7 @@ def _stop(
         if surplus == 0 or (is_ready and spare_ready <= 0):
             break
         if runner.last_request_at is None:
-            stays_until = max(stays_until, _held(asked, live - len(stop)))
+            stays_until = max(stays_until, _held(asked, live - len(stop), now))
         if stays_until > now and len(stop) >= excess:
             later = stays_until if later is None else min(later, stays_until)
             continue
@@ -240,10 +241,12 @@ def _stop(
     return Decision(target, stop=tuple(stop), wake_at=_wake(now, due, later if surplus else None))
 
 
-def _held(asked: Asked, runners: int) -> float:
+def _held(asked: Asked, runners: int, now: float) -> float:
     """Return until when the last of so many runners stays, had it never a request."""
-    last = next((at for level, at in reversed(asked) if level >= runners), None)
-    return -math.inf if last is None else last + UNUSED_KEEP_ALIVE
+    if asked and asked[-1][0] >= runners:
+        return now + UNUSED_KEEP_ALIVE
+    last = next((at for level, at in reversed(asked) if level >= runners), -math.inf)
+    return last + UNUSED_KEEP_ALIVE
 
 
 def _soonest(
