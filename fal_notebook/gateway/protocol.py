@@ -173,7 +173,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop counting; let the app see a target that is more than a path."""
-        if (self._head or 0) + len(self._data) > limits.HEAD and self._size() > limits.HEAD:
+        assert self._head is not None
+        if self._head + len(self._data) > limits.HEAD and self._size() > limits.HEAD:
             self._fault = self._too_much()
             raise ValueError("the head is too large")  # the parser stops
         self._head = None
@@ -257,8 +258,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Read it; refuse a head that does not end."""
         if self._deaf:
             return
-        self._left, self._follows = data, False
-        while self._left and not self._deaf and not self.transport.is_closing():
+        self._data, self._follows = data, False
+        super().data_received(data)
+        while self._left and not (self._deaf or self.transport.is_closing()):
             self._data, self._left = self._left, b""
             super().data_received(self._data)
         self._data = b""

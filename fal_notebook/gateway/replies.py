@@ -35,7 +35,7 @@ def error_reply(
     Their headers go with it, and the `extra` ones.
     """
     headers = [(b"x-fal-error-type", kind.encode()), *extra]
-    if close or status == 413:  # else what is too large would be read to its end all the same
+    if close or status == 413:  # who sends too much need not end it
         headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Key"))
