@@ -153,9 +153,17 @@ def revisions(name: str) -> display.Table:
     return display.revisions_table(_handle(name).revisions())
 
 
+def _revision_number(word: str) -> int:
+    if re.fullmatch("[1-9][0-9]{0,8}", word):
+        return int(word)
+    raise click.UsageError(
+        f"REV is the number of a revision, as `%fal revisions NAME` shows them, not {word!r}"
+    )
+
+
 @commands.command()
 @click.argument("name")
-@click.argument("revision", required=False, type=click.IntRange(min=1), metavar="REV")
+@click.argument("revision", required=False, type=_revision_number, metavar="REV")
 def diff(name: str, revision: int | None) -> display.DiffView:
     """Show what changed since a revision, by default the last that served before."""
     return display.DiffView(name, _handle(name).diff(revision))
@@ -163,7 +171,7 @@ def diff(name: str, revision: int | None) -> display.DiffView:
 
 @commands.command()
 @click.argument("name")
-@click.argument("revision", required=False, type=click.IntRange(min=1), metavar="REV")
+@click.argument("revision", required=False, type=_revision_number, metavar="REV")
 def rollback(name: str, revision: int | None) -> display.DeployView | None:
     """Bring an earlier revision back, by default the last that served before."""
     from fal_notebook import rollouts

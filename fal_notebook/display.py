@@ -12,6 +12,7 @@ from typing import Any
 from fal_notebook import deploy_steps
 from fal_notebook.deploy_progress import LOG_LINES, Progress
 from fal_notebook.deploy_steps import shortened
+from fal_notebook.machines import MachineType, figures
 from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
@@ -134,7 +135,7 @@ def apps_table(apps: Sequence[dict[str, Any]]) -> Table:
 
 def status_table(app: dict[str, Any]) -> Table:
     """Return an app's facts and every option in force, one per row."""
-    machine = app["machine"]
+    machine = MachineType(**app["machine"])
     facts = {
         "app": f"{app['owner']}/{app['name']}",
         "url": app["url"],
@@ -144,7 +145,7 @@ def status_table(app: dict[str, Any]) -> Table:
         "notebook": app["notebook"],
         "runners": app["runners"],
         "in flight / queued": f"{app['in_flight']} / {app['queued']}",
-        "machine": f"{machine['name']}: {machine['memory_mb']} MB, {machine['cores']:g} cores",
+        "machine": f"{machine.name}: {figures(machine)}",
     }
     if app["step"]:
         facts["last step"] = app["step"]
@@ -158,9 +159,10 @@ def status_table(app: dict[str, Any]) -> Table:
 def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None = None) -> Table:
     """Return one row per runner; those of more than one app say of which they are.
 
-    The status of an app says why it has none.
+    GPUs have a column where a runner holds some. The status of an app says why it has none.
     """
     with_app = all("app" in runner for runner in runners)
+    with_gpus = any(runner["gpus"] for runner in runners)
     rows = [
         (
             *([r["app"]] if with_app else []),
@@ -168,13 +170,15 @@ def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None 
             r["state"],
             r["in_flight"],
             r["machine_type"],
+            *([",".join(r["gpus"])] if with_gpus else []),
             f"{time.time() - r['created_at']:.0f} s",
             f"{r.get('memory_bytes', 0) / 1e6:.0f} MB",
             _cause(r),
         )
         for r in runners
     ]
-    columns = ["runner", "state", "in flight", "machine", "age", "memory", "cause"]
+    gpus = ["GPUs"] if with_gpus else []
+    columns = ["runner", "state", "in flight", "machine", *gpus, "age", "memory", "cause"]
     columns = ["app", *columns] if with_app else columns
     return Table(columns, rows, f"no runners: {_why_none(app or {})}")
 

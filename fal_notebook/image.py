@@ -32,7 +32,8 @@ WORKDIR = "/app"
 USER_HOME = "/home/fal"
 # The Dockerfile of a user's own image in its build context.
 USER_DOCKERFILE = ".fal-notebook.Dockerfile"
-# Every image of ours carries it.
+# With what the names of images of ours begin, and a label that each carries.
+OURS = "fal-notebook/"
 LABEL = "fal-notebook.image"
 
 _PIP = "python3 -m pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore"
@@ -218,9 +219,14 @@ def app(served_tag: str, payload: Tree, files: Tree | None = None) -> Recipe:
     return Recipe("app", _text(lines), {"files": files, "payload": payload})
 
 
+def is_ours(name: str) -> bool:
+    """Say whether an image has its name from us."""
+    return name.startswith(OURS)
+
+
 def _tag(kind: str, parts: object) -> str:
     text = json.dumps(parts, sort_keys=True)
-    return f"fal-notebook/{kind}:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    return f"{OURS}{kind}:{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

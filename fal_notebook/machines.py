@@ -116,6 +116,11 @@ def _may_be(name: str, count: int) -> bool:
     return int(name) < count if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
 
 
+def gpus_text(count: int) -> str:
+    """Return a number of GPUs in words."""
+    return f"{count} GPU{'s' * (count != 1)}"
+
+
 def choose(types: str | Sequence[str], num_gpus: int | None, host: Host) -> Choice:
     """Choose the first type that the host has, or else the first of all, clamped to the host.
 
@@ -183,8 +188,8 @@ def _clamp(machine: MachineType, host: Host) -> MachineType:
 
 def _clamped(asked: MachineType, given: MachineType) -> str:
     return (
-        f"this host has no machine of type {asked.name} ({_figures(asked)}), "
-        f"so a runner gets {_figures(given)}"
+        f"this host has no machine of type {asked.name} ({figures(asked)}), "
+        f"so a runner gets {figures(given)}"
     )
 
 
@@ -192,6 +197,6 @@ def _unknown(machine: MachineType) -> str:
     return f"machine type '{machine.name}' is not known here and its size is a guess"
 
 
-def _figures(machine: MachineType) -> str:
-    gpus = f", {machine.gpus} GPU{'s' * (machine.gpus != 1)}"
-    return f"{machine.memory_mb} MB, {machine.cores:g} cores{gpus}"
+def figures(machine: MachineType) -> str:
+    """Return in words what a runner of a machine type gets."""
+    return f"{machine.memory_mb} MB, {machine.cores:g} cores, {gpus_text(machine.gpus)}"

@@ -82,7 +82,7 @@ class Options(BaseModel):
         "a name such as XS, S, M, L, XL or GPU-A100, or a list of names",
     )
     num_gpus: Gpus | None = option(None, "GPUs of a runner", "a whole number from 1 to 8")
-    regions: list[Region] | None = option(
+    regions: Annotated[list[Region], Field(min_length=1)] | None = option(
         None,
         "where runners may be",
         "a list of us-west, us-central, us-east, eu-north, eu-west",

@@ -22,6 +22,9 @@ _AT_START = re.compile(
     r"|HF_HOME|SSL_CERT_FILE|(METRICS_)?PORT"
 )
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+# Folders of programs and the kernel, where nothing can be shown; above others it would hide those.
+_SYSTEM = frozenset(("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys"))
+_SYSTEM_ABOVE = frozenset(("run", "usr", "var"))
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LOCAL_OR_URL = re.compile(
     r"""\.{1,2}(\[.*\])?$ | \.{0,2}/ | ~/          # a path
@@ -158,6 +161,9 @@ def _path(value: Any) -> Any:
 def _mount(path: str) -> str:
     if not re.fullmatch(r"(/(?!\.\.?(/|$))[^/:]+)+", path):
         raise ValueError("a list of absolute paths without '..' and ':'")
+    top, _, below = path[1:].partition("/")
+    if top in _SYSTEM or (top in _SYSTEM_ABOVE and not below):
+        raise ValueError(f"{path} is the system's; name a folder of your own such as /models")
     return path
 
 

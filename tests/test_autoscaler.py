@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fal_notebook.gateway.autoscaler import (
+    Asked,
     Decision,
     Observed,
     Runner,
     Scaling,
+    asked,
     backoff,
     decide,
 )
@@ -175,6 +177,22 @@ def test_a_new_runner_without_a_request_goes_after_ten_seconds(keep_alive: float
     assert decide(scaling, seen(unused("a", ago=10)), NOW).stop == ("a",)
 
 
+def test_a_runner_without_a_request_stays_ten_seconds_after_it_was_asked_for() -> None:
+    runners = (idle("a"), unused("b", ago=60), unused("c", ago=60))
+    noted = asked(asked((), 3, NOW - 9), 2, NOW - 4)
+    decision = decide(Scaling(max_concurrency=9, keep_alive=60), seen(*runners, asked=noted), NOW)
+    assert decision == Decision(0, wake_at=NOW + 1)
+    decision = decide(
+        Scaling(max_concurrency=9, keep_alive=60), seen(*runners, asked=noted), NOW + 2
+    )
+    assert (decision.stop, decision.wake_at) == (("b",), NOW + 6)
+
+
+def test_what_was_asked_for_long_ago_is_forgotten() -> None:
+    noted = asked(asked(asked((), 9, NOW - 11), 5, NOW - 3), 7, NOW - 2)
+    assert asked(noted, 3, NOW) == ((7, NOW - 2), (3, NOW))
+
+
 def test_a_buffer_keeps_runners_that_never_had_a_request() -> None:
     scaling = Scaling(max_concurrency=9, concurrency_buffer=2)
     assert decide(scaling, seen(unused("a", 99), unused("b", 99)), NOW) == Decision(2)
@@ -311,6 +329,17 @@ def runners(draw: st.DrawFn, id_: str) -> Runner:
     return Runner(id_, state, in_flight, draw(times), last)
 
 
+def noted(past: list[tuple[int, float]]) -> Asked:
+    """Return what is observed after targets so many seconds ago."""
+    before: Asked = ()
+    for target, ago in sorted(past, key=lambda pair: -pair[1]):
+        before = asked(before, target, NOW - ago)
+    return before
+
+
+targets = st.lists(st.tuples(st.integers(0, 14), st.floats(0, 20)), max_size=4).map(noted)
+
+
 @st.composite
 def observations(draw: st.DrawFn) -> Observed:
     count = draw(st.integers(0, 14))
@@ -321,6 +350,7 @@ def observations(draw: st.DrawFn) -> Observed:
         failures=draw(st.integers(0, 3)),
         last_failure_at=draw(st.none() | times),
         load_known=draw(st.booleans()),
+        asked=draw(targets),
     )
 
 

@@ -197,3 +197,16 @@ def test_a_check_that_never_passes_is_named_when_the_time_for_the_start_is_up(
     check = {"path": "/up", **AT_ONCE}
     with pytest.raises(DeployError, match="startup_timeout=2 s: its health check GET /up answers"):
         _deployed_once(source, exposed_port=8123, health_check=check, startup_timeout=2)
+
+
+def test_what_is_raised_at_each_check_is_shown_once(private_state: Path, tmp_path: Path) -> None:
+    (tmp_path / "sick").touch()
+    source = APP.replace("HTTPException(500, ", "ValueError(").replace("CHECK", repr(AT_ONCE))
+    source = source.replace("FILE", repr(str(tmp_path / "sick")))
+    with notebook(), pytest.raises(DeployError, match="POST /well answers 500"):
+        fal.deploy(define(source)["Patient"], wait=True, startup_timeout=2)
+    log = events(private_state, "patient", "deploy")[-1]["log"]
+    assert [line for line in log if line.startswith(("Traceback", "ValueError"))] == [
+        "Traceback (most recent call last):",
+        "ValueError: not well",
+    ]

@@ -36,6 +36,8 @@ PAGE = '''# HELP steps_total Steps done.
 steps_total{app="own",kind="a"} 3
 # TYPE fal_app_queue_size gauge
 fal_app_queue_size{app="tester/meters"} 777
+# TYPE fal_notebook_gpus_total gauge
+fal_notebook_gpus_total 777
 '''
 
 def meters() -> int:
@@ -84,6 +86,7 @@ def test_what_runners_say_is_told_with_whose_it_is(gateway: GatewayInfo, port: i
             assert (sample.labels, sample.value) == (told, 3)
         size = [s for s in metrics(gateway)["fal_app_queue_size"] if "runner" in s.labels]
         assert size == []  # nobody speaks for the gateway
+        assert [s.labels for s in metrics(gateway)["fal_notebook_gpus_total"]] == [{}]
         up = of_meters(gateway, "fal_app_runner_metrics_up")
         assert {s.value for s in up.values()} == {1.0}
 

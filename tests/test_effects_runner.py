@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from effects import effect_of, given
-from serving import ACT, defined, deployed, eventually, run_url
+from serving import ACT, defined, deployed, events, eventually, run_url
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
@@ -156,6 +156,23 @@ def writes(folder: str, text: str) -> str:
         assert writes(place, "shared") == "shared"
         assert not os.path.exists("/data/effect.txt")
         assert list((tmp_path / "models").iterdir()) == []  # nobody else sees it there
+
+
+def test_a_place_that_holds_something_is_told_at_the_deploy(
+    tmp_path: Path, private_state: Path
+) -> None:
+    (tmp_path / "mine").touch()
+    told = f"data_mounts: the shared storage cannot be shown at {tmp_path} here"
+    with deployed(ACT, data_mounts=[str(tmp_path)]) as act:
+        (note,) = [e for e in events(private_state, "act", "deploy") if told in e["message"]]
+        assert note["step"] == "note"
+        assert told in "".join(line["message"] for line in act.logs())
+
+
+@pytest.mark.parametrize("place", ["/proc", "/etc", "/usr", "/sys/fs/mine", "/dev/shm"])
+def test_a_folder_of_the_system_is_no_place_for_the_shared_storage(place: str) -> None:
+    with pytest.raises(OptionError, match=f"{place} is the system's; name a folder of your own"):
+        parse_options({"data_mounts": [place]})
 
 
 @pytest.mark.parametrize("place", ["/", "/a/../b", "relative", "/a:b", "/a//b", "/a/"])

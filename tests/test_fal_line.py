@@ -88,6 +88,8 @@ def test_variables_are_put_into_the_lines_of_fal(shell, capsys, tmp_path) -> Non
         ("scale one keep_alive", "expected key=value"),
         ("scale one", "name at least one option"),
         ("scale one min_concurrency=99 max_concurrency=1", "is above"),
+        ("rollback one x", "REV is the number of a revision, as `%fal revisions NAME` shows them"),
+        ("diff one 0", "REV is the number of a revision"),
         ("delete nobody", "there is no app tester/nobody"),
         ("cancel one", "no deploy of tester/one is under way"),
         ("logs nobody", "there is no app tester/nobody"),

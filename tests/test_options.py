@@ -67,6 +67,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "vm"}, "kind='vm' is not allowed: virtualenv or container"),
     ({"deployment_strategy": "blue"}, "deployment_strategy='blue' is not allowed: rolling or"),
     ({"regions": ["mars"]}, "regions=['mars'] is not allowed: a list of us-west"),
+    ({"regions": []}, "regions=[] is not allowed: a list of us-west"),
     ({"regions": ["us-eastt"]}, "eu-west; did you mean 'us-east'?"),
     ({"skip_retry_conditions": ["timeouts"]}, "connection_error; did you mean 'timeout'?"),
     ({"auth": "privat"}, "private, public or shared; did you mean 'private'?"),

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import inside
 import pytest
@@ -21,7 +22,13 @@ from websockets.sync.client import connect
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import DeployError, NotFoundError, OptionError, PayloadMissingError
+from fal_notebook.exceptions import (
+    DeployError,
+    NotFoundError,
+    OptionError,
+    PayloadMissingError,
+    RegistryError,
+)
 from fal_notebook.gateway.operations import revisions
 from fal_notebook.gateway.store import Revision
 from fal_notebook.handle import Handle
@@ -221,6 +228,41 @@ async def test_without_its_python_a_revision_is_said_to_need_its_cell(tmp_path: 
     failed = gateway.store.select(Revision, "number = 3")[0]
     assert failed.error == "the Python of revision 1 is gone; run its cell again"
     await close_gateway(gateway)
+
+
+class Gone:
+    """A backend whose images are gone, and that of which they were made cannot be pulled."""
+
+    async def restore(self, *_: object) -> bool:
+        return False
+
+    async def build(self, *_: object) -> dict[str, str]:
+        raise RegistryError("registry:1/base:1 cannot be pulled: connection refused")
+
+
+@pytest.mark.parametrize(
+    ("image", "again"), [("fal-notebook/app:1", "built"), ("registry:1/base@sha256:0", "pulled")]
+)
+async def test_an_image_that_is_gone_for_good_is_said_to_need_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str, again: str
+) -> None:
+    gateway = open_gateway(tmp_path)
+    await inside.deployed(gateway, ONE)
+    (first,) = gateway.store.select(Revision)
+    first.environment = {"image": image}
+    gateway.store.put(first)
+    await inside.deployed(gateway, TWO)
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.targets, "load", AsyncMock(return_value=Gone()))
+        revisions.rollback(gateway, "tester", "app")
+        await asyncio.wait([gateway.deployments["tester", "app"].task])
+    failed = gateway.store.select(Revision, "number = 3")[0]
+    assert failed.error.startswith(
+        "the image of revision 1 is gone and registry:1/base:1 cannot be pulled: connection "
+        "refused; pull, build or tag that image on this machine (docker pull"
+    )
+    await close_gateway(gateway)
+    assert f"the image of revision 1 is gone: it is {again} again" in steps(tmp_path, "app")
 
 
 # --- what is different ---------------------------------------------------------------------------

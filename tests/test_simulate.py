@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -84,6 +85,7 @@ def test_a_trace_that_goes_back_in_time_is_refused() -> None:
 @given(
     streams=st.integers(1, 12),
     length=st.integers(1, 6 * 64).map(lambda n: n / 64),
+    pause=st.just(0.0) | st.integers(1, 9 * 64).map(lambda n: n / 64),
     start=st.builds(Start, st.integers(0, 64).map(lambda n: n / 64), st.integers(0, 5)),
     scaling=st.builds(
         Scaling,
@@ -97,10 +99,13 @@ def test_a_trace_that_goes_back_in_time_is_refused() -> None:
     ),
 )
 def test_a_steady_load_never_flaps(
-    streams: int, length: float, start: Start, scaling: Scaling
+    streams: int, length: float, pause: float, start: Start, scaling: Scaling
 ) -> None:
-    settled = 60 + 20 * (sum(start) + length + scaling.scaling_delay)
-    times = [n * length for n in range(int(2 * settled / length))]
+    if pause:  # shorter than both keep_alive and the 10 s of runners that nobody needed yet
+        scaling = replace(scaling, keep_alive=scaling.keep_alive + pause + TICK)
+    period = length + pause
+    settled = 60 + 20 * (sum(start) + period + scaling.scaling_delay)
+    times = [n * period for n in range(int(2 * settled / period))]
     trace = [Request(at, length) for at in times for _ in range(streams)]
     result = simulate(trace, scaling, start, TICK)
     end = times[-1]

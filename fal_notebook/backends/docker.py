@@ -294,5 +294,6 @@ def inside(spec: RunnerSpec) -> RunnerSpec:
         log="",
         folder="",
         umask=UMASK,
+        data_mounts=[],  # the engine shows them
         environment={**spec.environment, **changed},
     )

@@ -22,9 +22,9 @@ from fal_notebook.backends.limits import own_user
 from fal_notebook.backends.pulls import Call, Pulls, breakable
 from fal_notebook.backends.requirement_layers import layers_of
 from fal_notebook.backends.runner_libraries import BRING, ensure_runner_libraries, refuse
-from fal_notebook.backends.stored_images import is_ours, mark_of
+from fal_notebook.backends.stored_images import mark_of
 from fal_notebook.exceptions import RegistryError
-from fal_notebook.image import Recipe, UserImage
+from fal_notebook.image import Recipe, UserImage, is_ours
 from fal_notebook.registries import hosts_of
 
 # The image that others are made from (setting docker_base).

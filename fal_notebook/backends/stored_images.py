@@ -17,29 +17,23 @@ from fal_notebook.backends.engine import Engine
 from fal_notebook.backends.logins import Given, login
 from fal_notebook.backends.pulls import Call, Progress, breakable
 from fal_notebook.exceptions import BuildError, ConflictError
-from fal_notebook.image import LABEL
+from fal_notebook.image import LABEL, OURS, is_ours
 from fal_notebook.registries import Reference
 
 # What no name leads to may belong to a build of another gateway for so long (seconds).
 NAMELESS_KEPT = 24 * 3600.0
 
-_OURS = "fal-notebook/"
-_MARKS = f"{_OURS}of-"
+_MARKS = f"{OURS}of-"
 
 
 def mark_of(label: str, name: str) -> str:
     """Return the mark of a state folder on an image of ours, ``fal-notebook/KIND:HASH``."""
-    return f"{_MARKS}{label}:{name.removeprefix(_OURS).replace(':', '-')}"
-
-
-def is_ours(name: str) -> bool:
-    """Say whether an image has its name from us."""
-    return name.startswith(_OURS)
+    return f"{_MARKS}{label}:{name.removeprefix(OURS).replace(':', '-')}"
 
 
 def _marked(mark: str) -> str:
     kind, _, key = mark.rpartition(":")[2].partition("-")
-    return f"{_OURS}{kind}:{key}"
+    return f"{OURS}{kind}:{key}"
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@
    b. idle runners, the longest idle first, ``keep_alive`` seconds after their last request, or
       10 s after they became ready when they never had one. Starting runners do not stand in for
       ready ones here: as many ready runners as the target asks for stay.
+   Those that never had a request, a buffer's above all, stay as long after the target last asked
+   for so many, or they would come and go with every pause between two requests.
    What exceeds ``max_concurrency`` goes at once, without any keep_alive.
 4. No data is not zero: with an unknown load nothing stops, and only the minimum is started.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -38,6 +41,10 @@ _STARTING = {"PENDING": 0, "DOCKER_PULL": 1, "SETUP": 2}
 _READY = frozenset({"IDLE", "RUNNING"})
 
 _in_flight = attrgetter("in_flight")
+
+
+# How high the target was last at which time: ever lower targets, ever later.
+Asked = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,8 @@ class Observed(NamedTuple):
     last_failure_at : float or None
     load_known : bool
         False when in-flight counts or the queue could not be read.
+    asked : tuple
+        What `asked` made of the targets before.
     """
 
     runners: tuple[Runner, ...]
@@ -102,6 +111,7 @@ class Observed(NamedTuple):
     failures: int = 0
     last_failure_at: float | None = None
     load_known: bool = True
+    asked: Asked = ()
 
 
 class Decision(NamedTuple):
@@ -133,6 +143,12 @@ def backoff(failures: int) -> float:
     return min(BACKOFF_STEP * max(failures, 0), BACKOFF_MAX)
 
 
+def asked(before: Asked, target: int, now: float) -> Asked:
+    """Return what to observe next time: that the target was so high now."""
+    long_ago = now - UNUSED_KEEP_ALIVE
+    return (*[pair for pair in before if pair[0] > target and pair[1] > long_ago], (target, now))
+
+
 def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
     """Decide what to start and stop.
 
@@ -162,7 +178,7 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
     if live < target:
         return _start(target, target - live, observed, due, now)
     if live > target:
-        return _stop(scaling, target, starting, ready, due, now)
+        return _stop(scaling, target, starting, ready, observed.asked, due, now)
     return Decision(target, wake_at=_wake(now, due))
 
 
@@ -195,15 +211,17 @@ def _stop(
     target: int,
     starting: list[Runner],
     ready: list[Runner],
+    asked: Asked,
     due: float | None,
     now: float,
 ) -> Decision:
-    excess = len(starting) + len(ready) - scaling.max_concurrency
-    soonest = _soonest(scaling, target, starting, ready)
+    live = len(starting) + len(ready)
+    excess = live - scaling.max_concurrency
+    soonest = _soonest(scaling, target, starting, ready, _held(asked, live))
     if excess <= 0 and (soonest is None or soonest > now):
         # By far the most frequent answer for a surplus, so it is found without sorting anything.
         return Decision(target, wake_at=_wake(now, due, soonest))
-    surplus = len(starting) + len(ready) - target
+    surplus = live - target
     spare_ready = len(ready) - target
     stop: list[str] = []
     later: float | None = None
@@ -211,6 +229,8 @@ def _stop(
         is_ready = runner.state in _READY
         if surplus == 0 or (is_ready and spare_ready <= 0):
             break
+        if runner.last_request_at is None:
+            stays_until = max(stays_until, _held(asked, live - len(stop)))
         if stays_until > now and len(stop) >= excess:
             later = stays_until if later is None else min(later, stays_until)
             continue
@@ -220,15 +240,21 @@ def _stop(
     return Decision(target, stop=tuple(stop), wake_at=_wake(now, due, later if surplus else None))
 
 
+def _held(asked: Asked, runners: int) -> float:
+    """Return until when the last of so many runners stays, had it never a request."""
+    last = next((at for level, at in reversed(asked) if level >= runners), None)
+    return -math.inf if last is None else last + UNUSED_KEEP_ALIVE
+
+
 def _soonest(
-    scaling: Scaling, target: int, starting: list[Runner], ready: list[Runner]
+    scaling: Scaling, target: int, starting: list[Runner], ready: list[Runner], held: float
 ) -> float | None:
     hold = max(UNUSED_KEEP_ALIVE, scaling.keep_alive)
-    times = [runner.since + hold for runner in starting]
+    times = [max(runner.since + hold, held) for runner in starting]
     if len(ready) > target:
         keep_alive = scaling.keep_alive
         times += [
-            r.since + UNUSED_KEEP_ALIVE
+            max(r.since + UNUSED_KEEP_ALIVE, held)
             if r.last_request_at is None
             else r.last_request_at + keep_alive
             for r in ready

@@ -160,6 +160,8 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
             "owner": gateway.owner,
             "state": str(gateway.state),
             "max_body": gateway.max_body,
+            "gpus": gateway.gpus.total,
+            "gpus_free": len(gateway.gpus.free()),
         }
 
     @router.post("/api/gateway/stop")

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from fal_notebook.gateway import autoscaler, clock, plan
@@ -24,6 +25,9 @@ SAMPLE_PERIOD = 0.1
 # fal's defaults (seconds) for options that are None when they are not given.
 REQUEST_TIMEOUT = 3600.0
 STARTUP_TIMEOUT = 600.0
+
+# Of a runner what the autoscaler looks at: to it IDLE is as RUNNING.
+_OBSERVED = attrgetter("row.id", "row.state", "in_flight", "since", "last_request_at")
 
 
 class SchedulingError(Exception):
@@ -62,6 +66,7 @@ class Runner:
     pool: Pool = field(default_factory=lambda: Pool(""))
     direct: Pool | None = None  # to the user's own server, which gets the requests
     fixed_port: bool = False
+    notes: list[str] = field(default_factory=list)  # for whoever deploys
     on_note: Callable[[str], None] = lambda note: None
     meter: Meter = field(default_factory=Meter)
     birth: Birth | None = None  # of one that this gateway has started
@@ -135,6 +140,7 @@ class Fleet:
         # Runners in CRASH_BACKOFF, which have no process, each with what ends that state.
         self.crashed: dict[Runner, Callable[[], None]] = {}
         self.last_failure_at: float | None = None
+        self.asked: autoscaler.Asked = ()
         self.last_error = ""
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
@@ -324,20 +330,19 @@ class Fleet:
         """Return the load of the active revision."""
         queued, next_due_at = self.waiting.due(now, self.scaling.scaling_delay)
         return autoscaler.Observed(
-            runners=tuple(
-                autoscaler.Runner(r.row.id, r.state, r.in_flight, r.since, r.last_request_at)
-                for r in self.active()
-            ),
+            runners=tuple(map(autoscaler.Runner._make, map(_OBSERVED, self.active()))),
             queued=queued,
             next_due_at=next_due_at,
             failures=self.failures,
             last_failure_at=self.last_failure_at,
+            asked=self.asked,
         )
 
     def active(self) -> list[Runner]:
         """Return the live runners of the active revision."""
         active = self.revision.id if self.revision else None
-        return [r for r in self.runners.values() if r.live and r.row.revision == active]
+        runners = self.runners.values()
+        return [r for r in runners if r.row.state in LIVE and r.row.revision == active]
 
     # --- the live picture --------------------------------------------------------------------
     def changed(self) -> None:

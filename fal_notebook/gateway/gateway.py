@@ -117,7 +117,7 @@ class Gateway:
         self.lifecycle = Lifecycle(*parts)
         self.controller = Controller(self.lifecycle.start, self.lifecycle.stop)
         self.metrics = Metrics()
-        self.metrics.add(Gauges(self.fleets.values, self.targets.stats))
+        self.metrics.add(Gauges(self.fleets.values, self.targets.stats, self.gpus))
         self.auth = Auth(self.owner, info.token, launcher.runner_key, self._runner_owner)
         self.auth.load(self.store.select(Key))
         self.admission = Admission(self._find, self.auth)

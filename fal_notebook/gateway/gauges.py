@@ -10,6 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from fal_notebook.gateway.fleet import Fleet
+from fal_notebook.gateway.gpus import Gpus
 
 Stats = Callable[[dict[str, Any]], dict[str, float]]
 
@@ -19,6 +20,8 @@ _GAUGES = {
     "fal_app_concurrent_requests": ("Requests in flight.", ("app",)),
     "fal_app_runner_cpu_usage_percent": ("CPU of a runner.", ("app", "runner")),
     "fal_app_runner_memory_usage_bytes": ("Memory of a runner.", ("app", "runner")),
+    "fal_notebook_gpus_total": ("GPUs of this machine.", ()),
+    "fal_notebook_gpus_allotted": ("GPUs that runners hold.", ()),
 }
 _Sample = tuple[str, tuple[str, ...], float]
 
@@ -32,11 +35,14 @@ class Gauges(Collector):
         Gives the fleet of every app.
     stats : callable
         Gives CPU and memory of a runner's process.
+    gpus : Gpus
+        Those of this machine.
     """
 
-    def __init__(self, fleets: Callable[[], Iterable[Fleet]], stats: Stats) -> None:
+    def __init__(self, fleets: Callable[[], Iterable[Fleet]], stats: Stats, gpus: Gpus) -> None:
         self._fleets = fleets
         self._stats = stats
+        self._gpus = gpus
 
     def describe(self) -> list[Any]:
         """Return nothing: gauges are found when they are collected."""
@@ -48,10 +54,16 @@ class Gauges(Collector):
             name: GaugeMetricFamily(name, text, labels=labels)
             for name, (text, labels) in _GAUGES.items()
         }
-        for fleet in self._fleets():
-            for name, labels, value in (*_load(fleet), *self._processes(fleet)):
-                families[name].add_metric(labels, value)
+        for name, labels, value in self._samples():
+            families[name].add_metric(labels, value)
         return families.values()
+
+    def _samples(self) -> Iterable[_Sample]:
+        yield "fal_notebook_gpus_total", (), self._gpus.total
+        yield "fal_notebook_gpus_allotted", (), self._gpus.total - len(self._gpus.free())
+        for fleet in self._fleets():
+            yield from _load(fleet)
+            yield from self._processes(fleet)
 
     def _processes(self, fleet: Fleet) -> Iterable[_Sample]:
         for runner in fleet.runners.values():

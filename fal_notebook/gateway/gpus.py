@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from fal_notebook.exceptions import BuildError
+from fal_notebook.machines import gpus_text
 
 # How often a runner that waits looks whether it is still wanted (seconds).
 PERIOD = 0.1
@@ -23,6 +24,12 @@ class Gpus:
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = tuple(ids)
         self._held: dict[str, tuple[str, ...]] = {}
+        self._waiting: dict[str, int] = {}
+
+    @property
+    def total(self) -> int:
+        """How many GPUs the machine has, held or free."""
+        return len(self._ids)
 
     def free(self) -> tuple[str, ...]:
         """Return the GPUs that no runner holds."""
@@ -33,6 +40,11 @@ class Gpus:
         """Return the GPUs of a runner."""
         return self._held.get(runner, ())
 
+    def waits(self, runner: str) -> str:
+        """Return what a runner waits for in words, "" of one that does not wait."""
+        count = self._waiting.get(runner)
+        return f"waits for {count} of {gpus_text(self.total)}" if count else ""
+
     def hold(self, runner: str, ids: Sequence[str]) -> None:
         """Know that a runner has these GPUs."""
         if ids:
@@ -42,23 +54,40 @@ class Gpus:
         """Let others have the GPUs of a runner that has ended."""
         self._held.pop(runner, None)
 
-    async def take(self, runner: str, count: int, wanted: Callable[[], bool]) -> tuple[str, ...]:
+    async def take(
+        self,
+        runner: str,
+        count: int,
+        wanted: Callable[[], bool],
+        on_wait: Callable[[str], None],
+    ) -> tuple[str, ...]:
         """Return `count` free GPUs, once there are so many; those of the lowest numbers.
+
+        Who has to wait for them is told so first, by `on_wait`.
 
         Raises
         ------
         BuildError
             When the machine has fewer, or the runner is not `wanted` any more.
         """
-        if count > len(self._ids):  # the machine has lost some since the deploy
+        if count > self.total:  # the machine has lost some since the deploy
             raise BuildError(
-                f"a runner needs {count} GPUs and this machine has {len(self._ids)}; deploy again, "
+                f"a runner needs {count} GPUs and this machine has {self.total}; deploy again, "
                 "or give another machine_type or num_gpus"
             )
+        if len(self.free()) < count:
+            self._waiting[runner] = count
+            on_wait(self.waits(runner))
+            try:
+                await self._until_free(count, wanted)
+            finally:
+                del self._waiting[runner]
+        taken = self.free()[:count]
+        self.hold(runner, taken)
+        return taken
+
+    async def _until_free(self, count: int, wanted: Callable[[], bool]) -> None:
         while len(self.free()) < count:
             await asyncio.sleep(PERIOD)
             if not wanted():
                 raise BuildError("the runner was ended while it waited for a GPU")
-        taken = self.free()[:count]
-        self.hold(runner, taken)
-        return taken

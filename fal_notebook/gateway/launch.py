@@ -77,11 +77,13 @@ class Launcher:
         derived = hmac.new(self._key_secret, runner_id.encode(), hashlib.sha256).hexdigest()
         return RUNNER_KEY_PREFIX + derived
 
-    async def place(self, runner: Runner, revision: Revision) -> None:
+    async def place(
+        self, runner: Runner, revision: Revision, on_wait: Callable[[str], None]
+    ) -> None:
         """Take the GPUs that a runner of this revision needs, once they are free; see `Gpus`."""
         row = runner.row
         if count := revision.machine["gpus"]:
-            await self.gpus.take(row.id, count, lambda: row.state == "PENDING")
+            await self.gpus.take(row.id, count, lambda: row.state == "PENDING", on_wait)
 
     def adopt(self, row: RunnerRow) -> None:
         """Know what a runner holds that outlived an earlier gateway."""

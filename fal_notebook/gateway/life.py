@@ -173,8 +173,13 @@ class Life:
         if adopted:
             self._launcher.adopt(self._runner.row)
         else:
-            await self._launcher.place(self._runner, revision)
+            await self._launcher.place(self._runner, revision, self._waiting)
             self._mark("begun")
+
+    def _waiting(self, cause: str) -> None:
+        if self._runner.row.state == "PENDING":
+            self._states.enter("PENDING", cause)
+            self._runner.on_note(cause)
 
     async def _start(self, revision: Revision) -> None:
         await self._launcher.start(self._runner, revision, self._pulling)

@@ -22,7 +22,7 @@ LARGEST = 1024 * 1024
 # A longer line than this is none of a metric; the parser takes a square of its length.
 LONGEST_LINE = 16 * 1024
 # Names of the gateway's own metrics begin so; no runner may say anything under them.
-OWN = "fal_app_"
+OWN = ("fal_app_", "fal_notebook_")
 UP = "fal_app_runner_metrics_up"
 
 

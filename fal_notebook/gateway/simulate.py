@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fal_notebook.gateway.autoscaler import Observed, Runner, Scaling, decide
+from fal_notebook.gateway.autoscaler import Asked, Observed, Runner, Scaling, asked, decide
 from fal_notebook.gateway.meter import billed
 
 
@@ -140,6 +140,7 @@ class _World:
         self._line: list[Request] = []  # all that ever waited, of which the first `_left` left
         self._left = 0
         self._due = 0  # how many of them were there longer than scaling_delay
+        self._asked: Asked = ()
         self._result = Simulation()
 
     def run(self, trace: Iterator[Request]) -> Simulation:
@@ -233,6 +234,7 @@ class _World:
     def _decide(self) -> float | None:
         """Have the autoscaler decide, and do it; return when it wants to look again."""
         decision = decide(self._scaling, self._observed(), self._now)
+        self._asked = asked(self._asked, decision.target, self._now)
         for _ in range(decision.start):
             self._begin()
         for name in decision.stop:
@@ -249,6 +251,7 @@ class _World:
             tuple([runner.seen() for runner in self._runners.values()]),
             queued=max(0, self._due - self._left),
             next_due_at=self._line[oldest_young].at + delay if oldest_young < known else None,
+            asked=self._asked,
         )
 
     def _begin(self) -> None:

@@ -64,6 +64,7 @@ class States:
         self._runner.openapi = line["openapi"]
         self._runner.direct = Pool(address, reuse=False) if address else None
         self._runner.fixed_port = line.get("fixed_port", False)
+        self._runner.notes = line.get("notes", [])
 
     def ready(self) -> None:
         """Let the runner serve; who waits gets it."""

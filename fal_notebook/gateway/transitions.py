@@ -10,11 +10,12 @@ from dataclasses import replace
 from fal_notebook.gateway.store import RunnerRow, Store
 
 _END = frozenset({"DRAINING", "TERMINATING"})
-# A runner begins with PENDING. IDLE and RUNNING change with every request, so that is kept in
-# memory only; a runner that a new gateway takes over goes from IDLE to SETUP until it has answered.
+# A runner begins with PENDING, and enters it again to wait for GPUs. IDLE and RUNNING change with
+# every request, so that is kept in memory only; a runner that a new gateway takes over goes from
+# IDLE to SETUP until it has answered.
 FOLLOWS: dict[str, frozenset[str]] = {
     "": frozenset({"PENDING"}),
-    "PENDING": frozenset({"DOCKER_PULL", "SETUP"}) | _END,
+    "PENDING": frozenset({"PENDING", "DOCKER_PULL", "SETUP"}) | _END,
     "DOCKER_PULL": frozenset({"SETUP"}) | _END,
     "SETUP": frozenset({"IDLE"}) | _END,
     "IDLE": frozenset({"RUNNING", "SETUP"}) | _END,

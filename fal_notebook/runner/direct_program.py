@@ -38,8 +38,8 @@ class ServerEndedError(Exception):
 class DirectProgram(Program):
     """One life; `Program` has what is the same for every runner."""
 
-    def __init__(self, spec: RunnerSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: RunnerSpec, notes: list[str]) -> None:
+        super().__init__(spec, notes)
         assert spec.exposed_port is not None
         self._exposed = spec.exposed_port
         # A container has every port to itself, and is reached from outside.
@@ -59,9 +59,8 @@ class DirectProgram(Program):
         except Exception as error:
             await self._refuse(error)
             return
-        self._link.publish(
-            "IDLE", openapi={}, address=f"tcp:{host}:{port}", fixed_port=port != self._port
-        )
+        found = {"address": f"tcp:{host}:{port}", "fixed_port": port != self._port}
+        self._link.publish("IDLE", openapi={}, notes=self._notes, **found)
         await self._until_dead(host.strip("[]"), port)
 
     async def _refuse(self, error: Exception) -> None:

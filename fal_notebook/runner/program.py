@@ -33,14 +33,20 @@ YEAR = 365 * 24 * 3600
 
 def run(spec: RunnerSpec) -> None:
     """Become the runner `spec` describes; returns when it has drained."""
-    clean(spec)
+    notes = clean(spec)
     loop = new_loop()
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(_program(spec).main())
+    loop.run_until_complete(_program(spec, notes).main())
 
 
-def clean(spec: RunnerSpec) -> None:
-    """Leave nothing of the process that this one was before: environment, files, ``__main__``."""
+def clean(spec: RunnerSpec) -> list[str]:
+    """Leave nothing of the process that this one was before: environment, files, ``__main__``.
+
+    Returns
+    -------
+    list of str
+        What whoever deploys should know of it.
+    """
     os.environ.clear()
     os.environ.update(spec.environment)
     time.tzset()
@@ -51,21 +57,24 @@ def clean(spec: RunnerSpec) -> None:
     os.dup2(null, 0)
     os.close(null)
     logs.redirect(spec.log, _hiding(spec))
-    _tell_hidden(hidden, spec)
+    notes = _about_hidden(hidden, spec)
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     faulthandler.enable(2)
     sys.argv[:] = [""]
     sys.modules["__main__"] = types.ModuleType("__main__")
     random.seed()
+    return notes
 
 
-def _tell_hidden(places: list[str], spec: RunnerSpec) -> None:
+def _about_hidden(places: list[str], spec: RunnerSpec) -> list[str]:
     """Say where the shared storage is not; nobody asked for the usual place."""
-    if places and spec.data_mounts != [DATA]:
-        print(
-            f"data_mounts: the shared storage cannot be shown at {', '.join(places)} here, where "
-            "something is or no one may mount; it is the folder that FAL_DATA_DIR names",
-            file=sys.stderr,
-        )
+    if not places or spec.data_mounts == [DATA]:
+        return []
+    return [
+        f"data_mounts: the shared storage cannot be shown at {', '.join(places)} here, where "
+        "something is or no one may mount: name a folder that is empty or missing, or use the one "
+        "that FAL_DATA_DIR names"
+    ]
 
 
 def _hiding(spec: RunnerSpec) -> Redact:
@@ -82,19 +91,26 @@ def new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _program(spec: RunnerSpec) -> Program:
+def _program(spec: RunnerSpec, notes: list[str]) -> Program:
     if spec.exposed_port is None:
-        return Program(spec)
+        return Program(spec, notes)
     from fal_notebook.runner.direct_program import DirectProgram  # few need it, and psutil
 
-    return DirectProgram(spec)
+    return DirectProgram(spec, notes)
 
 
 class Program:
-    """One life of a runner that serves the user's function or app itself."""
+    """One life of a runner that serves the user's function or app itself.
 
-    def __init__(self, spec: RunnerSpec) -> None:
+    Parameters
+    ----------
+    notes : list of str
+        What it tells whoever deploys, once it is up.
+    """
+
+    def __init__(self, spec: RunnerSpec, notes: list[str]) -> None:
         self._spec = spec
+        self._notes = notes
         self._link = Link()
         self._app = RunnerApp(spec.secret, self._link)
         self._ending = asyncio.Event()
@@ -132,7 +148,7 @@ class Program:
         logs.finish(None)
         served.reports.on_failure = self._link.failures.add
         self._app.served = served
-        self._link.publish("IDLE", openapi=openapi)
+        self._link.publish("IDLE", openapi=openapi, notes=self._notes)
 
     async def _unpack(self) -> None:
         """Have the app's files in the working folder."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 from fal_notebook.exceptions import NotFoundError, OptionError
@@ -98,6 +99,15 @@ def log_tail(gateway: Gateway, runner_id: str, lines: int) -> list[str]:
     path, redact = paths.runner_log(gateway.state, runner_id), gateway.redaction.current()
     found, _ = last_lines(path, True, lines, lambda raw: True)
     return [redact(parse(raw.text.decode(errors="replace"), "")["message"]) for raw in found]
+
+
+def without_repeats(lines: list[str]) -> list[str]:
+    """Return a log with each of its tracebacks once; the end of one that is cut is one too."""
+    begin = [n for n, line in enumerate(lines) if line.startswith("Traceback (")]
+    cut, *blocks = (tuple(lines[a:b]) for a, b in pairwise([0, *begin, len(lines)]))
+    different = list(dict.fromkeys(blocks))
+    repeats = any(block[-len(cut) :] == cut for block in different)
+    return list(chain(() if repeats else cut, *different))
 
 
 def _begin(

@@ -17,7 +17,7 @@ from fal_notebook.gateway.build_news import BuildNews
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.gateway import Deployment, Gateway
 from fal_notebook.gateway.operations import credentials
-from fal_notebook.gateway.operations.logs import log_tail
+from fal_notebook.gateway.operations.logs import log_tail, without_repeats
 from fal_notebook.gateway.operations.user_server import (
     about,
     free_gpus,
@@ -26,8 +26,13 @@ from fal_notebook.gateway.operations.user_server import (
     openapi_of,
 )
 from fal_notebook.gateway.store import App, Revision
+from fal_notebook.image import is_ours
 
 LOG_LINES = 50
+BASE_GONE = (
+    "pull, build or tag that image on this machine (docker pull, docker build -t, docker tag), or "
+    "make its registry reachable, and try again, or run the cell again with another image"
+)
 
 
 def begin(
@@ -80,7 +85,7 @@ async def _roll_out(
     await runner.ready
     given = (revision.options.get("metadata") or {}).get("openapi")
     revision.openapi = given or runner.openapi or await openapi_of(runner)
-    for note in about(revision, runner):
+    for note in (*runner.notes, *about(revision, runner)):
         _step(gateway, revision, "note", note)
     _switch(gateway, fleet, deployment)
     runner.proving = False
@@ -103,11 +108,26 @@ async def _environment(gateway: Gateway, revision: Revision) -> dict[str, str]:
     registries = functools.partial(credentials.registries, gateway, revision)
     if await backend.restore(revision.environment, registries):
         return revision.environment
-    step(f"the environment of {revision.origin} is gone: it is built again")
-    built = await _built(gateway, backend, revision, step)
+    built = await _built_again(gateway, backend, revision, step)
     if not await backend.restore(built, registries):
         raise BuildError(f"the Python of {revision.origin} is gone; run its cell again")
     return built
+
+
+async def _built_again(
+    gateway: Gateway, backend: Backend, revision: Revision, step: Callable[[str], None]
+) -> dict[str, str]:
+    """Return what a copy's runners start in when that was gone; a failure says what helps."""
+    name = revision.environment.get("image")
+    gone = f"the {'environment' if name is None else 'image'} of {revision.origin} is gone"
+    pulled = name is not None and not is_ours(name)
+    step(f"{gone}: it is {'pulled' if pulled else 'built'} again")
+    try:
+        return await _built(gateway, backend, revision, step)
+    except RegistryError as error:
+        raise RegistryError(f"{gone} and {error}; {BASE_GONE}", error.log, error.host) from None
+    except BuildError as error:
+        raise BuildError(f"{gone} and cannot be built again: {error}", error.log) from None
 
 
 async def _built(
@@ -178,7 +198,7 @@ def _fail(
 ) -> None:
     revision, runner = deployment.revision, deployment.runner
     if runner is not None:
-        log = log_tail(gateway, runner.row.id, LOG_LINES)
+        log = without_repeats(log_tail(gateway, runner.row.id, LOG_LINES))
         if not runner.ended.is_set():
             gateway.lifecycle.kill(runner, reason)
     redact = gateway.redaction.current()
