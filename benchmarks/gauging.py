@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -44,7 +45,11 @@ class Gauge:
 
 
 def sample(session: Session) -> Sample:
-    """Return what the gateway, its processes and its folders take now."""
+    """Return what the gateway, its processes and its folders take now.
+
+    Of processes of one kind it is the most that one takes, so that those count as well that come
+    in place of others.
+    """
     state, gateway = Path(session.state), session.gateway
     below = gateway.children(recursive=True)
     found = {
@@ -55,12 +60,12 @@ def sample(session: Session) -> Sample:
         **_files(state),
         "sockets": len(os.listdir(_noted(state, "sockets"))),
     }
-    kinds = _kinds(state)
-    for process in below:
-        kind = f"{kinds.get(process.pid, 'zygote or server')} {process.pid}"
+    for process, kind in _by_kind(below, gateway.pid, _kinds(state)):
         with contextlib.suppress(psutil.Error):  # it has ended
-            found[f"{kind}, memory"] = process.memory_info().rss / MB
-            found[f"{kind}, descriptors"] = process.num_fds()
+            took = process.memory_info().rss / MB, process.num_fds()
+            for what, value in zip(("memory", "descriptors"), took, strict=True):
+                name = f"{kind}, {what}"
+                found[name] = max(found.get(name, 0.0), value)
     return found
 
 
@@ -75,6 +80,19 @@ def _files(state: Path) -> Sample:
                 number += not kept
                 size += 0 if kept else found.st_blocks * 512
     return {"files": number, "state": size / MB}
+
+
+def _by_kind(
+    below: list[psutil.Process], gateway: int, kinds: dict[int, str]
+) -> Iterator[tuple[psutil.Process, str]]:
+    """Yield processes with what they are; who begins or ends just now is left out."""
+    for process in below:
+        with contextlib.suppress(psutil.Error):  # it has ended
+            parent = process.ppid()
+            if process.pid not in kinds and parent in kinds:  # parents come first
+                kinds[process.pid] = f"below {kinds[parent].removeprefix('below ')}"
+            if kind := "zygote" if parent == gateway else kinds.get(process.pid):
+                yield process, kind
 
 
 def _kinds(state: Path) -> dict[int, str]:

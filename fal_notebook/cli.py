@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import getpass
+import math
 import os
 import re
 import sys
@@ -33,6 +34,18 @@ if TYPE_CHECKING:
     from fal_notebook.simulation_view import SimulationView
 
 _PART = " The beginning or end of its id is enough."
+
+
+class _Amount(click.FloatRange):
+    """A number within its bounds; click's own lets NaN through."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is no amount; give a number such as 1.5", param, ctx)
+        return number
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -244,8 +257,8 @@ def scale(name: str, options: tuple[str, ...]) -> display.Table:
 @click.option("--trace", required=True, metavar="FILE", help="CSV of arrival and duration (s).")
 @click.option(
     "--start",
-    type=click.FloatRange(0, 86400),
-    help="Seconds of a start (else as its runners took).",
+    type=_Amount(0, 86400),
+    help="Seconds of a start (else the median of the app's last).",
 )
 @click.argument("options", nargs=-1, metavar="KEY=VALUE…")
 def simulate(
@@ -418,7 +431,7 @@ def storage() -> None:
 @storage.command("prune")
 @click.option(
     "--older-than",
-    type=click.FloatRange(min=0),
+    type=_Amount(min=0),
     default=7.0,
     show_default=True,
     metavar="DAYS",

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from fal_notebook.exceptions import OptionError
@@ -19,7 +18,7 @@ from fal_notebook.options import parse_options
 from fal_notebook.simulation_view import SimulationView
 
 _NAMES = [field.name for field in fields(Scaling)]
-# Seconds that a start takes where no runner of the app can be asked.
+# Seconds that a start takes where none of the app is known.
 _START = 1.0
 _FORM = "each line is ARRIVAL,DURATION in seconds, such as 12.5,0.2"
 
@@ -36,7 +35,7 @@ def of(
     values : mapping
         Options of scaling that are other than the app's.
     start : float, optional
-        Seconds that a runner takes to start, by default as long as those that live took.
+        Seconds that a runner takes to start, by default what the app's last starts took.
 
     Raises
     ------
@@ -46,13 +45,24 @@ def of(
     app = handle.status()
     options = {**app["options"], **_checked(values)}
     scaling = Scaling(**{name: options[name] or 0 for name in _NAMES})
-    took = [r["ready_at"] - r["created_at"] for r in handle.runners() if r["ready_at"]]
-    seconds = start if start is not None else median(took) if took else _START
+    seconds, whence = _usual(handle) if start is None else (start, "given")
     gpus = app["machine"]["gpus"]
     result = simulate(read(path), scaling, Start(0.0, seconds), gpus=gpus)
     assumed = ", ".join(f"{name}={getattr(scaling, name):g}" for name in _NAMES)
-    whence = "given" if start is not None else "as its runners did" if took else "assumed"
     return SimulationView(result, f"{assumed}; a start takes {seconds:.2f} s, {whence}")
+
+
+def _usual(handle: Handle) -> tuple[float, str]:
+    """Return how many seconds a start of the app takes, and where that is from.
+
+    Who waits for what is simulated, and nothing is deployed: `queued` and `build` do not count.
+    """
+    known = handle.starts()
+    number, took = len(known["starts"]), known["median"]
+    if not number:
+        return _START, "assumed: no runner of the app has come up yet"
+    whence = f"the median of its last {number}" if number > 1 else "as its only one did"
+    return took["start"] + took["setup"], whence
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,38 @@ def test_what_writes_is_507_and_what_reads_goes_on(full: GatewayInfo, small_disk
         again = api.post(queue, json={"x": 8}).json()["response_url"]
         eventually(lambda: api.get(f"{again}/status").status_code == 200)
         assert api.get(again).json() == 8
+
+
+def test_stats_know_answers_that_the_disk_has_no_room_for(
+    full: GatewayInfo, small_disk: Path
+) -> None:
+    with control(full) as api:
+
+        def stats(**asked: Any) -> dict[str, Any]:
+            told: dict[str, Any] = api.get("/api/apps/tester/who/history", params=asked).json()
+            return told
+
+        fill(small_disk, leave=0)
+        refused(lambda: api.post("/api/keys"))
+        for x in range(20):
+            assert api.post("/run/tester/who", json={"x": x}).json() == x
+        assert api.post("/run/tester/who", json={"x": "y"}).status_code == 422
+        assert stats()["requests"] == 21  # what asks tries to write them, which fails
+        assert api.post("/run/tester/who", json={"x": 1}).json() == 1
+        found = stats()
+        assert (found["requests"], found["errors"]["4xx"]) == (22, 1)
+        assert found["endpoints"] == [{"endpoint": "/", **only(found)}]
+        assert sum(point["requests"] for point in found["points"]) == 22
+        assert stats(endpoint="/")["requests"] == 22
+        assert stats(endpoint="/other")["requests"] == 0
+        assert stats(until=time.time() - 60)["requests"] == 0
+        (small_disk / "filler").unlink()
+        assert only(stats()) == only(found)  # written, and not counted twice
+        assert only(stats()) == only(found)
+
+
+def only(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: told[name] for name in ("requests", "errors", "p50", "p95", "p99")}
 
 
 def refused(ask: Callable[[], httpx.Response]) -> httpx.Response:

@@ -18,6 +18,7 @@ from fal_notebook import cli
 from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway.autoscaler import Scaling
 from fal_notebook.gateway.simulate import Request, Simulation, Start, simulate
+from fal_notebook.handle import Handle
 
 TICK = 1 / 64  # a binary fraction, as all times below, so that what meets in theory meets here
 
@@ -139,6 +140,35 @@ def test_a_real_run_does_what_was_predicted(options: dict[str, int]) -> None:
     assert real == max(predicted.runners)
 
 
+def test_a_start_takes_what_the_apps_last_starts_did_also_at_zero(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,1\n")
+    with deployed(SLOW, keep_alive=0, scaling_delay=2) as slow:
+        for _ in range(2):
+            eventually(lambda: not slow.runners())
+            slow(0)
+        eventually(lambda: not slow.runners())
+        known = slow.starts()
+        took, number = known["median"], len(known["starts"])
+        shown = simulated("slow", "--trace", str(trace))
+    assert number == 3
+    assert took["queued"] > 1.9  # scaling_delay, which is simulated and is no part of a start
+    seconds = took["start"] + took["setup"]
+    assert f"a start takes {seconds:.2f} s, the median of its last {number}\n" in shown
+
+
+def test_without_a_known_start_one_is_assumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,1\n")
+    with deployed(SLOW) as slow:
+        unknown = dict.fromkeys(slow.starts()["median"])
+        monkeypatch.setattr(Handle, "starts", lambda _: {"starts": [], "median": unknown})
+        shown = simulated("slow", "--trace", str(trace))
+    assert "a start takes 1.00 s, assumed: no runner of the app has come up yet\n" in shown
+
+
 TRACE = "arrival,duration\n" + "".join(f"{n * 0.5},2\n" for n in range(120))
 
 
@@ -153,7 +183,7 @@ def test_the_command_plots_an_apps_scaling_and_another_one(tmp_path: Path) -> No
         shown = simulated("slow", "--trace", str(trace))
         assert "max_concurrency=2, " in shown
         assert "keep_alive=7; a start takes " in shown
-        assert ", as its runners did\n" in shown
+        assert "s, as its only one did\n" in shown
         assert "requests 120: waited " in shown
         assert "runners started 2; billed SETUP " in shown
         assert " runners ████" in shown.replace("▂", "█")
@@ -174,6 +204,8 @@ def test_the_command_plots_an_apps_scaling_and_another_one(tmp_path: Path) -> No
         ("0,1\n", ["max_concurency=3"], "did you mean 'max_concurrency'"),
         ("0,1\n", ["max_concurrency=x"], "max_concurrency='x' is not allowed"),
         ("0,1\n", ["--start=-1"], "-1.0 is not in the range"),
+        ("0,1\n", ["--start=inf"], "inf is not in the range"),
+        ("0,1\n", ["--start=nan"], "^nan is no amount; give a number"),
     ],
 )
 def test_a_trace_or_option_that_is_none_is_refused(

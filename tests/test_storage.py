@@ -19,6 +19,7 @@ import httpx
 import PIL.Image
 import psutil
 import pytest
+from click import UsageError
 from fal_client import AsyncClient, SyncClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -270,6 +271,11 @@ def test_old_files_are_pruned(own_gateway: Path) -> None:
     with control(info) as api:
         url = api.post("/storage/files", content=b"abc").json()["access_url"]
         assert cli.run(["storage", "prune"], "fal-notebook") == "files removed: 0 (0.0 MB)"
+        for wrong in ("nan", "inf"):
+            with pytest.raises(UsageError, match=f"^{wrong} is no amount"):
+                cli.run(["storage", "prune", "--older-than", wrong], "fal-notebook")
+            refused = api.post("/api/storage/prune", params={"older_than": wrong})
+            assert refused.status_code == 422
         assert api.get(url).content == b"abc"
         told = cli.run(["storage", "prune", "--older-than", "0"], "fal-notebook")
         assert told == "files removed: 1 (0.0 MB)"

@@ -41,6 +41,7 @@ Owner = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Days = Annotated[int, Query(ge=1, le=3660)]
 Moment = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False)]
 Seconds = Annotated[float | None, Query(gt=0, le=1e11, allow_inf_nan=False)]
+Age = Annotated[float, Query(ge=0, allow_inf_nan=False)]
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 # Numbers of events are integers of SQLite.
@@ -416,7 +417,9 @@ def _storage_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/api/storage")
 
     @router.post("/prune")
-    async def prune(older_than: Annotated[float, Query(ge=0)]) -> dict[str, int]:
+    async def prune(
+        older_than: Annotated[float, Query(ge=0, allow_inf_nan=False)],
+    ) -> dict[str, int]:
         """Remove files that are older than so many seconds."""
         files, size = gateway.storage.files.remove_older(older_than)
         return {"files": files, "bytes": size}

@@ -71,6 +71,12 @@ class Tally:
             return
         self._pending.clear()
 
+    def unwritten(self, owner: str, app: str, tier: Tier) -> Iterator[tuple[int, str, Counts]]:
+        """Yield of an app what is not in the store: begin of the step, endpoint, counts."""
+        for *of, _, at, endpoint, values in self._rows(tier):
+            if of == [owner, app]:
+                yield at, endpoint, Counts(values)
+
     def prune(self, *times: float) -> None:
         """Remove what each tier has kept for long enough at all of these times (unix seconds).
 

@@ -52,13 +52,17 @@ def history(gateway: Gateway, owner: str, name: str, asked: Asked) -> dict[str, 
     which = _WHICH, owner, name, tier.step, begin, until, asked.endpoint
     of_endpoints = _counts(gateway.store.history("endpoint", *which))
     over_time = _counts(gateway.store.history(f"at / {step} * {step}", *which))
+    for at, endpoint, counts in gateway.tally.unwritten(owner, name, tier):  # the disk is full
+        if begin <= at < until and asked.endpoint in ("", endpoint):
+            of_endpoints.setdefault(endpoint, Counts()).add(counts)
+            over_time.setdefault(at // step * step, Counts()).add(counts)
     return {
         "since": begin,
         "until": until,
         "step": step,
         **summed(of_endpoints.values()).told(),
-        "endpoints": [{"endpoint": each, **c.told()} for each, c in of_endpoints.items()],
-        "points": [{"at": at, **counts.told()} for at, counts in over_time.items()],
+        "endpoints": [{"endpoint": each, **c.told()} for each, c in sorted(of_endpoints.items())],
+        "points": [{"at": at, **counts.told()} for at, counts in sorted(over_time.items())],
     }
 
 
