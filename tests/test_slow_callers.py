@@ -119,6 +119,47 @@ async def test_who_says_nothing_is_let_go_without_a_word(host: Host) -> None:
     await host.is_free()
 
 
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("rest", [b"", b" }"])
+async def test_lines_without_a_head_hold_no_connection(host: Host, rest: bytes) -> None:
+    post = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+    async with host.connected(post % len(rest)) as (reader, writer):
+        assert (await reader.readline()).endswith(b" 200 OK\r\n")
+        writer.write(rest)
+        dripping = asyncio.ensure_future(drip(writer, b"\r\n" * 300))
+        await reader.read()
+        dripping.cancel()
+    await host.is_free()
+
+
+SIZES = [(limits.HEAD, b"200"), (limits.HEAD + 1, b"431"), (150_000, b"431"), (300_000, b"431")]
+
+
+@pytest.mark.parametrize(("size", "status"), SIZES)
+@pytest.mark.parametrize("before", [b"", GET % b"/"])
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_head_has_so_many_bytes_and_no_more(
+    host: Host, size: int, status: bytes, before: bytes, pieces: int
+) -> None:
+    start = (GET % b"/")[:-2] + b"X: "
+    head = start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
+    async with host.connected() as (reader, writer):
+        step = -(-size // pieces)
+        for number in range(pieces):
+            writer.write((b"" if number else before) + head[number * step :][:step])
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        if before:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 " + status)
+
+
+@pytest.mark.parametrize("size", [70_000, 100_000, 300_000])
+async def test_a_url_that_is_too_long_is_414(host: Host, size: int) -> None:
+    async with host.connected(GET % (b"/" + b"a" * size)) as (reader, _):
+        assert (await reader.read()).startswith(b"HTTP/1.1 414 ")
+
+
 async def test_an_answer_that_nobody_reads_is_given_up(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

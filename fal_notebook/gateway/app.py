@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from fal_notebook.exceptions import UnauthorizedError
@@ -13,9 +14,10 @@ from fal_notebook.gateway.control import create_control
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.headers import repeated
 from fal_notebook.gateway.logs.of_request import RequestLogs
+from fal_notebook.gateway.pace import Paced
 from fal_notebook.gateway.protocol import TARGET
 from fal_notebook.gateway.queue.routes import QueueRoutes
-from fal_notebook.gateway.replies import Reply, error_reply, json_reply, refuse
+from fal_notebook.gateway.replies import Reply, error_reply, json_reply
 from fal_notebook.gateway.splice import TUNNEL
 from fal_notebook.gateway.storage.routes import PREFIXES
 from fal_notebook.gateway.tunnel import malformed
@@ -49,7 +51,7 @@ class GatewayApp:
             try:
                 scope = js_proxy.local(scope)
             except js_proxy.ForeignTargetError as error:
-                await refuse(error_reply(400, str(error)), receive, send)
+                await error_reply(400, str(error))(send)
                 return
         public = scope["path"] == JWKS
         to_queue = scope["raw_path"].startswith(b"/queue/")
@@ -67,14 +69,14 @@ class GatewayApp:
             await json_reply(self._gateway.signer.jwks(), "")(send)
         elif to_queue:
             scope["headers"] = trace_context.checked(scope["headers"], headers)
-            await self._queue(scope, receive, send)
+            await self._queue(scope, Paced(receive), send)
         elif to_storage:
-            await self._gateway.storage(scope, receive, send)
+            await self._gateway.storage(scope, Paced(receive), send)
         elif to_app:
             scope["headers"] = trace_context.checked(scope["headers"], headers)
             await self._gateway.proxy(scope, receive, send)
         else:
-            await self._control(scope, receive, send)
+            await self._control(scope, Paced(receive, HTTPException), send)
 
     def _misaddressed(self, scope: Scope, headers: dict[bytes, bytes]) -> Reply | None:
         """Refuse what a web page could send, and headers that can be read in two ways."""

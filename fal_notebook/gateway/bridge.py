@@ -15,7 +15,7 @@ from fal_notebook.gateway import limits
 from fal_notebook.gateway.auth import RUNNER, Auth, HostCheck
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
-from fal_notebook.gateway.replies import error_reply, refuse
+from fal_notebook.gateway.replies import error_reply
 from fal_notebook.runner.server import Server
 
 _FOREIGN = "on this address only keys of runners are taken; the owner's are for this machine"
@@ -33,7 +33,7 @@ class RunnersOnly:
         """Answer one request."""
         for authorization in (v for n, v in scope.get("headers", ()) if n == b"authorization"):
             if not self._is_runners(authorization):
-                await refuse(error_reply(403, _FOREIGN, close=True), receive, send)
+                await error_reply(403, _FOREIGN, close=True)(send)
                 return
         await self._app(scope, receive, send)
 

@@ -17,7 +17,7 @@ from fal_notebook.gateway.exchange import (
 )
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
 from fal_notebook.gateway.headers import HINT, Header
-from fal_notebook.gateway.replies import error_reply, refuse
+from fal_notebook.gateway.replies import error_reply
 from fal_notebook.gateway.start_deadline import BY_USER, KIND
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 
@@ -58,21 +58,21 @@ class DirectRequest:
         except ClientGoneError:
             self._exchange.status = 499
         except RefusedRequestError as error:
-            await self._refuse(receive, send, error.status, str(error), "bad_request")
+            await self._refuse(send, error.status, str(error), "bad_request")
         except SchedulingError as error:
             late = isinstance(error, StartDeadlineError)
             self._record(error.kind, error.for_owner, began=not late)
             principal = self._request.principal
             detail = error.for_owner if principal and principal.controls else str(error)
             extra = (BY_USER,) if late else ()
-            await self._refuse(receive, send, error.status, detail, error.kind, extra)
+            await self._refuse(send, error.status, detail, error.kind, extra)
         except UpstreamError as error:
             self._record(error.kind, str(error))
-            await self._refuse(receive, send, error.status, str(error), error.kind)
+            await self._refuse(send, error.status, str(error), error.kind)
         except Exception:
             log.exception("request %s", self._request.id)
             self._record("internal_error", _INTERNAL)
-            await self._refuse(receive, send, 500, _INTERNAL, "internal_error")
+            await self._refuse(send, 500, _INTERNAL, "internal_error")
         finally:
             seconds = time.perf_counter() - self._started
             status = self._exchange.raised or self._exchange.status
@@ -81,7 +81,6 @@ class DirectRequest:
 
     async def _refuse(
         self,
-        receive: Receive,
         send: Send,
         status: int,
         detail: str,
@@ -92,9 +91,7 @@ class DirectRequest:
         begun, self._exchange.status = self._exchange.status, status
         self._failed_as = kind
         reply = error_reply(status, detail, self._request.id, kind, extra=extra)
-        if not begun and not self._exchange.received_all:
-            await refuse(reply, receive, send)
-        elif not begun:
+        if not begun:
             await reply(send)
 
     def _record(self, kind: str, detail: str, began: bool = True) -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import resource
 
-# A head (request line and headers) has at most so many bytes (RFC 6585: 431, 414) and is whole
-# after so many seconds (408).
+# A head (request line and headers) has at most so many bytes (431; 414 where the line has most of
+# them: RFC 6585, RFC 9110) and is whole after so many seconds (408).
 HEAD = 64 * 1024
 HEAD_TIME = 30.0
 # A connection between two requests is kept for so many seconds.
 IDLE_TIME = 75
 # A body that the gateway reads before anything is done with it may stop for so many seconds (408).
 BODY_STALL = 30.0
-# A refused caller may go on sending for so many seconds.
+# And it comes at no less than so many bytes a second: each so many give back one second of those.
+# IIS and Kestrel ask for as much; a telephone on the slowest network (GPRS) has ten times that.
+BODY_RATE = 240
+# Who is answered may go on sending for so many seconds; then its connection is closed.
 LINGER = 2.0
 # An answer of the gateway's own that nobody reads is given up after so many seconds.
 READ_STALL = 120.0

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fal_notebook.gateway import limits
 from fal_notebook.gateway.splice import TUNNEL, Caller
+from fal_notebook.gateway.unread import Unread
 
 # The extension of a request's scope that holds a target in absolute form.
 TARGET = "fal_notebook.target"
@@ -34,11 +35,23 @@ def _tunnel_scope(scope: Any, url: bytes, caller: Caller) -> Any:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol; what is not yet a whole head is counted, in bytes and seconds."""
+    """uvicorn's protocol; what is not yet a whole head is counted, in bytes and seconds.
 
-    # Those that wait for a head, silent for longest first.
+    Who is answered before the end of the request has some seconds to end it, or to take the answer.
+    """
+
+    # Those that wait for a head or have their answer, silent for longest first.
     _silent: ClassVar[dict[BoundedProtocol, None]] = {}
-    _head: int | None = None
+    # So many bytes have come of a head, or of what stands before it; None while none is awaited.
+    _head: int | None = 0
+    # So many of them may be of the message before.
+    _aside = 0
+    # What cannot be read is refused so.
+    _fault = b"400 Bad Request"
+    # What comes is not read any more.
+    _deaf = False
+    # Its answer is there, its body not.
+    _unended = False
     _offers_another = False
     _data = _left = b""
     _patience: asyncio.TimerHandle | None = None
@@ -50,7 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first head."""
         super().connection_made(transport)
-        self._patience = self.loop.call_later(limits.HEAD_TIME, self._give_up)
+        self._wait(limits.HEAD_TIME)
         self._is_silent()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -63,8 +76,17 @@ class BoundedProtocol(HttpToolsProtocol):
         """Wait for the next head."""
         last = not self.pipeline
         super().on_response_complete()
-        if last and not self.transport.is_closing():
-            self._say(*self._refusal) if self._refusal else self._is_silent()
+        if not last or self.transport.is_closing():
+            return
+        if self._refusal:
+            self._say(*self._refusal)
+        elif not self._deaf:
+            self._is_silent()
+            if self.cycle.more_body:
+                self._unended = True
+                self._wait(limits.LINGER)
+            elif self._head is None:
+                self._head = 0
 
     def pause_writing(self) -> None:
         """Wait until the caller has read; an app's answers are bounded by request_timeout."""
@@ -94,18 +116,25 @@ class BoundedProtocol(HttpToolsProtocol):
             self._patience.cancel()
             self._patience = None
 
+    def _wait(self, seconds: float) -> None:
+        """Give the caller so many seconds from now."""
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = self.loop.call_later(seconds, self._give_up)
+
     def _give_up(self) -> None:
         """Let go of a caller whose head did not come; one that began it is told so."""
         self._speaks()
         if not self.transport.is_closing():
-            self._refuse(_TOO_SLOW) if self._head is not None else self.transport.close()
+            self._refuse(_TOO_SLOW) if self._head else self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be read."""
-        self._refuse(b"400 Bad Request", msg)
+        self._refuse(self._fault, msg if self._fault == BoundedProtocol._fault else "")
 
     def _refuse(self, status: bytes, why: str = "") -> None:
         """Close with an answer, which comes behind those to the requests before."""
+        self._deaf = True
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._say(status, why)
@@ -119,17 +148,35 @@ class BoundedProtocol(HttpToolsProtocol):
             self._say(status, why)
 
     def _say(self, status: bytes, why: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # whoever answers it hears that nobody listens
+            self.cycle.message_event.set()
         rest = b"\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
         self.transport.write(b"HTTP/1.1 " + status + rest % (len(why), why.encode()))
-        self.transport.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Close a connection on which more may come: a reset would destroy the last answer.
+
+        What comes is thrown away until the caller has closed too, for some seconds (RFC 9112, 9.6).
+        """
+        self._deaf = True
+        self._speaks()
+        self._patience = self.loop.call_later(limits.LINGER, self.transport.close)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def on_message_begin(self) -> None:
         """Start to count."""
-        self._head = 0
+        self._head = self._aside = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Stop counting; let the app see a target that is more than a path."""
+        assert self._head is not None
+        if self._head + len(self._data) > limits.HEAD and self._size() > limits.HEAD:
+            self._fault = self._too_much()
+            raise ValueError("the head is too large")  # the parser stops
         self._head = None
         self._speaks()
         # A copy: trailers, whatever they are called, come into the list that the parser fills.
@@ -140,10 +187,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._offers_another = self._get_upgrade() not in (None, b"websocket")
         super().on_headers_complete()
 
+    def _size(self) -> int:
+        """Return how long the head is without blanks that mean nothing."""
+        first = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        return first + sum(len(n) + len(v) + len(": \r\n") for n, v in self.headers) + len("\r\n")
+
+    def _too_much(self) -> bytes:
+        return _TOO_LONG if len(self.url) > limits.HEAD // 2 else _TOO_LARGE
+
     def on_message_complete(self) -> None:
         """Note that what stands behind it in the same bytes is the next head."""
         self._follows = True
         super().on_message_complete()
+        if self._unended:
+            self._unended = False
+            self._wait(limits.HEAD_TIME)
 
     def _get_upgrade(self) -> bytes | None:
         """Return what is offered, where the parser takes the request for one of an upgrade."""
@@ -198,17 +256,33 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read it; refuse a head that does not end."""
-        if self._refusal is not None:
+        if self._deaf:
             return
-        self._left, self._follows = data, False
-        while self._left and not self.transport.is_closing():
+        self._data, self._follows = data, False
+        super().data_received(data)
+        while self._left and not (self._deaf or self.transport.is_closing()):
             self._data, self._left = self._left, b""
             super().data_received(self._data)
         self._data = b""
-        if self._head is None or self.transport.is_closing():
+        if self._head is not None:
+            self._count(len(data))
+        elif self.cycle is not None and self.cycle.more_body:
+            self._is_unread()
+
+    def _count(self, size: int) -> None:
+        """Add what has come of a head; wait for the rest, but not for too much."""
+        if self._deaf or self.transport.is_closing():
             return
-        self._head += 0 if self._follows else len(data)
-        if self._head > limits.HEAD:
-            self._refuse(_TOO_LONG if len(self.url) > limits.HEAD // 2 else _TOO_LARGE)
+        assert self._head is not None
+        self._head += size
+        if self._follows:
+            self._aside = size
+        if self._head - self._aside > limits.HEAD:
+            self._refuse(self._too_much())
         elif self._patience is None:
-            self._patience = self.loop.call_later(limits.HEAD_TIME, self._give_up)
+            self._wait(limits.HEAD_TIME)
+
+    def _is_unread(self) -> None:
+        """Let no answer close the connection at once whose request is not whole."""
+        if self.cycle.transport is self.transport and not self.cycle.response_complete:
+            self.cycle.transport = Unread(self.cycle, self._end)

@@ -12,7 +12,7 @@ from fal_notebook.gateway.admission import Admission, RefusedCallerError
 from fal_notebook.gateway.direct import DirectRequest
 from fal_notebook.gateway.exchange import Exchange, Request
 from fal_notebook.gateway.fleet import Fleet, Runner
-from fal_notebook.gateway.replies import error_reply, json_reply, refuse
+from fal_notebook.gateway.replies import error_reply, json_reply
 from fal_notebook.gateway.splice import TUNNEL
 from fal_notebook.gateway.tracing import Tracing
 from fal_notebook.gateway.tunnel import Tunnel
@@ -55,7 +55,7 @@ class Proxy:
             detail = str(error)
             if b"fal_jwt_token=" in scope["query_string"]:
                 detail = "fal_jwt_token is not known here: send 'Authorization: Key id:secret'"
-            await refuse(error_reply(error.status, detail, request_id), receive, send)
+            await error_reply(error.status, detail, request_id)(send)
             return
         app = admitted.app
         path = b"/" + (parts[4] if len(parts) > 4 else b"")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from starlette.types import Message, Receive, Send
+from starlette.types import Send
 
-from fal_notebook.gateway import limits
 from fal_notebook.gateway.headers import Header
 
 Reply = Callable[[Send], Awaitable[None]]
@@ -38,7 +35,7 @@ def error_reply(
     Their headers go with it, and the `extra` ones.
     """
     headers = [(b"x-fal-error-type", kind.encode()), *extra]
-    if close or status == 413:  # else what is too large would be read to its end all the same
+    if close or status == 413:  # who sends too much need not end it
         headers.append((b"connection", b"close"))
     if status == 401:
         headers.append((b"www-authenticate", b"Key"))
@@ -64,42 +61,3 @@ def _reply(status: int, content: Any, request_id: str, headers: list[Header]) ->
         await send({"type": "http.response.body", "body": body})
 
     return reply
-
-
-class Reading:
-    """A ``receive`` that remembers whether the request's body was read to its end."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.ended = False
-
-    async def __call__(self) -> Message:
-        """Return the next message."""
-        message = await self._receive()
-        self.ended = not message.get("more_body", False)
-        return message
-
-
-async def refuse(reply: Reply, receive: Receive, send: Send) -> None:
-    """Send an answer to a request whose body was not read, then read it away for a while.
-
-    A connection that is closed while its caller still sends is reset, and the answer with it.
-    """
-    if isinstance(receive, Reading) and receive.ended:
-        await reply(send)
-        return
-
-    async def unfinished(message: Message) -> None:
-        if message["type"] == "http.response.body":
-            message = {**message, "more_body": True}
-        await send(message)
-
-    await reply(unfinished)
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_read_away(receive), limits.LINGER)
-    await send({"type": "http.response.body"})
-
-
-async def _read_away(receive: Receive) -> None:
-    while (await receive()).get("more_body", False):
-        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
-from fal_notebook.gateway import limits
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
 from fal_notebook.gateway.auth import SEND_KEY, is_owner, may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
@@ -20,7 +20,7 @@ from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.queue import status, submission
 from fal_notebook.gateway.queue.queue import Queue
 from fal_notebook.gateway.queue.table import COMPLETED, QueuedRequest
-from fal_notebook.gateway.replies import Reading, error_reply, json_reply, refuse
+from fal_notebook.gateway.replies import error_reply, json_reply
 from fal_notebook.gateway.webhooks import targets
 from fal_notebook.log_lines import untold
 
@@ -61,7 +61,6 @@ class QueueRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        receive = Reading(receive)
         parts = scope["raw_path"].split(b"/", 4)  # "", queue, owner, app, path
         try:
             if len(parts) < 4:
@@ -74,15 +73,15 @@ class QueueRoutes:
         except _UnknownRequestError as error:
             is_cancel = scope["raw_path"].rstrip(b"/").endswith(b"/cancel")
             more = {"status": "NOT_FOUND"} if is_cancel else {}
-            await refuse(error_reply(error.status, str(error), more=more), receive, send)
+            await error_reply(error.status, str(error), more=more)(send)
         except (RefusedCallerError, RefusedRequestError) as error:
-            await refuse(error_reply(error.status, str(error)), receive, send)
+            await error_reply(error.status, str(error))(send)
         except WebhookUrlError as error:
-            await refuse(error_reply(422, str(error)), receive, send)
+            await error_reply(422, str(error))(send)
         except DiskFullError as error:
-            await refuse(error_reply(507, str(error), kind="internal_error"), receive, send)
+            await error_reply(507, str(error), kind="internal_error")(send)
         except FalNotebookError as error:
-            await refuse(error_reply(500, str(error), kind="internal_error"), receive, send)
+            await error_reply(500, str(error), kind="internal_error")(send)
 
     async def _dispatch(
         self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, path: bytes
@@ -171,16 +170,13 @@ class QueueRoutes:
             raise RefusedRequestError(409, "a request of this x-fal-submit-id is there or comes")
         position = app.waiting.backlog.position(known.number) or 0
         told = status.submitted(known, _base(scope), position)
-        await refuse(json_reply(told, known.id), receive, send)  # its body is not needed
+        await json_reply(told, known.id)(send)  # its body is not needed
 
     async def _read(self, receive: Receive, spool: Any, announced: int) -> bytes | None:
         self._refuse_above_limit(announced)
         received, more = 0, True
         while more:
-            try:
-                message = await asyncio.wait_for(receive(), limits.BODY_STALL)
-            except asyncio.TimeoutError:
-                raise RefusedRequestError(408, "the body did not come in time") from None
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             piece = message.get("body", b"")
@@ -286,9 +282,10 @@ def _is_shown(request: QueuedRequest, admitted: Admitted) -> bool:
 
 
 async def _gone(receive: Receive) -> None:
-    """Return when the caller closes its connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    """Return when the caller closes its connection, or sends a body too slowly."""
+    with contextlib.suppress(RefusedRequestError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 async def _event(send: Send, data: bytes) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 from starlette.types import Receive
 
-from fal_notebook.gateway import limits
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.queue.content import Spool
@@ -58,10 +56,7 @@ class Body:
         ------
         RefusedRequestError, ClientGoneError
         """
-        try:
-            message = await asyncio.wait_for(self._receive(), limits.BODY_STALL)
-        except asyncio.TimeoutError:
-            raise RefusedRequestError(408, "the body did not come in time") from None
+        message = await self._receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         self.more = message.get("more_body", False)

@@ -14,7 +14,7 @@ from fal_notebook.exceptions import DiskFullError, FalNotebookError, Unauthorize
 from fal_notebook.gateway import clock
 from fal_notebook.gateway.auth import Auth, Principal
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
-from fal_notebook.gateway.replies import BAD_REQUEST, Reading, error_reply, refuse
+from fal_notebook.gateway.replies import BAD_REQUEST, error_reply
 from fal_notebook.gateway.storage import download
 from fal_notebook.gateway.storage.call import Call
 from fal_notebook.gateway.storage.expiry import EXPIRY
@@ -79,19 +79,18 @@ class StorageRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        body = Reading(receive)
         try:
-            await self._dispatch(scope, body, send)
+            await self._dispatch(scope, receive, send)
         except ClientGoneError:
             pass
         except FalNotebookError as error:
             reply = error_reply(_STATUS.get(type(error), 500), str(error), kind=_kind(error))
-            await refuse(reply, body, send)
+            await reply(send)
         except RefusedRequestError as error:
-            await refuse(error_reply(error.status, str(error)), body, send)
+            await error_reply(error.status, str(error))(send)
         except UnicodeEncodeError:  # of JSON with a lone surrogate
             detail = "the request holds half a character, such as \\ud800"
-            await refuse(error_reply(422, detail), body, send)
+            await error_reply(422, detail)(send)
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
