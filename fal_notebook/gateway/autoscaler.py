@@ -145,6 +145,8 @@ def backoff(failures: int) -> float:
 
 def asked(before: Asked, target: int, now: float) -> Asked:
     """Return what to observe next time: that the target is so high from now on."""
+    if before and before[-1][0] == target:
+        return before
     long_ago = now - UNUSED_KEEP_ALIVE
     past = [*before[:-1], *((level, now) for level, _ in before[-1:])]
     return (*[pair for pair in past if pair[0] > target and pair[1] > long_ago], (target, now))
