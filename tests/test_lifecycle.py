@@ -198,7 +198,7 @@ async def test_a_runner_that_ends_as_soon_as_it_is_ready_is_not_restarted_in_a_l
 ) -> None:
     source = (
         "import os, threading\n"
-        "def setup(): threading.Timer(0.1, os._exit, (3,)).start()\ndef f(): pass"
+        "def setup(): threading.Timer(0.5, os._exit, (3,)).start()\ndef f(): pass"
     )
     fleet = await deployed(gateway, source, min_concurrency=1)
     await until(lambda: fleet.failures and not fleet.runners)
