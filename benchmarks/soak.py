@@ -28,6 +28,8 @@ DEPLOY_PERIOD = 5.0
 SAMPLES, SAMPLED = 2.5, 600.0
 # Connections of the load come and go with what else the machine does; at rest there are none.
 CONNECTIONS = 20
+# Threads for work that blocks come as they are needed and stay: asyncio's default at most.
+POOL = (os.cpu_count() or 1) + 4
 
 
 def main() -> int:
@@ -58,7 +60,7 @@ def limits(seconds: float) -> dict[str, float]:
     return {
         "gateway, memory": 6 + _sampled(seconds) - _sampled(warm_up(seconds)),
         "gateway, descriptors": CONNECTIONS,
-        "gateway, threads": 2,
+        "gateway, threads": POOL,
         "processes": 2,
         "files": 6,
         "state": 8,
@@ -78,7 +80,7 @@ def limits_at_rest(seconds: float) -> dict[str, float]:
     return {
         "gateway, memory": 8 + _sampled(seconds),
         "gateway, descriptors": 3,
-        "gateway, threads": 2,
+        "gateway, threads": POOL,
         "processes": 0,
         "files": 3,
         "state": 20,
