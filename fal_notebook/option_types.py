@@ -24,7 +24,7 @@ _AT_START = re.compile(
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Folders of programs and the kernel, where nothing can be shown; above others it would hide those.
 _SYSTEM = frozenset(("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys"))
-_SYSTEM_ABOVE = frozenset(("run", "usr", "var"))
+_SYSTEM_ABOVE = frozenset(("", "run", "usr", "var"))
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LOCAL_OR_URL = re.compile(
     r"""\.{1,2}(\[.*\])?$ | \.{0,2}/ | ~/          # a path
@@ -159,7 +159,7 @@ def _path(value: Any) -> Any:
 
 
 def _mount(path: str) -> str:
-    if not re.fullmatch(r"(/(?!\.\.?(/|$))[^/:]+)+", path):
+    if path != "/" and not re.fullmatch(r"(/(?!\.\.?(/|$))[^/:]+)+", path):
         raise ValueError("a list of absolute paths without '..' and ':'")
     top, _, below = path[1:].partition("/")
     if top in _SYSTEM or (top in _SYSTEM_ABOVE and not below):

@@ -169,13 +169,13 @@ def test_a_place_that_holds_something_is_told_at_the_deploy(
         assert told in "".join(line["message"] for line in act.logs())
 
 
-@pytest.mark.parametrize("place", ["/proc", "/etc", "/usr", "/sys/fs/mine", "/dev/shm"])
+@pytest.mark.parametrize("place", ["/", "/proc", "/etc", "/usr", "/sys/fs/mine", "/dev/shm"])
 def test_a_folder_of_the_system_is_no_place_for_the_shared_storage(place: str) -> None:
     with pytest.raises(OptionError, match=f"{place} is the system's; name a folder of your own"):
         parse_options({"data_mounts": [place]})
 
 
-@pytest.mark.parametrize("place", ["/", "/a/../b", "relative", "/a:b", "/a//b", "/a/"])
+@pytest.mark.parametrize("place", ["/a/../b", "relative", "/a:b", "/a//b", "/a/"])
 def test_a_place_that_no_container_could_have_is_refused(place: str) -> None:
     with pytest.raises(OptionError, match="data_mounts"):
         parse_options({"data_mounts": [place]})

@@ -163,6 +163,22 @@ def test_a_rollback_that_does_not_come_up_changes_nothing(
         one.rollback(1)
 
 
+def test_what_never_came_up_has_revisions_and_logs_and_can_be_deleted(
+    gateway: GatewayInfo,
+) -> None:
+    broken = defined("def load():\n    raise ValueError('no model')\n")
+    with pytest.raises(DeployError, match="no model"), deployed(ONE, setup_function=broken):
+        pass
+    assert "no model" in shown("logs", "one")
+    assert "FAILED" in shown("revisions", "one")
+    told = "no revision of tester/one came up yet; '%fal revisions one' and '%fal logs one'"
+    with pytest.raises(NotFoundError, match=told):
+        shown("status", "one")
+    shown("delete", "one")
+    with pytest.raises(NotFoundError, match="there is no app tester/one"):
+        shown("revisions", "one")
+
+
 def test_a_rollback_that_is_cancelled_changes_nothing(
     gateway: GatewayInfo, apps: ExitStack
 ) -> None:

@@ -12,11 +12,15 @@ import pytest
 
 @pytest.fixture
 def terminal(
-    own_gateway: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_gateway: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Iterator[pexpect.spawn]:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")
     options = ["--no-banner", "--no-confirm-exit", "--colors=NoColor"]
+    options += getattr(request, "param", [])
     child = pexpect.spawn(
         sys.executable, ["-m", "IPython", *options], dimensions=(40, 250), timeout=60
     )
@@ -32,6 +36,7 @@ def deploy(terminal: pexpect.spawn, function: str, line: str = "") -> None:
     terminal.sendline(f"get_ipython().run_cell('%%fal_function {line}\\n{function}');")
 
 
+@pytest.mark.parametrize("terminal", [[], ["--simple-prompt"]], indirect=True)
 def test_a_terminal_is_told_at_the_prompt_how_a_deploy_ended(terminal: pexpect.spawn) -> None:
     deploy(terminal, "def one(): return 1")
     terminal.expect_exact("one: starts the gateway")

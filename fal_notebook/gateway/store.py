@@ -427,6 +427,11 @@ class Store:
         """Return an app, or None."""
         return next(iter(self.select(App, "owner = ? AND name = ?", owner, name)), None)
 
+    def has_revisions(self, owner: str, name: str) -> bool:
+        """Say whether an app was ever deployed, or is now, though no revision may have come up."""
+        query = "SELECT 1 FROM revisions WHERE owner = ? AND app = ? LIMIT 1"
+        return next(iter(self._execute(query, (owner, name))), None) is not None
+
     def revision(self, revision: str | None) -> Revision | None:
         """Return a revision by its id, or None."""
         return next(iter(self.select(Revision, "id = ?", revision)), None)

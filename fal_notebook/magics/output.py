@@ -30,8 +30,8 @@ class Output:
 
     def __init__(self, shell: Any, waited: bool = False) -> None:
         self._in_place = hasattr(shell, "kernel")
-        # IPython's own prompt takes care of what threads print meanwhile; nothing else does.
-        self.follows = self._in_place or getattr(shell, "pt_app", None) is not None
+        # Only a terminal has a prompt at all, of which a simple one is not drawn again.
+        self.follows = self._in_place or hasattr(shell, "pt_app")
         self._line = TerminalLine(at_prompt=not waited)
         self._told = not self._in_place and (waited or self.follows)
         self._lock = threading.Lock()

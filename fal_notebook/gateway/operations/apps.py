@@ -141,12 +141,10 @@ def _comparable(revision: Revision, scaling: dict[str, Any]) -> dict[str, Any]:
 def delete(gateway: Gateway, owner: str, name: str) -> None:
     """Delete an app: its runners drain, its revisions, payloads and logs go.
 
-    A deploy of it that is under way is cancelled, also the first one, before there is an app.
+    A deploy of it that is under way is cancelled; one that never came up is deleted too.
     """
-    deployment = gateway.deployments.get((owner, name))
-    if deployment is None:
-        find(gateway, owner, name)
-    else:
+    check_deployed(gateway, owner, name)
+    if deployment := gateway.deployments.get((owner, name)):
         deployment.cancel("the app was deleted")
     ended = [row.id for row in past_runners(gateway, owner, name) if row.ended_at is not None]
     with gateway.store.transaction():
@@ -184,10 +182,19 @@ def find(gateway: Gateway, owner: str, name: str) -> tuple[App, Revision]:
     app = gateway.store.app(owner, name)
     revision = gateway.store.revision(app.revision) if app else None
     if app is None or revision is None:
+        if gateway.store.has_revisions(owner, name):
+            hint = f"'%fal revisions {name}' and '%fal logs {name}' show why"
+            raise NotFoundError(f"no revision of {owner}/{name} came up yet; {hint}")
         names = [a.name for a in gateway.store.select(App, "owner = ?", owner)]
         known = ", ".join(get_close_matches(name, names, n=5, cutoff=0.0)) or "none yet"
         raise NotFoundError(f"there is no app {owner}/{name}; the nearest here: {known}")
     return app, revision
+
+
+def check_deployed(gateway: Gateway, owner: str, name: str) -> None:
+    """Raise NotFoundError when an app was never deployed, or deleted since."""
+    if not gateway.store.has_revisions(owner, name):
+        find(gateway, owner, name)
 
 
 def _fleet(gateway: Gateway, owner: str, name: str) -> Fleet:

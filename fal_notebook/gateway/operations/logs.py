@@ -17,7 +17,7 @@ from fal_notebook.gateway.logs.lines import Line, Wanted, parse
 from fal_notebook.gateway.logs.pieces import last_lines
 from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.logs.redaction import Redact
-from fal_notebook.gateway.operations.apps import find, past_runners
+from fal_notebook.gateway.operations.apps import check_deployed, past_runners
 from fal_notebook.gateway.store import RunnerRow
 
 # A follower looks for new lines this often.
@@ -51,7 +51,7 @@ async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[st
     Python's sys.stdout have neither time nor request. A cursor is good for the same filters, over
     restarts of the gateway; one whose lines are gone goes on with the oldest that are kept.
     """
-    find(gateway, owner, name)
+    check_deployed(gateway, owner, name)
     reader, rows = _begin(gateway, owner, name, query)
     redact = gateway.redaction.current()
     lines = await asyncio.to_thread(_page, reader, rows, query, redact)
@@ -64,7 +64,7 @@ def follow(gateway: Gateway, owner: str, name: str, query: Query) -> AsyncIterat
     The id of each is the cursor behind it. ``event: end`` says that the app was deleted; without
     it the gateway stops, and the next one goes on where this one ended.
     """
-    find(gateway, owner, name)
+    check_deployed(gateway, owner, name)
     reader, rows = _begin(gateway, owner, name, query)
     return _follow(gateway, owner, name, query, reader, rows)
 
@@ -86,7 +86,7 @@ async def _follow(
             redact = gateway.redaction.current()
             events = await asyncio.to_thread(_events, reader, rows, redact)
         yield events
-        if gateway.store.app(owner, name) is None:
+        if not gateway.store.has_revisions(owner, name):
             yield b"event: end\ndata: {}\n\n"
             return
         if not events:

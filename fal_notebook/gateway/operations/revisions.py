@@ -14,7 +14,7 @@ from fal_notebook.exceptions import NotFoundError, OptionError, PayloadMissingEr
 from fal_notebook.gateway import difference, paths, plan
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.operations import envs, rollout
-from fal_notebook.gateway.operations.apps import find
+from fal_notebook.gateway.operations.apps import check_deployed, find
 from fal_notebook.gateway.operations.deploy import DeployReply, merged, refuse_other_env, reply
 from fal_notebook.gateway.store import App, Revision
 from fal_notebook.option_types import EnvName
@@ -35,9 +35,7 @@ def list_revisions(gateway: Gateway, owner: str, name: str) -> list[dict[str, An
     NotFoundError
         When there is no such app and never was one.
     """
-    found = _all(gateway, owner, name)
-    if not found:
-        find(gateway, owner, name)
+    check_deployed(gateway, owner, name)
     return [
         {
             "id": revision.id,
@@ -51,7 +49,7 @@ def list_revisions(gateway: Gateway, owner: str, name: str) -> list[dict[str, An
             "target": revision.target,
             "explicit": revision.explicit,
         }
-        for revision in found
+        for revision in _all(gateway, owner, name)
     ]
 
 
