@@ -16,9 +16,10 @@ import pytest
 from filelock import FileLock
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from serving import deleted_after
+from serving import deleted_after, eventually
 
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.handle import Handle
 
 ONE = "def one():\n    return 1\n"
 SLOW = "def load():\n    import time; time.sleep({})\n"
@@ -48,6 +49,10 @@ class Notebook:
         """Run a new cell and return it; a cell that fails raises CellExecutionError."""
         self._client.nb.cells.append(nbformat.v4.new_code_cell(source))
         return self._client.execute_cell(self._client.nb.cells[-1], len(self._client.nb.cells) - 1)
+
+    def attended(self) -> None:
+        """Let cells believe that somebody sits there, as JupyterLab does."""
+        self._client.kc.allow_stdin = True
 
     @property
     def last(self) -> Any:
@@ -215,6 +220,7 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
     """A notebook whose gateway does not run; it cannot start while start.lock is held."""
     monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
     with Notebook().started() as notebook:
+        notebook.attended()
         yield notebook
         notebook.run("%fal gateway stop")
 
@@ -226,6 +232,15 @@ def test_a_cell_does_not_wait_for_a_gateway_that_starts(cold: Notebook, tmp_path
         assert text(cold.run("one")) == "<fal app tester/one (deploying)>"
     assert text(cold.run("one()")) == "1"
     assert text(cell).startswith("one: active (revision 1)  http://127.0.0.1")
+
+
+def test_a_notebook_that_is_executed_has_left_its_deploy_with_the_gateway(
+    own_gateway: Path,
+) -> None:
+    with Notebook().started() as notebook:
+        cell = notebook.run(f"%%fal_function\n{ONE}")
+    assert text(cell).startswith("one: deploying (revision 1)")
+    eventually(lambda: Handle("tester", "one").status()["number"] == 1)
 
 
 def test_what_a_gateway_that_starts_refuses_is_shown(cold: Notebook, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
+from serving import eventually
+
+from fal_notebook.handle import Handle
 
 
 @pytest.fixture
@@ -44,6 +48,20 @@ def test_a_terminal_is_told_at_the_prompt_how_a_deploy_ended(terminal: pexpect.s
     terminal.expect(r"one: active \(revision 1\)  http")
     terminal.sendline("one() + 41")
     terminal.expect(r"Out\[3\]:.*42")
+
+
+def test_a_script_that_ends_has_left_its_deploy_with_the_gateway(
+    own_gateway: Path, tmp_path: Path
+) -> None:
+    source = "%%fal_function\ndef one(): return 1"
+    lines = f"%load_ext fal_notebook\nget_ipython().run_cell({source!r})\n"
+    (tmp_path / "script.ipy").write_text(lines)
+    script = ["-m", "IPython", "--no-banner", str(tmp_path / "script.ipy")]
+    output, status = pexpect.run(
+        shlex.join([sys.executable, *script]), withexitstatus=True, timeout=60
+    )
+    assert (status, b"one: deploying (revision 1)" in output) == (0, True)
+    eventually(lambda: Handle("tester", "one").status()["number"] == 1)
 
 
 def test_a_terminal_is_told_of_a_refusal_too(terminal: pexpect.spawn) -> None:

@@ -108,7 +108,7 @@ class FunctionMagic:
             return
         output = Output(self._shell, bool(cell.wait))
         # A gateway takes seconds to start; without it there is only the output to tell more.
-        at_once = output.follows and not cell.wait and not discovery.is_up(settings.state_folder())
+        at_once = output.attended and not cell.wait and not discovery.is_up(settings.state_folder())
         deployment = deploying.start(function, options, cell, entry, output.update, source)
         with self._detached_by_interrupt(entry, deployment):
             if not at_once:

@@ -26,12 +26,16 @@ class Output:
     follows : bool
         Whether what becomes of the deploy is shown by itself: by a kernel, in the cell that showed
         it, and by a terminal, above the prompt: steps that take long, and how it ended.
+    attended : bool
+        Whether somebody sits there. A script, or a notebook that a program executes, may end with
+        this cell.
     """
 
     def __init__(self, shell: Any, waited: bool = False) -> None:
         self._in_place = hasattr(shell, "kernel")
         # Only a terminal has a prompt at all, of which a simple one is not drawn again.
         self.follows = self._in_place or hasattr(shell, "pt_app")
+        self.attended = _attended(shell)
         self._line = TerminalLine(at_prompt=not waited)
         self._told = not self._in_place and (waited or self.follows)
         self._lock = threading.Lock()
@@ -73,3 +77,9 @@ class Output:
         if repr(self._shown) != self._printed:
             self._printed = repr(self._shown)
             print(self._printed, flush=True)
+
+
+def _attended(shell: Any) -> bool:
+    if hasattr(shell, "kernel"):  # who executes notebooks lets no cell ask a user
+        return bool(shell.kernel.get_parent().get("content", {}).get("allow_stdin", True))
+    return hasattr(shell, "pt_app") and getattr(shell.parent, "interact", True)
