@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from inside import add_runner, fleet_of, until
 
 from fal_notebook.gateway import autoscaler, clock
-from fal_notebook.gateway.fleet import SchedulingError
+from fal_notebook.gateway.fleet import Sample, SchedulingError
 
 
 async def test_a_runner_never_gets_more_than_max_multiplexing() -> None:
@@ -94,7 +95,7 @@ async def test_who_leaves_the_line_is_not_served() -> None:
     fleet.leave(gone)
     fleet.release(runner)
     assert stays.granted.result() is runner
-    assert fleet.picture()["queued"] == 0
+    assert fleet.sample().queued == 0
 
 
 async def test_a_slot_granted_to_someone_who_leaves_is_given_on() -> None:
@@ -105,7 +106,7 @@ async def test_a_slot_granted_to_someone_who_leaves_is_given_on() -> None:
     fleet.leave(waiter)
     assert other.granted.result().in_flight == 1
     fleet.leave(other)
-    assert fleet.picture() | {"at": 0} == {"at": 0, "runners": 1, "in_flight": 0, "queued": 0}
+    assert fleet.sample()[1:] == (1, 0, 0)  # runners, in flight, queued
 
 
 async def test_a_cancelled_waiter_is_passed_over() -> None:
@@ -128,7 +129,7 @@ async def test_refusing_reaches_every_waiter_and_leaves_nothing() -> None:
         with pytest.raises(SchedulingError, match="no"):
             await waiter.granted
         fleet.leave(waiter)
-    assert fleet.picture()["queued"] == 0
+    assert fleet.sample().queued == 0
 
 
 async def test_keep_alive_counts_from_the_last_request() -> None:
@@ -202,3 +203,12 @@ async def test_an_idle_fleet_has_no_timer_after_its_last_sample() -> None:
     assert len(seen) == len(fleet.samples) == 1
     assert seen[0]["in_flight"] == 1
     assert fleet._sampling is None
+
+
+async def test_samples_older_than_ten_minutes_go_however_few_there_are() -> None:
+    fleet = fleet_of(1)
+    now = time.time()
+    fleet.samples += [Sample(now - 601, 1, 0, 0), Sample(now - 500, 1, 0, 0)]
+    fleet.changed()
+    await until(lambda: fleet.samples[-1].at >= now)
+    assert [round(now - sample.at) for sample in fleet.samples] == [500, 0]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from fal_notebook.gateway import autoscaler, clock, plan
 from fal_notebook.gateway.meter import Meter
@@ -20,8 +20,8 @@ from fal_notebook.gateway.transitions import LIVE
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.gateway.waiting import Waiter, Waiting
 
-SAMPLES_KEPT = 6_000  # ten minutes at 10 Hz
 SAMPLE_PERIOD = 0.1
+SAMPLES_KEPT = 600.0  # seconds
 
 # fal's defaults (seconds) for options that are None when they are not given.
 REQUEST_TIMEOUT = 3600.0
@@ -31,6 +31,15 @@ STARTUP_TIMEOUT = 600.0
 # `_make` does it, without a look at their length: every decision makes one of each runner.
 _OBSERVED = attrgetter("row.id", "row.state", "in_flight", "since", "last_request_at")
 _seen = functools.partial(tuple.__new__, autoscaler.Runner)
+
+
+class Sample(NamedTuple):
+    """The load of an app at a time (unix seconds)."""
+
+    at: float
+    runners: int
+    in_flight: int
+    queued: int
 
 
 class SchedulingError(Exception):
@@ -145,7 +154,7 @@ class Fleet:
         self.last_failure_at: float | None = None
         self.asked: autoscaler.Asked = ()
         self.last_error = ""
-        self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_KEPT)
+        self.samples: deque[Sample] = deque(maxlen=round(SAMPLES_KEPT / SAMPLE_PERIOD))
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
         self.on_error: Callable[[ErrorGroup], None] = lambda failure: None
         self.on_answer: Callable[[bytes, int, float], None] = lambda path, status, seconds: None
@@ -353,15 +362,11 @@ class Fleet:
         if self._sampling is None:
             self._sampling = self._loop.call_later(SAMPLE_PERIOD, self._sample)
 
-    def picture(self) -> dict[str, Any]:
+    def sample(self) -> Sample:
         """Return the present load: runners that are up or starting, in flight, queued."""
         live = [r for r in self.runners.values() if r.row.state != "TERMINATED"]
-        return {
-            "at": time.time(),
-            "runners": len(live),
-            "in_flight": sum(r.in_flight for r in live),
-            "queued": len(self.waiting),
-        }
+        in_flight = sum(r.in_flight for r in live)
+        return Sample(time.time(), len(live), in_flight, len(self.waiting))
 
     def _sample(self) -> None:
         self._sampling = None
@@ -369,9 +374,11 @@ class Fleet:
         for runner in self.runners.values():
             busy = runner.in_flight, runner.last_request_at
             runner.meter.look(now - SAMPLE_PERIOD, now, *busy)
-        sample = self.picture()
+        sample = self.sample()
         self.samples.append(sample)
-        self.on_sample(sample)
+        while self.samples[0].at < sample.at - SAMPLES_KEPT:
+            self.samples.popleft()
+        self.on_sample(sample._asdict())
 
 
 def _granted(waiter: Waiter) -> bool:

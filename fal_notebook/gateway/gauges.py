@@ -74,9 +74,9 @@ class Gauges(Collector):
 
 
 def _load(fleet: Fleet) -> Iterable[_Sample]:
-    app, picture = _app(fleet), fleet.picture()
-    yield "fal_app_queue_size", (app,), picture["queued"]
-    yield "fal_app_concurrent_requests", (app,), picture["in_flight"]
+    app, sample = _app(fleet), fleet.sample()
+    yield "fal_app_queue_size", (app,), sample.queued
+    yield "fal_app_concurrent_requests", (app,), sample.in_flight
     kinds = Counter((runner.state, runner.row.machine_type) for runner in fleet.shown())
     for kind, number in kinds.items():
         yield "fal_app_runners", (app, *kind), number

@@ -65,7 +65,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "crash_backoff": fleet.failures > 0 and not fleet.active(),
         "next_try_at": fleet.next_try_at(),
         "last_error": fleet.last_error if fleet.failures else "",
-        **fleet.picture(),
+        **fleet.sample()._asdict(),
     }
 
 
@@ -163,7 +163,7 @@ def delete(gateway: Gateway, owner: str, name: str) -> None:
 def timeline(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
     """Return samples of the app's load, oldest first, the present one last."""
     fleet = _fleet(gateway, owner, name)
-    return [*fleet.samples, fleet.picture()]
+    return [sample._asdict() for sample in (*fleet.samples, fleet.sample())]
 
 
 def openapi(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
