@@ -25,7 +25,7 @@ RESULTS_KEPT = 10
 # A deploy follows the one before after so many seconds.
 DEPLOY_PERIOD = 5.0
 # What the gateway keeps of an app's load in ten minutes (MB, seconds).
-SAMPLES, SAMPLED = 2.5, 600.0
+SAMPLES, SAMPLED = 0.7, 600.0
 # Connections of the load come and go with what else the machine does; at rest there are none.
 CONNECTIONS = 20
 # Threads for work that blocks come as they are needed and stay: asyncio's default at most.
