@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,7 @@ async def test_a_new_gateway_adopts_what_lives_and_buries_what_does_not(tmp_path
     os.kill(other.row.process["pid"], 9)
 
     second = open_gateway(tmp_path)
-    row = type(pending)(**{**vars(pending), "id": "never", "process": {}, "state": "PENDING"})
+    row = replace(pending, id="never", process={}, state="PENDING")
     row.address, row.ready_at = "", None
     with second.store.transaction():
         second.store.put(row)

@@ -61,7 +61,7 @@ def start_failure(for_owner: str) -> SchedulingError:
     return SchedulingError(503, "runner_scheduling_failure", told, for_owner)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Runner:
     """A runner as the gateway uses it; its row in the store holds what must survive."""
 

@@ -174,7 +174,7 @@ class Revision:
         return self.options.get("exposed_port") is not None and self.manifest.get("kind") != "app"
 
 
-@dataclass
+@dataclass(slots=True)
 class RunnerRow:
     """One runner that lives or lived; `process` is what its backend needs to find it again."""
 
