@@ -99,8 +99,9 @@ def create_control(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
         responses=_REFUSALS,
     )
-    routers = _gateway_routes, _app_routes, _image_routes, _key_routes, _storage_routes
-    for routes in (*routers, _secret_routes, _revision_routes, _env_routes, _cost_routes):
+    of_apps = _app_routes, _request_routes, _revision_routes, _image_routes, _cost_routes
+    others = _gateway_routes, _key_routes, _storage_routes, _secret_routes, _env_routes
+    for routes in (*of_apps, *others):
         api.include_router(routes(gateway))
     for kind, status in _STATUS:
         api.add_exception_handler(kind, _refusal(status))
@@ -258,12 +259,19 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         """Change scaling options."""
         return apps.scale(gateway, owner, name, values)
 
-    @router.get("/{owner}/{name}/errors/{request_id:path}")
+    return router
+
+
+def _request_routes(gateway: Gateway) -> APIRouter:
+    """What became of an app's requests: errors, counts over time, logs."""
+    router = APIRouter(prefix="/api/apps/{owner}/{name}")
+
+    @router.get("/errors/{request_id:path}")
     async def error(owner: str, name: str, request_id: str) -> dict[str, Any]:
         """The errors whose sample is this request, with its input and traceback."""
         return errors.error(gateway, owner, name, request_id)
 
-    @router.get("/{owner}/{name}/history")
+    @router.get("/history")
     async def read_history(
         owner: str,
         name: str,
@@ -276,12 +284,12 @@ def _app_routes(gateway: Gateway) -> APIRouter:
         asked = history.Asked(since, until, step, endpoint)
         return history.history(gateway, owner, name, asked)
 
-    @router.get("/{owner}/{name}/requests")
+    @router.get("/requests")
     async def find_request(owner: str, name: str, part: str) -> dict[str, str]:
         """The id of the only request that begins or ends with `part`."""
         return await requests.find(gateway, owner, name, part)
 
-    @router.get("/{owner}/{name}/logs", responses=_also(EventStream.media_type))
+    @router.get("/logs", responses=_also(EventStream.media_type))
     async def read_logs(
         owner: str,
         name: str,
