@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from inside import revision
 from serving import Wire, control, deployed, eventually, run_url
 
 from fal_notebook.discovery import GatewayInfo
@@ -314,10 +315,10 @@ async def test_logs_are_trimmed_while_they_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "PERIOD_OF_ALL", 0.01)
-    monkeypatch.setattr(bounds, "ended", lambda store: [("old", True), ("new", True)])
-    for name in ("old", "new"):
-        runner(tmp_path, name, b"x" * 1_000_000)
     store = Store(tmp_path / "store.db")
+    for ended_at, name in enumerate(("old", "new")):
+        store.put(runner(tmp_path, name, b"x" * 1_000_000, ended_at))
+    store.put(revision("r"))
     watching = asyncio.ensure_future(bounds.watch_all(tmp_path, store, 1_500_000))
     await asyncio.to_thread(eventually, lambda: not (tmp_path / "logs" / "old.log").exists())
     watching.cancel()

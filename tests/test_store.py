@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -238,4 +240,24 @@ def test_runners_that_ended_long_ago_are_forgotten(tmp_path: Path) -> None:
             store.put(row)
         assert store.forget_runners(20.0) == ["old"]
     assert {row.id for row in store.select(RunnerRow)} == {"new", "alive"}
+    store.close()
+
+
+def test_keeping_house_reads_no_revision_as_a_whole(tmp_path: Path) -> None:
+    store, large = Store(tmp_path / "store.db"), {"source": "x" * 100_000}
+    with store.transaction():
+        for n in range(50):
+            named = revision(f"r{n}", n, f"p{n}")
+            store.put(replace(named, manifest={**large, **({"context": "c"} if n else {})}))
+            store.put(RunnerRow(f"{n}", "me", "app", f"r{n}", "TERMINATED", "s", "XS", ended_at=n))
+        store.put(RunnerRow("lost", "me", "b", "gone", "TERMINATED", "s", "XS", ended_at=9e9))
+    tracemalloc.start()
+    try:
+        files, ended = store.blobs(), store.ended_runners()
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert files == {"c", *(f"p{n}" for n in range(50))}
+    assert store.blobs("id = ?", "r0") == {"p0"}
+    assert ended == [*((f"{n}", True) for n in range(50)), ("lost", False)]
     store.close()

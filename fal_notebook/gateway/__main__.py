@@ -154,7 +154,7 @@ async def _keep_house(gateway: Gateway, kept: Kept) -> None:
             gateway.tls.renew()
             gateway.storage.files.prune()
             await asyncio.to_thread(
-                bounds.trim, gateway.state, bounds.ended(gateway.store), kept.logs
+                bounds.trim, gateway.state, gateway.store.ended_runners(), kept.logs
             )
             await gateway.queue.records.forget(clock.ago(kept.results))
         except (FalNotebookError, OSError):

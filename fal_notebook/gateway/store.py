@@ -443,13 +443,29 @@ class Store:
 
     def delete_app(self, owner: str, name: str) -> list[str]:
         """Remove an app with what belongs to it; return files that nothing uses any more."""
-        mine = self.select(Revision, "owner = ? AND app = ?", owner, name)
-        used = set[str]().union(*(revision.blobs for revision in mine))
+        used = self.blobs("owner = ? AND app = ?", owner, name)
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
         for table in ("revisions", "errors", "history", "starts"):
             self._execute(f"DELETE FROM {table} WHERE owner = ? AND app = ?", (owner, name))
-        kept = set[str]().union(*(revision.blobs for revision in self.select(Revision)))
-        return sorted(used - kept)
+        return sorted(used - self.blobs())
+
+    def blobs(self, where: str = "1", *arguments: Any) -> set[str]:
+        """Return the SHA-256 of the files of all revisions, or of those that `where` chooses.
+
+        These are their payloads, and what their images take or their `app_files`.
+        """
+        query = f"SELECT payload, json_extract(manifest, '$.context') FROM revisions WHERE {where}"
+        return {digest for row in self._execute(query, arguments) for digest in row if digest}
+
+    def ended_runners(self) -> list[tuple[str, bool]]:
+        """Return the ids of runners that have ended, oldest first, and whether their app is there.
+
+        Only these are read: there may be many runners, and revisions are large.
+        """
+        known = "revision IN (SELECT id FROM revisions)"
+        where = "ended_at IS NOT NULL ORDER BY ended_at"
+        found = self._execute(f"SELECT id, {known} FROM runners WHERE {where}")
+        return [(name, bool(shown)) for name, shown in found]
 
     def secret(self, env: str, name: str) -> Secret:
         """Return a secret of an environment by name.
@@ -485,10 +501,8 @@ class Store:
 
     def forget_retired(self, logs: Collection[str]) -> None:
         """Remove values that none of the runners can have written whose logs are there."""
-        oldest = min(
-            (row.created_at for row in self.select(RunnerRow) if row.id in logs),
-            default=time.time(),
-        )
+        found = self._execute("SELECT id, created_at FROM runners")
+        oldest = min((at for runner, at in found if runner in logs), default=time.time())
         self._execute("DELETE FROM retired_secrets WHERE retired_at < ?", (oldest,))
 
     def forget_runners(self, before: float) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.gateway import paths
-from fal_notebook.gateway.store import Revision, RunnerRow, Store
+from fal_notebook.gateway.store import Store
 from fal_notebook.runner.log_file import bound_path, disk_space
 
 # Logs of runners that live are looked at so often (seconds).
@@ -54,7 +54,7 @@ async def watch_all(state: Path, store: Store, most: int) -> None:
     """Trim logs whenever all of them take more than `most` bytes, for ever."""
     while True:
         if await asyncio.to_thread(_size, paths.logs_folder(state)) > most:
-            await asyncio.to_thread(trim, state, ended(store), most)
+            await asyncio.to_thread(trim, state, store.ended_runners(), most)
         await asyncio.sleep(PERIOD_OF_ALL)
 
 
@@ -64,13 +64,6 @@ def _size(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += disk_space(path.stat())
     return total
-
-
-def ended(store: Store) -> list[tuple[str, bool]]:
-    """Return the ids of runners that have ended, oldest first, and whether their app is there."""
-    kept = {revision.id for revision in store.select(Revision)}
-    rows = store.select(RunnerRow, "ended_at IS NOT NULL ORDER BY ended_at")
-    return [(row.id, row.revision in kept) for row in rows]
 
 
 def trim(state: Path, runners: Iterable[tuple[str, bool]], most: int) -> None:

@@ -12,7 +12,6 @@ from fal_notebook.exceptions import OptionError, PayloadTooLargeError
 from fal_notebook.gateway import clock, paths
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.gateway import Gateway
-from fal_notebook.gateway.store import Revision
 
 # The hard limit of a payload, 256 MB, and room for its manifest.
 MAX_BLOB = 260 * 1000 * 1000
@@ -68,13 +67,13 @@ async def _write(path: Path, content: AsyncIterator[bytes]) -> tuple[int, str]:
 
 def discard(gateway: Gateway, digest: str) -> None:
     """Remove a payload at once, unless a revision uses it."""
-    if not any(digest in revision.blobs for revision in gateway.store.select(Revision)):
+    if digest not in gateway.store.blobs():
         paths.blob(gateway.state, digest).unlink(missing_ok=True)
 
 
 def prune(gateway: Gateway) -> None:
     """Remove payloads, and leftovers of uploads, that nothing uses."""
-    used = set[str]().union(*(each.blobs for each in gateway.store.select(Revision)))
+    used = gateway.store.blobs()
     for path in (gateway.state / "blobs").glob("*"):
         with contextlib.suppress(OSError):
             if path.name not in used and path.stat().st_mtime < clock.ago(UNUSED_KEPT):
