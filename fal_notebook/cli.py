@@ -435,7 +435,7 @@ def storage() -> None:
     default=7.0,
     show_default=True,
     metavar="DAYS",
-    help="Files uploaded before that; 0 for all.",
+    help="Files uploaded, and uploads begun, before that; 0 for all.",
 )
 def prune_storage(older_than: float) -> str:
     """Remove stored files now; expired ones go by themselves."""

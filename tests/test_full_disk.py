@@ -17,7 +17,10 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.toolkit import kv
 
 WORK = """
-def who(x: int = 0) -> int:
+import time
+
+def who(x: int = 0, seconds: float = 0) -> int:
+    time.sleep(seconds)
     print("line", x)
     return x
 """
@@ -64,6 +67,25 @@ def test_what_writes_is_507_and_what_reads_goes_on(full: GatewayInfo, small_disk
         again = api.post(queue, json={"x": 8}).json()["response_url"]
         eventually(lambda: api.get(f"{again}/status").status_code == 200)
         assert api.get(again).json() == 8
+
+
+def test_a_cancel_that_cannot_be_recorded_is_507_and_the_request_waits_on(
+    full: GatewayInfo, small_disk: Path
+) -> None:
+    queue = f"{full.url}/queue/tester/who"
+    with control(full) as api:
+        api.post(queue, json={"seconds": 3}).raise_for_status()
+        waiting = [api.post(queue, json={"x": x}).json()["response_url"] for x in range(40)]
+        fill(small_disk, leave=0)
+        refused(lambda: api.post("/api/keys"))
+        told = {url: api.put(f"{url}/cancel").status_code for url in waiting}
+        assert set(told.values()) <= {202, 507}  # SQLite has a few pages in reserve
+        kept = [url for url, status in told.items() if status == 507]
+        assert api.get(f"{kept[0]}/status").json()["status"] == "IN_QUEUE"
+        (small_disk / "filler").unlink()
+        for url in kept:
+            eventually(lambda url=url: api.get(f"{url}/status").status_code == 200)
+        assert [api.get(url).json() for url in kept] == [waiting.index(url) for url in kept]
 
 
 def test_stats_know_answers_that_the_disk_has_no_room_for(

@@ -280,6 +280,14 @@ def test_old_files_are_pruned(own_gateway: Path) -> None:
         told = cli.run(["storage", "prune", "--older-than", "0"], "fal-notebook")
         assert told == "files removed: 1 (0.0 MB)"
         assert api.get(url).status_code == 404
+        made = api.post("/rest/storage/upload/initiate-multipart").json()
+        path, _, query = made["upload_url"].partition("?")
+        for number in (1, 2):
+            api.put(f"{path}/{number}?{query}", content=bytes(60_000)).raise_for_status()
+        told = cli.run(["storage", "prune", "--older-than", "0"], "fal-notebook")
+        assert told == "files removed: 1 (0.1 MB)"
+        assert list((own_gateway / "storage" / "parts").iterdir()) == []
+        assert api.put(f"{path}/3?{query}", content=b"x").status_code == 404
 
 
 def test_a_users_files_are_not_anothers_to_change(

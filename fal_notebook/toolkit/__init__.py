@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from fal_notebook.exceptions import OutOfScopeError
 from fal_notebook.toolkit.audio import Audio, AudioField
 from fal_notebook.toolkit.exceptions import (
@@ -14,6 +12,7 @@ from fal_notebook.toolkit.exceptions import (
     FileUploadException,
     KVStoreException,
 )
+from fal_notebook.toolkit.fields import Field
 from fal_notebook.toolkit.file import CompressedFile, File, FileField
 from fal_notebook.toolkit.folders import (
     FAL_MODEL_WEIGHTS_DIR,

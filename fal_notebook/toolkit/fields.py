@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+import pydantic
 
 
 def shown_as(kind: str | None) -> Callable[..., Any]:
@@ -19,6 +19,12 @@ def shown_as(kind: str | None) -> Callable[..., Any]:
             extra(schema) if callable(extra) else schema.update(extra)
             schema["ui"] = {**own, **schema.get("ui", {})}
 
-        return Field(*args, json_schema_extra=extend if own else extra, **kwargs)
+        return pydantic.Field(*args, json_schema_extra=extend if own else extra, **kwargs)
 
     return make
+
+
+if TYPE_CHECKING:
+    from pydantic import Field as Field
+else:
+    Field = shown_as(None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel
-from pydantic import Field as Field
 from pydantic.annotated_handlers import GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 
 from fal_notebook.toolkit.audio import AudioField as AudioField
+from fal_notebook.toolkit.fields import Field as Field
 from fal_notebook.toolkit.file import FileField as FileField
 from fal_notebook.toolkit.image import ImageField as ImageField
 from fal_notebook.toolkit.video import VideoField as VideoField

@@ -199,9 +199,11 @@ class Queue:
         self.followers.tell(request.number)
 
     async def _complete(self, fleet: Fleet | None, request: QueuedRequest, answer: Answer) -> None:
-        """Record the answer and tell everyone who follows the request."""
-        now = clock.now()
-        await _insist(functools.partial(self.records.complete, request, answer, now))
+        """Record the answer, as soon as there is room for it, and tell everyone who follows."""
+        await _insist(functools.partial(self.records.complete, request, answer, clock.now()))
+        await self._completed(fleet, request, answer)
+
+    async def _completed(self, fleet: Fleet | None, request: QueuedRequest, answer: Answer) -> None:
         if request.webhook:
             self.on_webhook()
         self._cancelled.discard(request.number)
@@ -210,9 +212,10 @@ class Queue:
             self._deadlines.pop(request.number).cancel()
         if fleet is not None:
             path = request.target.partition(b"?")[0]
-            fleet.answered(path, _meant(answer), now - request.number / 1e6)
+            fleet.answered(path, _meant(answer), clock.now() - request.number / 1e6)
         if fleet is not None and answer.error_type in errors.PLATFORM:
             await self._record(fleet, request, answer)
+        self.records.discard_body(request)
         self.followers.tell(request.number)
 
     async def _record(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
@@ -231,11 +234,21 @@ class Queue:
         """Cancel a request; False when it is completed already.
 
         One that waits is completed at once; one at work when its app has answered.
+
+        Raises
+        ------
+        DiskFullError
+            When there is no room to record it; the request waits on.
         """
         if request.state == COMPLETED:
             return False
         if self._take_out(fleet, request.number):
-            await self._complete(fleet, request, _CANCELLED)
+            try:
+                await self.records.complete(request, _CANCELLED, clock.now())
+            except StoreError:
+                self._enqueue(fleet, request)
+                raise
+            await self._completed(fleet, request, _CANCELLED)
             return True
         self._cancelled.add(request.number)
         if request.number in self._attempts:

@@ -107,6 +107,10 @@ class Records:
         rows = self.journal.read("SELECT content FROM bodies WHERE number = ?", request.number)
         return content.pieces(rows[0]["content"], self._body_path(request.id))
 
+    def discard_body(self, request: QueuedRequest) -> None:
+        """Remove the file that holds the body of a completed request, if one does."""
+        self._body_path(request.id).unlink(missing_ok=True)
+
     def answer(self, request: QueuedRequest) -> Answer:
         """Return what a completed request was answered."""
         query = "SELECT status, headers, content FROM answers WHERE number = ?"

@@ -102,11 +102,16 @@ class Files:
         self.room.give_back(file.size or 0)
 
     def remove_older(self, seconds: float) -> tuple[int, int]:
-        """Remove files that are older than this; return how many, and their bytes."""
-        found = self.table.older(clock.ago(seconds))
+        """Remove files that are older than this; return how many, and their bytes.
+
+        Parts of an upload that was begun before and never ended are one file.
+        """
+        unfinished = self.parts.uploads()
+        older = self.table.older(clock.ago(seconds))
+        found = [f for f in older if f.size is not None or f.id in unfinished]
         for file in found:
             self.remove(file)
-        return len(found), sum(file.size or 0 for file in found)
+        return len(found), sum(unfinished.get(f.id, f.size or 0) for f in found)
 
     def prune(self) -> None:
         """Remove what has expired, was never finished, or is in the folder without a row."""

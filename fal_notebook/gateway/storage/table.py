@@ -67,8 +67,8 @@ class FileTable:
         return self._select(condition, now, begun_before)
 
     def older(self, before: float) -> list[StoredFile]:
-        """Return whole files that came before a time."""
-        return self._select("size IS NOT NULL AND created_at <= ?", before)
+        """Return files, and uploads that never ended, that were begun before a time."""
+        return self._select("created_at <= ?", before)
 
     def ids(self) -> set[str]:
         """Return the ids of all files."""

@@ -46,9 +46,10 @@ def download_file(
     Raises
     ------
     DownloadError
-        When it cannot be read, or is too large; nothing of it stays.
+        When it cannot be read, is too large, or belongs outside of the shared storage; nothing of
+        it stays.
     """
-    folder = data_folder() / target_dir
+    folder = _below_data(Path(target_dir))
     with _opened(url, request_headers) as response:
         length = int(response.headers.get("content-length") or -1)
         limit = None if filesize_limit is None else filesize_limit * _CHUNK
@@ -58,6 +59,16 @@ def download_file(
         folder.mkdir(parents=True, exist_ok=True)
         _write(response, target, length, limit)
     return target
+
+
+def _below_data(folder: Path) -> Path:
+    if folder.is_absolute():
+        return folder
+    data = data_folder()
+    found = Path(os.path.normpath(data / folder))
+    if data not in (found, *found.parents):
+        raise DownloadError(f"{folder} lies outside of {data}; give it as an absolute path")
+    return found
 
 
 def read_url(url: str, limit: int) -> bytes:
