@@ -13,6 +13,7 @@ import pytest
 from serving import (
     cause_of_end,
     containers_of,
+    control,
     deployed,
     eventually,
     start_gateway_again,
@@ -301,14 +302,22 @@ def test_a_container_calls_others_also_when_the_gateway_was_started_again(
         handle.delete()
 
 
-def test_a_container_uploads_to_the_storage(containers: Path) -> None:
+def test_a_container_stores_and_reads_files_under_urls_of_everybody(containers: Path) -> None:
     source = (
-        "def stored(text: str):\n"
-        "    from fal_notebook.toolkit import File\n"
+        "def stored(text: str = '', url: str = ''):\n"
+        "    from fal_notebook.toolkit import File, download_file\n"
+        "    if url:\n"
+        "        return download_file(url, '/tmp', force=True).read_text()\n"
         "    return File.from_bytes(text.encode()).url\n"
     )
     with deployed(source) as handle:
-        assert httpx.get(handle("hello")).text == "hello"
+        gateway = discovery.ensure(containers)
+        url = handle("hello")
+        assert url.startswith(f"{gateway.url}/storage/files/")
+        assert httpx.get(url).text == handle(url=url) == "hello"
+        with control(gateway) as api:
+            ours = api.post("/storage/files", content=b"of a caller").json()["url"]
+        assert handle(url=ours) == "of a caller"
 
 
 def test_without_its_engine_the_gateway_serves_all_else_and_recovers(

@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 from docker.errors import DockerException
 from inside import until
+from serving import deployed
 
+from fal_notebook import discovery, sync
 from fal_notebook.backends import transfers
 from fal_notebook.backends.containers import RUNNER, Containers
 from fal_notebook.backends.details import Detail
 from fal_notebook.backends.docker import DockerBackend
 from fal_notebook.backends.engine import Engine, Streams, _follow_build
 from fal_notebook.backends.transfers import Transfer
-from fal_notebook.exceptions import BuildError, EngineError
+from fal_notebook.exceptions import BuildError, DeployError, EngineError
+from fal_notebook.handle import shared_client
 from fal_notebook.image import Recipe
 
 # docker-py leaves a socket that could not be connected to the garbage collector.
@@ -229,3 +232,20 @@ def test_how_far_a_pull_is_is_told_in_bytes_and_layers(monkeypatch: pytest.Monke
     transfer.take({"id": "two", "status": "Downloading", "progressDetail": moving}, told.append)
     assert told == ["1 of 1 layers", "1 of 2 layers", "1 of 2 layers, 3.0 of 4.0 MB"]
     assert [text.part for text in told if isinstance(text, Detail)] == [1.0, 0.5, 0.75]
+
+
+def test_an_engine_that_hangs_holds_no_other_app_and_no_gateway(
+    own_gateway: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_gateway / "docker").mkdir()  # so that an engine is asked from the beginning
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        with deployed("def stays(x: int): return x", target="local") as stays:
+            with (
+                pytest.raises(DeployError, match=r"the Docker engine at tcp://.* does not answer"),
+                deployed("def never(x: int): return x", target="docker"),
+            ):
+                pass
+            assert stays(2) == 2
+        sync.wait(shared_client().stop_gateway())
+        discovery.wait_until_gone(own_gateway)

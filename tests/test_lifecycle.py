@@ -193,6 +193,36 @@ async def test_crash_backoff_tells_waiting_callers_and_one_success_resets_it(
     assert status["next_try_at"] is None
 
 
+async def test_crash_backoff_goes_on_under_the_next_gateway(tmp_path: Path) -> None:
+    marker, folder = tmp_path / "marker", tmp_path / "state"
+    folder.mkdir()
+    first = open_gateway(folder)
+    fleet = await deployed(first, MARKED.format(marker=str(marker)))
+    (proving,) = fleet.runners.values()
+    first.lifecycle.kill(proving, "the test ends it")
+    await until(lambda: not fleet.runners)
+    fleet.failures = 2  # as if two starts had failed before
+    with pytest.raises(SchedulingError):
+        await ask(fleet)
+    await until(lambda: not fleet.runners)
+    crashed, next_try_at = len(fleet.crashed), fleet.next_try_at()
+    await first.close()
+
+    second = open_gateway(folder)
+    second.restore()
+    fleet = second.fleet("tester", "app")
+    assert (fleet.failures, len(fleet.crashed)) == (3, crashed)
+    assert fleet.next_try_at() == pytest.approx(next_try_at, abs=2)
+    with pytest.raises(SchedulingError) as refused:
+        await ask(fleet)
+    assert re.search(r"CRASH_BACKOFF, next try in \d+ s.*second start", refused.value.for_owner)
+    fleet.last_failure_at = 0.0
+    marker.unlink()
+    fleet.release(await ask(fleet))
+    assert (fleet.failures, fleet.crashed) == (0, {})
+    await close_gateway(second)
+
+
 # --- runners that end ----------------------------------------------------------------------------
 async def test_a_runner_that_ends_as_soon_as_it_is_ready_is_not_restarted_in_a_loop(
     gateway: Gateway,

@@ -19,7 +19,7 @@ from fal_notebook import image, settings
 from fal_notebook.backends import untouched, usage
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.containers import RETRY, RUNNER, STATE, Containers
-from fal_notebook.backends.engine import CALLS, Engine
+from fal_notebook.backends.engine import CALLS, HANGS, Engine
 from fal_notebook.backends.images import Images
 from fal_notebook.backends.limits import UMASK, ending, limits
 from fal_notebook.backends.outside import OutsideOfContainer
@@ -83,9 +83,11 @@ class DockerBackend:
                 memory = process.get("memory_mb", 0)
                 self._containers.add(process["container"], runner, str(log), memory)
         try:
-            await self._call(self._containers.look)
+            await asyncio.wait_for(self._call(self._containers.look), HANGS)
         except BuildError as error:
             _LOG.warning("%s", error)
+        except asyncio.TimeoutError:
+            _LOG.warning("the Docker engine does not answer; nobody waits for it")
         self._containers.watch()
 
     async def gateway_host(self) -> str:

@@ -34,6 +34,8 @@ from fal_notebook.registries import Reference
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 # The engine answers everything but builds and streams within this (seconds).
 TIMEOUT = 60
+# An engine that does not even say its version in that time hangs (seconds).
+HANGS = 5.0
 # As many calls may be on their way at once.
 CALLS = 32
 # Of a failed build, as many of its last lines are told.
@@ -85,6 +87,11 @@ def _unreachable(error: Exception) -> str:
             f"there is no Docker engine at {where}: install one (on Debian `apt-get install "
             f"docker.io`) or set DOCKER_HOST; {OTHERWISE}"
         )
+    if "Invalid bind address" in text:
+        return (
+            f"{where} is no address of a Docker engine: set DOCKER_HOST to one such as "
+            f"unix:///var/run/docker.sock or tcp://127.0.0.1:2375; {OTHERWISE}"
+        )
     return (
         f"the Docker engine at {where} does not answer: start it (`systemctl start docker`); "
         f"{OTHERWISE} ({type(error).__name__})"
@@ -103,9 +110,11 @@ class Engine:
         """The client; the engine is asked for its version once."""
         with self._lock:
             if self._client is None:
-                self._client = docker.APIClient(
-                    host(), version="auto", timeout=TIMEOUT, max_pool_size=CALLS
+                client = docker.APIClient(
+                    host(), version="auto", timeout=HANGS, max_pool_size=CALLS
                 )
+                client.timeout = TIMEOUT
+                self._client = client
             return self._client
 
     def close(self) -> None:

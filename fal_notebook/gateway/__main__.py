@@ -61,7 +61,10 @@ def main() -> None:
         loop.run_until_complete(_serve(state, held))
     except FalNotebookError as error:
         sys.exit(str(error))
-    # Nothing lets go of the folder before the process has ended.
+    # Nothing lets go of the folder before the process has ended; and that waits for no thread,
+    # for one may be asking an engine that does not answer.
+    logging.shutdown()
+    os._exit(0)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -78,7 +81,7 @@ async def _serve(state: Path, held: int) -> None:
     gateway = Gateway(state, info)
     gateway.targets.local.adopt_orphans()
     app = GatewayApp(gateway)
-    gateway.tls.app, gateway.bridge.app = app, RunnersOnly(app, gateway.auth)
+    gateway.tls.app, gateway.bridge.app = app, RunnersOnly(app, gateway.auth, url)
     await gateway.take_up_runners()
     credentials.learn(gateway)
     gateway.restore()

@@ -16,6 +16,7 @@ from fal_notebook.gateway.auth import RUNNER, Auth, HostCheck
 from fal_notebook.gateway.ports import listen
 from fal_notebook.gateway.protocol import BoundedProtocol
 from fal_notebook.gateway.replies import error_reply
+from fal_notebook.gateway.storage.call import PUBLIC_BASE
 from fal_notebook.runner.server import Server
 
 _FOREIGN = "on this address only keys of runners are taken; the owner's are for this machine"
@@ -23,11 +24,15 @@ _LOG = logging.getLogger(__name__)
 
 
 class RunnersOnly:
-    """Lets requests of runners, and those without any key, go on to the gateway's app."""
+    """Lets requests of runners, and those without any key, go on to the gateway's app.
 
-    def __init__(self, app: Any, auth: Auth) -> None:
+    Files that they store get URLs below `public`, which callers of their apps reach.
+    """
+
+    def __init__(self, app: Any, auth: Auth, public: str) -> None:
         self._app = app
         self._auth = auth
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -35,7 +40,7 @@ class RunnersOnly:
             if not self._is_runners(authorization):
                 await error_reply(403, _FOREIGN, close=True)(send)
                 return
-        await self._app(scope, receive, send)
+        await self._app({**scope, PUBLIC_BASE: self._public}, receive, send)
 
     def _is_runners(self, authorization: bytes) -> bool:
         try:

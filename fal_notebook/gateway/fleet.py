@@ -301,6 +301,13 @@ class Fleet:
         if not any(runner.state in ("IDLE", "RUNNING") for runner in self.active()):
             self.refuse(start_failure(error))
 
+    def back_off(self, runner: Runner, at: float, end: Callable[[], None]) -> None:
+        """Go on with the CRASH_BACKOFF in which the last gateway left a runner that failed."""
+        self.failures = max(self.failures, runner.row.failures)
+        self.last_failure_at = max(self.last_failure_at or 0.0, at)
+        self.last_error = runner.row.cause
+        self.crashed[runner] = end
+
     def proven(self, runner: Runner) -> None:
         """Forget failed starts: this runner has served a request, or for a while."""
         if runner.row.state == "IDLE":

@@ -51,6 +51,8 @@ from fal_notebook.machines import MachineType, this_host
 MAX_BODY = 100 * 1024 * 1024
 # A base folder of this many bytes leaves room for fal-…/….sock within macOS' 103.
 LONGEST_BASE = 70
+# So long a gateway that starts waits for what an engine has to say (seconds).
+LONGEST_WAIT = 5.0
 
 
 @dataclass(eq=False)
@@ -97,6 +99,7 @@ class Gateway:
         self.fleets: dict[tuple[str, str], Fleet] = {}
         self.deployments: dict[tuple[str, str], Deployment] = {}
         self._ending: list[asyncio.Future[Any]] = []
+        self._reaching: asyncio.Future[None] | None = None
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
         self.vault = Vault(state)
@@ -159,8 +162,13 @@ class Gateway:
             [(row.id, row.process, paths.runner_log(self.state, row.id)) for row in rows]
         )
         if any(row.process.get("target") == DOCKER for row in rows):
-            with contextlib.suppress(BuildError):  # no engine: no container either
-                await self.reached_at(DOCKER)
+            # An engine that hangs holds no gateway; once it answers its containers have one.
+            self._reaching = asyncio.ensure_future(self._reach_containers())
+            await asyncio.wait([self._reaching], timeout=LONGEST_WAIT)
+
+    async def _reach_containers(self) -> None:
+        with contextlib.suppress(BuildError):  # no engine: no container either
+            await self.reached_at(DOCKER)
 
     async def take_up_queue(self) -> None:
         """Go on with the requests that the last gateway accepted and did not complete."""
@@ -258,6 +266,8 @@ class Gateway:
         self.events.close()
         await self.queue.close()
         await self.lifecycle.close()
+        if self._reaching is not None:
+            self._reaching.cancel()
         self.errors.close()
         self.billing.close()
         self.tally.close()
@@ -278,12 +288,16 @@ class Gateway:
                 kill = self.targets.of(row.process).kill(row.process, row.id)
                 self._ending.append(asyncio.ensure_future(kill))
             return
-        if row.state in transitions.OVER:
+        serves = app is not None and app.revision == row.revision
+        if row.state in transitions.OVER and not serves:
             transitions.bury(self.store, row, row.cause)
             return
         fleet = self.fleet(row.owner, row.app)
+        if row.state in transitions.OVER:
+            self.lifecycle.back_off(fleet, row)
+            return
         self.lifecycle.adopt(fleet, row, revision)
-        if app is None or app.revision != row.revision:
+        if not serves:
             self.lifecycle.stop(fleet.runners[row.id], "its revision does not serve")
         if app is None:
             self.forget(fleet)

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import secrets
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -69,6 +70,7 @@ class Lifecycle:
             state="",
             secret=secrets.token_urlsafe(24),
             machine_type=revision.machine["name"],
+            failures=fleet.failures,
             region=plan.region(
                 revision.options["regions"] if proving else fleet.regions,
                 [other.row.region for other in fleet.runners.values() if other.live],
@@ -90,11 +92,20 @@ class Lifecycle:
         """
         ending = row.state in ("DRAINING", "TERMINATING")
         runner = Runner(row, began=min(clock.now(), row.created_at))
-        if row.ready_at is not None and not ending:
+        if row.ready_at is None:  # it is not known yet whether it comes up
+            fleet.failures = max(fleet.failures, row.failures)
+        elif not ending:
             runner.last_request_at = clock.now()
         life = self._begin(fleet, runner, revision, adopted=True)
         if ending:
             self._spawn(life.drain())
+
+    def back_off(self, fleet: Fleet, row: RunnerRow) -> None:
+        """Hold back starts of an app whose last one, this runner, failed under another gateway."""
+        runner = Runner(row)
+        states = States(fleet, runner, self._store, self._on_change)
+        failed_at = clock.now() - max(0.0, time.time() - (row.ended_at or 0.0))
+        fleet.back_off(runner, failed_at, functools.partial(states.enter, "TERMINATED"))
 
     def stop(self, runner: Runner, cause: str) -> None:
         """Drain a runner and end it; after the grace it is killed."""

@@ -135,6 +135,7 @@ class States:
         cause = runner.row.cause or cause
         self._terminate(cause)
         if self._crashed and fleet.failures:
+            runner.row.failures = fleet.failures
             self.enter("CRASH_BACKOFF", cause)
             fleet.crashed[runner] = functools.partial(self.enter, "TERMINATED")
         else:

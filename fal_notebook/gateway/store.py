@@ -99,6 +99,7 @@ CREATE TABLE starts (
   start REAL NOT NULL, setup REAL NOT NULL, first_byte REAL);
 CREATE INDEX starts_by_app ON starts (owner, app, at);
 """
+_FAILURES = "ALTER TABLE runners ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;"
 MIGRATIONS = (
     _FIRST,
     _ERRORS,
@@ -110,6 +111,7 @@ MIGRATIONS = (
     _ENVS,
     _HISTORY,
     _BILLING,
+    _FAILURES,
 )
 
 
@@ -176,7 +178,10 @@ class Revision:
 
 @dataclass(slots=True)
 class RunnerRow:
-    """One runner that lives or lived; `process` is what its backend needs to find it again."""
+    """One runner that lives or lived; `process` is what its backend needs to find it again.
+
+    `failures` are the starts of its app that had failed in a row by then, its own among them.
+    """
 
     id: str
     owner: str
@@ -192,6 +197,7 @@ class RunnerRow:
     created_at: float = field(default_factory=time.time)
     ready_at: float | None = None
     ended_at: float | None = None
+    failures: int = 0
 
 
 @dataclass

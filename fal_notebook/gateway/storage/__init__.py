@@ -2,7 +2,7 @@
 
 A file's URL, ``{base}/storage/files/{id}/{name}``, holds 128 random bits and is all it takes to
 read the file: GET and HEAD, whole or one range. ``DELETE`` with a key of its owner removes it.
-`base` is the scheme and host by which the upload came.
+`base` is the scheme and host by which the upload came; for one of a container the gateway's own.
 
 What is uploaded with a key (``Key id:secret``, the owner's token, or a runner's ``FAL_KEY``):
 

@@ -12,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook.gateway.headers import Header
 from fal_notebook.gateway.storage.table import StoredFile
 
+# In the scope of a request that came by an address of which callers of apps know nothing.
+PUBLIC_BASE = "fal_notebook.public_base"
+
 
 @dataclass(frozen=True)
 class Call:
@@ -29,9 +32,10 @@ class Call:
         host = self.headers.get(b"host", b"").decode("latin-1")
         return f"{self.scope['scheme']}://{host}"
 
-    def url_of(self, file: StoredFile) -> str:
-        """Return the URL under which a file is read."""
-        return f"{self.base}/storage/files/{file.id}/{quote(file.name, safe='')}"
+    def url_of(self, file: StoredFile, base: str = "") -> str:
+        """Return the URL under which a file is read, by default by everybody."""
+        base = base or self.scope.get(PUBLIC_BASE, self.base)
+        return f"{base}/storage/files/{file.id}/{quote(file.name, safe='')}"
 
     async def answer(self, content: dict[str, Any], *headers: Header) -> None:
         """Send JSON."""

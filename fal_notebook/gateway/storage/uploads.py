@@ -56,7 +56,7 @@ class Uploads:
         """Prepare for parts that are sent with a key."""
         file = self._described_by_headers(call, user)
         self._files.table.put(file)
-        await call.answer({"access_url": call.url_of(file), "uploadId": file.id})
+        await call.answer({"access_url": call.url_of(file, call.base), "uploadId": file.id})
 
     async def initiate(self, call: Call, user: str) -> None:
         """Prepare for content, whole or in parts, that is sent to a signed URL."""

@@ -23,6 +23,7 @@ from fal_notebook.toolkit.folders import FAL_PERSISTENT_DIR as FAL_PERSISTENT_DI
 from fal_notebook.toolkit.guarded import opener
 
 _CHUNK = 1024 * 1024
+_STORED = "/storage/files/"
 _AGENT = {"User-Agent": "Mozilla/5.0 (compatible; fal_notebook)"}
 
 
@@ -159,11 +160,20 @@ def _opened(url: str, headers: dict[str, str] | None) -> Iterator[Any]:
     if urlsplit(url).scheme not in ("http", "https", "data"):
         raise DownloadError(f"{_short(url)} is no http, https or data URL")
     try:
-        request = Request(url, headers={**_AGENT, **(headers or {})})
+        request = Request(_reachable(url), headers={**_AGENT, **(headers or {})})
         with opener().open(request, timeout=60) as response:
             yield response
     except (OSError, ValueError, HTTPException) as error:
         raise DownloadError(f"{_short(url)} cannot be downloaded: {error}") from error
+
+
+def _reachable(url: str) -> str:
+    """Return a URL of the storage as this runner reaches it: a container has its own loopback."""
+    parts = urlsplit(url)
+    stored = parts.hostname in ("127.0.0.1", "localhost") and parts.path.startswith(_STORED)
+    if not stored or "FAL_RUNNER_ID" not in os.environ:
+        return url
+    return f"{os.environ['FAL_NOTEBOOK_URL']}{parts.path}"
 
 
 def _write(response: Any, target: Path, length: int, limit: int | None) -> None:
