@@ -209,7 +209,6 @@ async def test_crash_backoff_goes_on_under_the_next_gateway(tmp_path: Path) -> N
     await first.close()
 
     second = open_gateway(folder)
-    second.restore()
     fleet = second.fleet("tester", "app")
     assert (fleet.failures, len(fleet.crashed)) == (3, crashed)
     assert fleet.next_try_at() == pytest.approx(next_try_at, abs=2)
