@@ -12,7 +12,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -527,7 +527,9 @@ def delete_env(env: str) -> str:
     return f"{env} is deleted, with its secrets"
 
 
-def run(arguments: list[str], prog_name: str, variables: Mapping[str, Any] | None = None) -> Any:
+def run(
+    arguments: list[str], prog_name: str, variables: MutableMapping[str, Any] | None = None
+) -> Any:
     """Run a command and return what it has to show.
 
     Parameters
@@ -537,14 +539,20 @@ def run(arguments: list[str], prog_name: str, variables: Mapping[str, Any] | Non
     prog_name : str
         What help calls the command.
     variables : mapping, optional
-        The notebook's, for values of options that name them.
+        The notebook's, for values of options that name them, and for the handle of an app of
+        pyproject.toml that is deployed.
 
     Raises
     ------
     click.ClickException, FalNotebookError
         One sentence each.
     """
-    return commands.main(arguments, prog_name=prog_name, standalone_mode=False, obj=variables or {})
+    return commands.main(
+        arguments,
+        prog_name=prog_name,
+        standalone_mode=False,
+        obj={} if variables is None else variables,
+    )
 
 
 def main() -> None:
@@ -634,7 +642,9 @@ def _deployed(target: str, values: dict[str, Any], on_change: Callable[[], None]
             raise OptionError(f"pyproject is for the name of an app, and {target} is a file")
         return program.deploy_file(target, values, on_change)
     found = project.read(project.find("" if given is None else str(given)))
-    return project_deploy.deploy(found.app(target), values, on_change)
+    deployment = project_deploy.deploy(found.app(target), values, on_change)
+    click.get_current_context().obj[target.replace("-", "_")] = deployment.handle
+    return deployment
 
 
 def _quoted(word: str) -> str:

@@ -66,10 +66,13 @@ class Progress:
         self.on_change()
 
     def step(self, data: Mapping[str, Any], at: float | None = None) -> None:
-        """Take one event of the deploy, which happened then; by default now."""
+        """Take one event of the deploy, which happened then; by default now.
+
+        A failure is not told yet: it may be explained, or mended with newer credentials.
+        """
         if data["step"] == "failed":
             self.refused_by = data.get("registry", "")
-            self.failed(data["message"], data.get("log"), data.get("cancelled", False))
+            self._ended(data["message"], data.get("log"), data.get("cancelled", False))
             return
         if data["step"] == "note":
             self.notices.append(data["message"])
@@ -89,11 +92,14 @@ class Progress:
             self.steps[-1].said, self.steps[-1].part = printable(data["message"]), data["part"]
             self.on_change()
 
-    def failed(self, reason: str, log: list[str] | None = None, cancelled: bool = False) -> None:
+    def failed(self, reason: str, log: list[str] | None = None) -> None:
         """Take the reason why the deploy ended without success."""
+        self._ended(reason, log, cancelled=False)
+        self.on_change()
+
+    def _ended(self, reason: str, log: list[str] | None, cancelled: bool) -> None:
         self.state, self.error = "cancelled" if cancelled else "failed", reason
         self.log = list(log) if log and any(log) else []
-        self.on_change()
 
 
 async def follow(
@@ -122,6 +128,7 @@ async def follow(
             await _until_ended(client, progress, renewed)
         if progress.state in ("failed", "cancelled"):
             await _explain(client, progress)
+            progress.on_change()
     except GatewayUnavailableError:
         pass
     except GatewayError as error:
@@ -170,7 +177,7 @@ async def _explain(client: Client, progress: Progress) -> None:
             hints.append(_what_stays(progress, running))
     if progress.state == "failed":
         reason = progress.error.removesuffix(".") if hints else progress.error
-        progress.failed("; ".join([reason, *hints]), progress.log)
+        progress.error = "; ".join([reason, *hints])
 
 
 def _what_stays(progress: Progress, running: Mapping[str, Any]) -> str:

@@ -192,14 +192,14 @@ def bases(text: str, build_args: Mapping[str, str]) -> list[str]:
     read = instructions(text)
     known, stages, found = arguments(read, build_args), {"scratch"}, list[str]()
     for instruction in read:
-        for image in (replaced(name, known) for name in _images(instruction)):
+        for image in (replaced(name, known) for name in images(instruction)):
             if image and image.lower() not in stages and not image.isdecimal():
                 found.append(image)
-        stages.add(_stage(instruction))
+        stages.add(stage(instruction))
     return list(dict.fromkeys(found))
 
 
-def _images(instruction: Instruction) -> list[str]:
+def images(instruction: Instruction) -> list[str]:
     """Return the images or stages that an instruction names."""
     if instruction.name == "FROM":
         return instruction.words()[:1]
@@ -207,7 +207,7 @@ def _images(instruction: Instruction) -> list[str]:
     return [*copied, *(mount.get("from", "") for mount in mounts(instruction))]
 
 
-def _stage(instruction: Instruction) -> str:
+def stage(instruction: Instruction) -> str:
     words = instruction.words() if instruction.name == "FROM" else []
     return words[2].lower() if len(words) == 3 and words[1].upper() == "AS" else ""
 

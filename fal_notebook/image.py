@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fal_notebook import heredocs
+from fal_notebook import heredocs, stages
 from fal_notebook.exceptions import BuildError
 
 # Where everything of ours lies in an image.
@@ -128,7 +128,8 @@ class UserImage:
     @property
     def rewritten(self) -> tuple[str, dict[str, bytes]]:
         """The Dockerfile as every builder knows it, and the files that it needs for that."""
-        return heredocs.rewritten(self.dockerfile, self.build_args)
+        needed = stages.without_unused(self.dockerfile, self.build_args)
+        return heredocs.rewritten(needed, self.build_args)
 
     def write_context(self, file: IO[bytes]) -> None:
         """Write the context as a tar archive; no COPY takes the two files that are ours in it."""

@@ -256,7 +256,7 @@ class CellOptions(BaseModel):
     allow_secret: list[Text] = option(
         [], "variables that may look like a key", "a list of names of variables"
     )
-    dry_run: Flag = option(False, "say what would be deployed, and deploy nothing", _FLAG)
+    dry_run: Flag = option(False, "say what is captured, and deploy nothing", _FLAG)
     takeover: Flag = option(False, "take the app over from another notebook", _FLAG)
     reset_scale: Flag = option(False, "take scaling from the cell instead of inheriting it", _FLAG)
     target: Literal["local", "docker"] | None = option(

@@ -151,3 +151,11 @@ def test_a_status_says_where_a_value_is_from_and_cuts_long_ones_in_text(
     assert len(lines["image"]) < 140
     assert lines["last"].endswith("e" * 300)
     assert "x" * 500 in table._repr_html_()
+
+
+def test_a_failure_is_not_told_before_it_is_explained(payload) -> None:
+    told: list[str] = []
+    shown = progress(payload)
+    shown.on_change = lambda: told.append(shown.error)
+    shown.step({"step": "failed", "message": "no model"})
+    assert (shown.state, shown.error, told) == ("failed", "no model", [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fal_notebook import stages
 from fal_notebook.dockerfile import bases, instructions, mounts, needs_buildkit, replaced
 
 TEXT = """# syntax=docker/dockerfile:1
@@ -76,3 +77,39 @@ def test_what_the_classic_builder_does_not_know_is_found(line: str, needed: bool
 )
 def test_variables_are_replaced(text: str, value: str) -> None:
     assert replaced(text, {"A": "1"}) == value
+
+
+USED = """\
+ARG BASE=python
+FROM $BASE AS base
+RUN one
+FROM base AS Dev
+RUN exit 1
+FROM base AS build
+RUN two
+FROM scratch AS files
+RUN three
+FROM base
+COPY --from=Build /a /a
+RUN --mount=type=bind,from=files,target=/f four
+"""
+
+
+def test_stages_that_nothing_needs_are_left_out_and_lines_keep_their_numbers() -> None:
+    lines = stages.without_unused(USED, {}).splitlines()
+    assert lines == [*USED.splitlines()[:3], "", "", *USED.splitlines()[5:]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FROM a\nRUN one\nFROM b\nCOPY --from=0 /a /a\n",
+        "FROM a AS x\nFROM b\nARG X=x\nCOPY --from=$X /a /a\n",
+        "FROM a AS x\nFROM b\nONBUILD COPY --from=x /a /a\n",
+        "FROM a AS x\nFROM x AS y\nFROM y\n",
+        "FROM a\nRUN one\n",
+        "# nothing\n",
+    ],
+)
+def test_a_dockerfile_with_nothing_to_leave_out_stays_as_it_is(text: str) -> None:
+    assert stages.without_unused(text, {}) == text

@@ -138,9 +138,8 @@ def test_fal_deploys_an_app_of_the_nearest_file_by_its_name(shell, folder: Path,
     shell.run("%fal deploy pm-shift keep_alive=8")
     shell.run("%fal deploy pm-shift keep_alive=8 pyproject={where}")
     assert capsys.readouterr().out.count("pm-shift: up to date") == 1
-    handle = Handle("tester", "pm-shift")
-    assert handle(1) == 3
-    handle.delete()
+    assert shell["pm_shift"](1) == 3
+    shell["pm_shift"].delete()
 
 
 def test_names_of_apps_are_completed(shell, folder: Path) -> None:
