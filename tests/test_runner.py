@@ -584,6 +584,13 @@ def test_a_failing_setup_is_told_on_the_link_and_in_the_log(
     assert any(line.startswith(kind) for line in runner.log())
 
 
+def test_a_sentence_of_ours_is_told_without_its_class(bench: Bench) -> None:
+    raised = "from fal_notebook.exceptions import GatewayError; raise GatewayError('no such app')"
+    runner = bench.start(f"def setup(): {raised}\ndef f(): pass", ready=False)
+    failure = next(line for line in runner.states() if line["state"] == "FAILED")
+    assert failure["error"] == "no such app"
+
+
 @pytest.mark.parametrize(
     ("crash", "ending"),
     [

@@ -13,6 +13,7 @@ import time
 import traceback
 import types
 
+from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.runner import app_files, listening, logs, mounts
 from fal_notebook.runner.escapes import original
 from fal_notebook.runner.link import Link
@@ -163,7 +164,7 @@ class Program:
             traceback.print_exception(error)
         logs.finish(None)
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
-        await self._fail_with(text)
+        await self._fail_with(str(error) if isinstance(error, FalNotebookError) else text)
 
     async def _fail_with(self, error: str) -> None:
         self._link.publish("FAILED", error=error)
