@@ -49,10 +49,10 @@ from fal_notebook.option_types import (
     option,
 )
 
-_SECONDS = "a whole number of seconds, 0 or more"
-_SOME_SECONDS = "a whole number of seconds, 1 or more"
+_SECONDS = "a whole number of seconds, 0 or more, a billion at most"
+_SOME_SECONDS = "a whole number of seconds, 1 or more, a billion at most"
 _RUNNERS = "a whole number from 0 to 1000"
-_POSITIVE = "a whole number, 1 or more"
+_POSITIVE = "a whole number, 1 or more, a billion at most"
 _PORT = "a whole number from 1 to 65535"
 _FLAG = "true or false"
 _TEXT = "text"
@@ -144,7 +144,7 @@ class Options(BaseModel):
     max_multiplexing: Positive = option(1, "concurrent requests per runner", _POSITIVE)
     concurrency_buffer: Runners = option(0, "extra warm runners above load", _RUNNERS)
     concurrency_buffer_perc: Whole = option(
-        0, "the same as a percentage of load", "a whole number of percent, 0 or more"
+        0, "the same as a percentage of load", "a whole number of percent, a billion at most"
     )
     scaling_delay: Whole | None = option(
         None, "seconds a request waits before it may start a runner (unset: 0)", _SECONDS

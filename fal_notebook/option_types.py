@@ -167,9 +167,12 @@ def _mount(path: str) -> str:
     return path
 
 
+# More of anything would only overflow where it is used: of seconds, it is 31 years.
+MOST = 1_000_000_000
+
 # Strict, because True is an int and "10" or 1.5 would become one.
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Positive = Annotated[int, Field(strict=True, ge=1, le=MOST)]
 Runners = Annotated[int, Field(strict=True, ge=0, le=1000)]
 MostRunners = Annotated[int, Field(strict=True, ge=1, le=1000)]
 Gpus = Annotated[int, Field(strict=True, ge=1, le=8)]

@@ -32,7 +32,7 @@ from fal_notebook.options import (
 )
 
 IMAGE = ContainerImage.from_dockerfile_str("FROM python:3.11-slim")
-SECONDS = "a whole number of seconds, 0 or more"
+SECONDS = "a whole number of seconds, 0 or more, a billion at most"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"keep_alives": 1}, "unknown option 'keep_alives'; did you mean 'keep_alive'?"),
     ({"force_env_biuld": True}, "did you mean 'force_env_build'?"),
@@ -95,6 +95,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"app_files": [""]}, "app_files=[''] is not allowed: a list of paths"),
     ({"app_files": ["a"], "app_files_ignore": ["("]}, "'(' is no regular expression"),
     ({"setup_function": 3}, "setup_function=3 is not allowed: a function of the notebook"),
+    ({"keep_alive": 10**400}, f"is not allowed: {SECONDS}"),
+    ({"startup_timeout": 10**9 + 1}, "startup_timeout=1000000001 is not allowed: a whole number"),
     ({"metadata": [1]}, "metadata=[1] is not allowed: a dict of JSON values"),
     ({"metadata": {"a": {1}}}, "metadata is not allowed: it must be JSON (Object of type set"),
     ({"metadata": {"a": float("nan")}}, "metadata is not allowed: it must be JSON"),

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from fastapi import HTTPException
 from serving import deployed, interrupted_after, kill_gateway
 
 from fal_notebook import discovery, sync
@@ -54,6 +55,18 @@ def test_a_submitted_call_gives_the_value_that_a_call_gives(gateway) -> None:
         assert status.metrics["inference_time"] > 0
         assert submitted.result() == submitted.result(timeout=0)
         assert submitted.request_id in repr(submitted)
+
+
+def test_a_503_that_the_function_raises_is_tried_again_as_over_http(gateway) -> None:
+    source = (
+        "from fastapi import HTTPException\n"
+        "def busy():\n    print('once more')\n    raise HTTPException(503, 'busy')\n"
+    )
+    with deployed(source, retry_config={"server_error": {"retries": 2}}) as handle:
+        submitted = handle.submit()
+        with pytest.raises(HTTPException, match="503: busy"):
+            submitted.result()
+        assert sum(line["message"] == "once more" for line in submitted.logs()) == 3
 
 
 def test_what_the_function_raised_is_raised_by_result(gateway) -> None:

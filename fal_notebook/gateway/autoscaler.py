@@ -14,8 +14,9 @@
    b. idle runners, the longest idle first, ``keep_alive`` seconds after their last request, or
       10 s after they became ready when they never had one. Starting runners do not stand in for
       ready ones here: as many ready runners as the target asks for stay.
-   Those that never had a request, a buffer's above all, stay as long after the target last asked
-   for so many, or they would come and go with every pause between two requests.
+   Those that never had a request stay 10 s after the target last asked for so many. With a buffer
+   all stay for keep_alive after that, too, or they would come and go with every pause between two
+   requests: a buffer's runners may have none for ever.
    What exceeds ``max_concurrency`` goes at once, without any keep_alive.
 4. No data is not zero: with an unknown load nothing stops, and only the minimum is started.
 """
@@ -61,6 +62,11 @@ class Scaling:
     concurrency_buffer_perc: int = 0
     scaling_delay: float = 0.0
     keep_alive: float = 10.0
+
+    @property
+    def buffered(self) -> bool:
+        """Whether there are to be more runners than the load needs."""
+        return bool(self.concurrency_buffer or self.concurrency_buffer_perc)
 
 
 class Runner(NamedTuple):
@@ -143,11 +149,16 @@ def backoff(failures: int) -> float:
     return min(BACKOFF_STEP * max(failures, 0), BACKOFF_MAX)
 
 
-def asked(before: Asked, target: int, now: float) -> Asked:
+def memory(scaling: Scaling) -> float:
+    """Return for how many seconds it matters how high the target was."""
+    return max(UNUSED_KEEP_ALIVE, scaling.keep_alive if scaling.buffered else 0.0)
+
+
+def asked(before: Asked, target: int, now: float, memory: float = UNUSED_KEEP_ALIVE) -> Asked:
     """Return what to observe next time: that the target is so high from now on."""
     if before and before[-1][0] == target:
         return before
-    long_ago = now - UNUSED_KEEP_ALIVE
+    long_ago = now - memory
     past = [*before[:-1], *((level, now) for level, _ in before[-1:])]
     return (*[pair for pair in past if pair[0] > target and pair[1] > long_ago], (target, now))
 
@@ -220,7 +231,7 @@ def _stop(
 ) -> Decision:
     live = len(starting) + len(ready)
     excess = live - scaling.max_concurrency
-    soonest = _soonest(scaling, target, starting, ready, _held(asked, live, now))
+    soonest = _soonest(scaling, target, starting, ready, _last_asked(asked, live, now))
     if excess <= 0 and (soonest is None or soonest > now):
         # By far the most frequent answer for a surplus, so it is found without sorting anything.
         return Decision(target, wake_at=_wake(now, due, soonest))
@@ -232,8 +243,9 @@ def _stop(
         is_ready = runner.state in _READY
         if surplus == 0 or (is_ready and spare_ready <= 0):
             break
-        if runner.last_request_at is None:
-            stays_until = max(stays_until, _held(asked, live - len(stop), now))
+        if runner.last_request_at is None or scaling.buffered:
+            hold = memory(scaling) if runner.last_request_at is None else scaling.keep_alive
+            stays_until = max(stays_until, _last_asked(asked, live - len(stop), now) + hold)
         if stays_until > now and len(stop) >= excess:
             later = stays_until if later is None else min(later, stays_until)
             continue
@@ -243,28 +255,28 @@ def _stop(
     return Decision(target, stop=tuple(stop), wake_at=_wake(now, due, later if surplus else None))
 
 
-def _held(asked: Asked, runners: int, now: float) -> float:
-    """Return until when the last of so many runners stays, had it never a request."""
+def _last_asked(asked: Asked, runners: int, now: float) -> float:
+    """Return when the target was last as high as so many runners, as far as that is known."""
     if asked and asked[-1][0] >= runners:
-        return now + UNUSED_KEEP_ALIVE
-    last = next((at for level, at in reversed(asked) if level >= runners), -math.inf)
-    return last + UNUSED_KEEP_ALIVE
+        return now
+    return next((at for level, at in reversed(asked) if level >= runners), -math.inf)
 
 
 def _soonest(
-    scaling: Scaling, target: int, starting: list[Runner], ready: list[Runner], held: float
+    scaling: Scaling, target: int, starting: list[Runner], ready: list[Runner], last_asked: float
 ) -> float | None:
     hold = max(UNUSED_KEEP_ALIVE, scaling.keep_alive)
-    times = [max(runner.since + hold, held) for runner in starting]
+    unused_until = last_asked + memory(scaling)
+    times = [max(runner.since + hold, unused_until) for runner in starting]
     if len(ready) > target:
-        keep_alive = scaling.keep_alive
-        times += [
-            max(r.since + UNUSED_KEEP_ALIVE, held)
-            if r.last_request_at is None
-            else r.last_request_at + keep_alive
-            for r in ready
-            if not r.in_flight
-        ]
+        idle = [runner for runner in ready if not runner.in_flight]
+        used = [r.last_request_at for r in idle if r.last_request_at is not None]
+        if used:
+            oldest = max(min(used), last_asked) if scaling.buffered else min(used)
+            times.append(oldest + scaling.keep_alive)
+        if len(used) < len(idle):
+            oldest = min([r.since for r in idle if r.last_request_at is None])
+            times.append(max(oldest + UNUSED_KEEP_ALIVE, unused_until))
     return min(times, default=None)
 
 

@@ -74,7 +74,8 @@ class Controller:
             return
         now = clock.now()
         decision = autoscaler.decide(fleet.scaling, fleet.observe(now), now)
-        fleet.asked = autoscaler.asked(fleet.asked, decision.target, now)
+        memory = autoscaler.memory(fleet.scaling)
+        fleet.asked = autoscaler.asked(fleet.asked, decision.target, now, memory)
         if decision.blocked_until is not None and not fleet.active():
             fleet.refuse(_backing_off(fleet, decision.blocked_until - now))
         for _ in range(decision.start):

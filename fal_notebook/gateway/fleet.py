@@ -226,7 +226,7 @@ class Fleet:
         if runner is not None:
             runner.in_flight += 1
             self.changed()
-            if self.scaling.concurrency_buffer or self.scaling.concurrency_buffer_perc:
+            if self.scaling.buffered:
                 self._on_need(self)  # the buffer is above the load, so it grows with it
         return runner
 
@@ -269,7 +269,9 @@ class Fleet:
         if self.waiting:
             self.grant()
         self.changed()
-        if not runner.in_flight:
+        if self.scaling.buffered:
+            self._on_need(self)  # from now on it is smaller
+        elif not runner.in_flight:
             self._on_idle(self)
 
     def grant(self) -> None:

@@ -20,7 +20,12 @@ from fal_notebook.gateway.auth import API, Principal
 from fal_notebook.gateway.database import io_errors
 from fal_notebook.gateway.exchange import Exchange, RefusedRequestError, Request
 from fal_notebook.gateway.fleet import Fleet, Runner, SchedulingError
-from fal_notebook.gateway.headers import Header, without_hop_by_hop
+from fal_notebook.gateway.headers import (
+    RAISED_STATUS,
+    Header,
+    raised_status,
+    without_hop_by_hop,
+)
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.queue.content import Spool
 from fal_notebook.gateway.queue.retry import Failure
@@ -154,8 +159,10 @@ class Attempt:
         answer = Answer(self._status, headers, content, error, kind)
         wish = given.get(b"x-fal-needs-retry")
         needs_retry = None if wish is None else wish.lower() in _TRUE
-        failed = self._status >= 500 or self._status == 429
-        return answer, Failure(self._status, "", needs_retry) if failed else None
+        told = given.get(RAISED_STATUS)  # a call from Python gets its function's error with 200
+        status = self._status if told is None else raised_status(told)
+        failed = status >= 500 or status == 429
+        return answer, Failure(status, "", needs_retry) if failed else None
 
     def _failed(
         self, status: int, error: Exception, kind: str, begun: bool = True
