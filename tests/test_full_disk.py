@@ -43,6 +43,7 @@ def test_what_writes_is_507_and_what_reads_goes_on(full: GatewayInfo, small_disk
         done = api.post(queue, json={"x": 7}).json()["response_url"]
         eventually(lambda: api.get(f"{done}/status").status_code == 200)
         file = api.post("/storage/files", content=b"kept").json()["url"]
+        large = api.post("/storage/files", content=bytes(300_000)).json()["url"]
         fill(small_disk, leave=0)
         refused(lambda: api.post(queue, json={"x": 1}))  # SQLite has a few pages in reserve
         big = bytes(300_000)
@@ -63,6 +64,8 @@ def test_what_writes_is_507_and_what_reads_goes_on(full: GatewayInfo, small_disk
         assert api.get("/api/apps/tester/who").json()["options"]["max_concurrency"] == 1
         assert "line 7" in str(api.get("/api/apps/tester/who/logs").json())
         assert api.get("/metrics").is_success
+        assert api.delete(large).is_success
+        assert api.get(large).status_code == 404
         (small_disk / "filler").unlink()
         again = api.post(queue, json={"x": 8}).json()["response_url"]
         eventually(lambda: api.get(f"{again}/status").status_code == 200)

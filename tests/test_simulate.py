@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from threading import Barrier
 
@@ -16,6 +17,7 @@ from serving import deployed, eventually
 
 from fal_notebook import cli
 from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway import simulate as simulated
 from fal_notebook.gateway.autoscaler import Scaling
 from fal_notebook.gateway.simulate import Request, Simulation, Start, simulate
 from fal_notebook.handle import Handle
@@ -80,6 +82,44 @@ def test_nothing_comes_of_no_requests() -> None:
 def test_a_trace_that_goes_back_in_time_is_refused() -> None:
     with pytest.raises(ValueError, match=r"0\.5 s comes after 1 s"):
         simulate([Request(1, 1), Request(0.5, 1)], Scaling())
+
+
+class Asking(simulated._World):
+    """Has the autoscaler asked at every tick, also when it would change nothing."""
+
+    def _decide(self) -> float | None:
+        queued, next_due_at = self._waiting()
+        return self._obey(queued, next_due_at)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    gaps=st.lists(st.floats(0, 15), max_size=40),
+    length=st.floats(0, 12),
+    start=st.builds(Start, st.floats(0, 2), st.floats(0, 4)),
+    scaling=st.builds(
+        Scaling,
+        min_concurrency=st.integers(0, 3),
+        max_concurrency=st.integers(0, 6),
+        max_multiplexing=st.integers(1, 3),
+        concurrency_buffer=st.integers(0, 2),
+        concurrency_buffer_perc=st.integers(0, 100),
+        scaling_delay=st.integers(0, 2),
+        keep_alive=st.integers(0, 20),
+    ),
+)
+def test_what_is_not_asked_would_have_changed_nothing(
+    gaps: list[float], length: float, start: Start, scaling: Scaling
+) -> None:
+    trace = [Request(at, length * (n % 3)) for n, at in enumerate(accumulate(gaps))]
+    seen = simulate(trace, scaling, start, TICK)
+    asked = Asking(scaling, start, TICK, 0).run(iter(trace))
+    assert (seen.waits, seen.started, seen.cold_starts) == (
+        asked.waits,
+        asked.started,
+        asked.cold_starts,
+    )
+    assert seen.billed == pytest.approx(asked.billed)
 
 
 @settings(deadline=None, max_examples=60)

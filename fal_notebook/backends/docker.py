@@ -19,7 +19,7 @@ from fal_notebook import image, settings
 from fal_notebook.backends import untouched, usage
 from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
 from fal_notebook.backends.containers import RETRY, RUNNER, STATE, Containers
-from fal_notebook.backends.engine import CALLS, HANGS, Engine
+from fal_notebook.backends.engine import CALLS, Engine
 from fal_notebook.backends.images import Images
 from fal_notebook.backends.limits import UMASK, ending, limits
 from fal_notebook.backends.outside import OutsideOfContainer
@@ -29,6 +29,9 @@ from fal_notebook.runner.spec import RunnerSpec
 
 # In its container a runner listens here, or there if a server of the user's own does.
 PORT, OTHER_PORT = 8080, 8081
+
+# So long a gateway that starts waits for what an engine has to say of its containers (seconds).
+LONGEST_LOOK = 2.0
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -83,7 +86,7 @@ class DockerBackend:
                 memory = process.get("memory_mb", 0)
                 self._containers.add(process["container"], runner, str(log), memory)
         try:
-            await asyncio.wait_for(self._call(self._containers.look), HANGS)
+            await asyncio.wait_for(self._call(self._containers.look), LONGEST_LOOK)
         except BuildError as error:
             _LOG.warning("%s", error)
         except asyncio.TimeoutError:

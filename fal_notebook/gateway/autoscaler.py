@@ -186,7 +186,7 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
     if not observed.load_known:
         return _without_load(scaling, observed, live, now)
     load = observed.queued + sum(map(_in_flight, ready)) + sum(map(_in_flight, starting))
-    target = _target(scaling, load)
+    target = wanted(scaling, load)
     # Another request coming due changes nothing for an app that is at its maximum.
     due = observed.next_due_at if target < scaling.max_concurrency else None
     if live < target:
@@ -196,11 +196,12 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
     return Decision(target, wake_at=_wake(now, due))
 
 
-def _target(scaling: Scaling, load: int) -> int:
+def wanted(scaling: Scaling, load: int) -> int:
+    """Return how many runners so many requests ask for, within minimum and maximum."""
     need = -(-load // scaling.max_multiplexing)
     share = -(-need * scaling.concurrency_buffer_perc // 100)
-    wanted = need + max(scaling.concurrency_buffer, share)
-    return min(scaling.max_concurrency, max(scaling.min_concurrency, wanted))
+    buffer = max(scaling.concurrency_buffer, share)
+    return min(scaling.max_concurrency, max(scaling.min_concurrency, need + buffer))
 
 
 def _without_load(scaling: Scaling, observed: Observed, live: int, now: float) -> Decision:

@@ -52,7 +52,7 @@ MAX_BODY = 100 * 1024 * 1024
 # A base folder of this many bytes leaves room for fal-…/….sock within macOS' 103.
 LONGEST_BASE = 70
 # So long a gateway that starts waits for what an engine has to say (seconds).
-LONGEST_WAIT = 5.0
+LONGEST_WAIT = 2.0
 
 
 @dataclass(eq=False)

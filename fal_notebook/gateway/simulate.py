@@ -15,7 +15,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fal_notebook.gateway.autoscaler import Asked, Observed, Runner, Scaling, asked, decide
+from fal_notebook.gateway.autoscaler import (
+    Asked,
+    Observed,
+    Runner,
+    Scaling,
+    asked,
+    decide,
+    memory,
+    wanted,
+)
 from fal_notebook.gateway.meter import billed
 
 
@@ -113,11 +122,15 @@ class _Runner:
     in_flight: int = 0
     last_request_at: float | None = None
     offered: set[int] = field(default_factory=set)
+    seen_as: Runner | None = None  # since its last change
 
     def seen(self) -> Runner:
         """Return it as the autoscaler sees it."""
-        at = self.last_request_at
-        return Runner(str(self.number), self.state, self.in_flight, self.since, at)
+        if self.seen_as is None:
+            at = self.last_request_at
+            name = str(self.number)
+            self.seen_as = Runner(name, self.state, self.in_flight, self.since, at)
+        return self.seen_as
 
 
 class _World:
@@ -141,6 +154,8 @@ class _World:
         self._left = 0
         self._due = 0  # how many of them were there longer than scaling_delay
         self._asked: Asked = ()
+        self._starting = 0
+        self._calm_until = -math.inf  # no runner that is ready goes before
         self._result = Simulation()
 
     def run(self, trace: Iterator[Request]) -> Simulation:
@@ -204,6 +219,7 @@ class _World:
         if not runner.in_flight:
             self._enter(runner, "RUNNING", at)
         runner.in_flight += 1
+        runner.seen_as = None
         self._in_flight += 1
         self._offer(runner)
         self._result.waits.append(at - request.at)
@@ -214,6 +230,8 @@ class _World:
         runner.in_flight -= 1
         self._in_flight -= 1
         runner.last_request_at = at
+        runner.seen_as = None
+        self._calm_until = min(self._calm_until, at + self._scaling.keep_alive)
         if not runner.in_flight:
             self._enter(runner, "IDLE", at)
         self._offer(runner)
@@ -233,29 +251,54 @@ class _World:
     # --- runners -----------------------------------------------------------------------------
     def _decide(self) -> float | None:
         """Have the autoscaler decide, and do it; return when it wants to look again."""
-        decision = decide(self._scaling, self._observed(), self._now)
-        self._asked = asked(self._asked, decision.target, self._now)
+        queued, next_due_at = self._waiting()
+        target = wanted(self._scaling, self._in_flight + queued)
+        if target == len(self._runners) or self._is_calm(target):
+            self._asked = asked(self._asked, target, self._now, memory(self._scaling))
+            self._look()
+            return next_due_at if target == len(self._runners) else self._calm_until
+        return self._obey(queued, next_due_at)
+
+    def _obey(self, queued: int, next_due_at: float | None) -> float | None:
+        decision = decide(self._scaling, self._observed(queued, next_due_at), self._now)
+        self._asked = asked(self._asked, decision.target, self._now, memory(self._scaling))
         for _ in range(decision.start):
             self._begin()
         for name in decision.stop:
-            self._enter(self._runners.pop(int(name)), "TERMINATED", self._now)
+            self._end_of(self._runners.pop(int(name)))
+        surplus = len(self._runners) > decision.target and not self._starting
+        self._calm_until = (decision.wake_at or math.inf) if surplus else -math.inf
         self._look()
         return decision.wake_at
 
-    def _observed(self) -> Observed:
+    def _is_calm(self, target: int) -> bool:
+        """Say whether `decide` would stop none of too many runners, without asking it.
+
+        The time of none has come that was idle at the last decision, or became it since.
+        """
+        calm = not self._starting and self._left == len(self._line)
+        return calm and target < len(self._runners) and self._now < self._calm_until
+
+    def _end_of(self, runner: _Runner) -> None:
+        self._starting -= runner.state in ("PENDING", "SETUP")
+        self._enter(runner, "TERMINATED", self._now)
+
+    def _waiting(self) -> tuple[int, float | None]:
+        """Return how many wait longer than scaling_delay, and when the next one will."""
         known, delay = len(self._line), self._scaling.scaling_delay
         while self._due < known and self._line[self._due].at + delay <= self._now:
             self._due += 1
         oldest_young = max(self._due, self._left)
-        return Observed(
-            tuple([runner.seen() for runner in self._runners.values()]),
-            queued=max(0, self._due - self._left),
-            next_due_at=self._line[oldest_young].at + delay if oldest_young < known else None,
-            asked=self._asked,
-        )
+        next_due_at = self._line[oldest_young].at + delay if oldest_young < known else None
+        return max(0, self._due - self._left), next_due_at
+
+    def _observed(self, queued: int, next_due_at: float | None) -> Observed:
+        runners = tuple([runner.seen_as or runner.seen() for runner in self._runners.values()])
+        return Observed(runners, queued, next_due_at, asked=self._asked)
 
     def _begin(self) -> None:
         self._result.started += 1
+        self._starting += 1
         runner = self._runners[self._result.started] = _Runner(self._result.started, self._now)
         self._come(self._now + self._start.pending, runner)
 
@@ -273,6 +316,7 @@ class _World:
             self._finish(runner, at)
 
     def _ready(self, runner: _Runner, at: float) -> None:
+        self._starting -= 1
         self._enter(runner, "IDLE", at)
         runner.since = at
         self._offer(runner)
@@ -280,7 +324,7 @@ class _World:
 
     def _enter(self, runner: _Runner, state: str, at: float) -> None:
         self._spent[runner.state] += at - runner.entered
-        runner.state, runner.entered = state, at
+        runner.state, runner.entered, runner.seen_as = state, at, None
 
     # --- the picture -------------------------------------------------------------------------
     def _look(self) -> None:

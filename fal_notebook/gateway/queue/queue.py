@@ -91,6 +91,9 @@ class Queue:
         if fleet.revision is None:
             self._spawn(self._complete(fleet, request, _NO_APP))
             return
+        if request.attempts and _is_late(request, clock.now()):
+            self._spawn(self._complete(fleet, request, _missed(request)))
+            return
         if request.deadline is not None and request.number not in self._deadlines:
             self._deadlines[request.number] = self._loop.call_later(
                 request.deadline - clock.now(), self._expire, fleet, request
@@ -99,9 +102,7 @@ class Queue:
 
     def _expire(self, fleet: Fleet, request: QueuedRequest) -> None:
         if self._take_out(fleet, request.number):
-            missed = start_deadline.missed(dict(request.headers))
-            expired = failed(504, missed, start_deadline.KIND, start_deadline.BY_USER)
-            self._spawn(self._complete(fleet, request, expired))
+            self._spawn(self._complete(fleet, request, _missed(request)))
 
     def _take_out(self, fleet: Fleet, number: int) -> bool:
         """Take a request out that waits, in line or for its retry; say whether it did."""
@@ -191,7 +192,9 @@ class Queue:
             self._spawn(self._complete(fleet, request, _CANCELLED))
             return
         self._since[request.number] = clock.now()
-        if delay:
+        if _is_late(request, clock.now() + delay):
+            self._spawn(self._complete(fleet, request, _missed(request)))
+        elif delay:
             again = self._loop.call_later(delay, self._enqueue, fleet, request)
             self._retries[request.number] = again
         else:
@@ -251,10 +254,13 @@ class Queue:
             await self._completed(fleet, request, _CANCELLED)
             return True
         self._cancelled.add(request.number)
+        try:
+            await self.records.cancel(request)
+        except StoreError:  # the next gateway would not know it
+            self._cancelled.discard(request.number)
+            raise
         if request.number in self._attempts:
             self._attempts[request.number].cancel()
-        with contextlib.suppress(StoreError):  # then the next gateway would not know it
-            await self.records.cancel(request)
         return True
 
     # --- beginning and end -------------------------------------------------------------------
@@ -300,6 +306,16 @@ class Queue:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("work on a queued request failed", exc_info=error)
+
+
+def _is_late(request: QueuedRequest, begin: float) -> bool:
+    """Say whether an attempt that begins then begins too late."""
+    return request.deadline is not None and begin > request.deadline
+
+
+def _missed(request: QueuedRequest) -> Answer:
+    missed = start_deadline.missed(dict(request.headers))
+    return failed(504, missed, start_deadline.KIND, start_deadline.BY_USER)
 
 
 def _is_cancelled(answer: Answer) -> bool:

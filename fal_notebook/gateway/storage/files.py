@@ -94,11 +94,14 @@ class Files:
             raise RefusedRequestError(404, "no such file") from None
 
     def remove(self, file: StoredFile) -> None:
-        """Remove a file, or an upload that has not ended."""
-        self.table.delete(file.id)
+        """Remove a file, or an upload that has not ended.
+
+        Its content goes first: on a full disk that makes the room for the change of the table.
+        """
         self.parts.discard(file.id)
         with contextlib.suppress(FileNotFoundError):
             self._path(file.id).unlink()
+        self.table.delete(file.id)
         self.room.give_back(file.size or 0)
 
     def remove_older(self, seconds: float) -> tuple[int, int]:
