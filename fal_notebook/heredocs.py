@@ -34,6 +34,12 @@ def rewritten(text: str, build_args: Mapping[str, str]) -> tuple[str, dict[str, 
     return "".join(f"{line}\n" for line in lines), files
 
 
+def left(text: str) -> str:
+    """Return which instruction of a rewritten Dockerfile has a heredoc still, "" where none has."""
+    found = (i for i in dockerfile.instructions(text) if i.heredocs)
+    return next((f"{i.name} of line {i.line}" for i in found), "")
+
+
 def _instead(
     instruction: Instruction, shell: list[str], known: Mapping[str, str], files: dict[str, bytes]
 ) -> str | None:

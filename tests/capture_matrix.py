@@ -55,6 +55,17 @@ CASES = (
         "x=8 y=5",
     ),
     Case(
+        "alias_with_parameters",
+        (
+            "import sys, typing\n"
+            "if sys.version_info >= (3, 12): exec('type Pair[T] = tuple[T, T]')\n"
+            "else: Pair = typing.Tuple[typing.TypeVar('T'), int]",
+            "def paired(x: int) -> str: return Pair[str].__args__[0].__name__ * x",
+        ),
+        "2",
+        "strstr",
+    ),
+    Case(
         "methods_of_the_modules_own_generator",
         ("from random import choice", "def drawn(x: int) -> int: return choice([x])"),
         "4",

@@ -239,6 +239,17 @@ def test_mounts_heredocs_and_secrets_work_and_leave_no_secret(
         assert not file.is_file() or b"swordfish" not in file.read_bytes(), file
 
 
+def test_a_heredoc_with_variables_of_the_builder_is_refused_with_what_to_do(
+    containers: Path,
+) -> None:
+    own = image("FROM BASE\nCOPY <<EOF /home-of\n$HOME\nEOF\n")
+    with (
+        pytest.raises(DeployError, match=r"the text of the COPY of line 2 has variables .* by ENV"),
+        deployed("def never(x: int): return x", image=own),
+    ):
+        pass
+
+
 def test_arguments_users_and_folders_are_those_of_the_dockerfile(
     containers: Path, tmp_path: Path
 ) -> None:

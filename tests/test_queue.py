@@ -497,6 +497,14 @@ def test_what_has_begun_in_time_may_take_longer(act: Client) -> None:
     assert act.finish(request).status_code == 200
 
 
+def test_no_attempt_begins_after_the_deadline(act: Client, tmp_path: Path) -> None:
+    path, headers = tmp_path / "runs", {"x-fal-request-timeout": "1.1"}
+    request = act.submit(do="fail", text="503", n=20, path=str(path), headers=headers)
+    answer = act.finish(request)
+    assert (answer.status_code, answer.headers["x-fal-request-timeout-type"]) == (504, "user")
+    assert 2 <= len(runs(path)) <= 5  # the next would come after 0.1 + 0.2 + 0.4 + 0.8 s
+
+
 # --- retries ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("do", ["kill", "503", "504"])
 def test_what_may_pass_is_tried_again_and_completes_once(

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fal_notebook import dockerfile, image, settings
+from fal_notebook import dockerfile, heredocs, image, settings
 from fal_notebook.backends import buildkit, fit, image_python, local_packages, logins
 from fal_notebook.backends.base import BuildOrder, Placement, Progress
 from fal_notebook.backends.bundle import write_compiled
@@ -23,7 +23,7 @@ from fal_notebook.backends.pulls import Call, Pulls, breakable
 from fal_notebook.backends.requirement_layers import layers_of
 from fal_notebook.backends.runner_libraries import BRING, ensure_runner_libraries, refuse
 from fal_notebook.backends.stored_images import mark_of
-from fal_notebook.exceptions import RegistryError
+from fal_notebook.exceptions import BuildError, RegistryError
 from fal_notebook.image import Recipe, UserImage, is_ours
 from fal_notebook.registries import hosts_of
 
@@ -234,7 +234,17 @@ class Images:
         async def make() -> None:
             with logins.folder(known) if known else contextlib.nullcontext() as config:
                 self._work.mkdir(mode=0o700, exist_ok=True)
-                await buildkit.build(own, host(), self._work, secrets, config, progress, anew)
+                try:
+                    await buildkit.build(own, host(), self._work, secrets, config, progress, anew)
+                except BuildError as error:
+                    left = heredocs.left(own.rewritten[0])
+                    if "unknown instruction" not in str(error) or not left:
+                        raise
+                    raise BuildError(
+                        f"{error}; this engine's builder knows no heredocs, and the text of the "
+                        f"{left} has variables that the Dockerfile does not set: set them by ENV "
+                        "or ARG, or quote its end (<<'EOF')"
+                    ) from None
 
         return make
 

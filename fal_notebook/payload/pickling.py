@@ -138,13 +138,14 @@ def _reduce_cached(function: Any) -> tuple[Any, ...]:
 
 
 def _reduce_alias(alias: Any) -> tuple[Any, ...]:
-    kind = type(alias)
+    kind: Any = type(alias)
     if kind is typing.NewType:
         return kind, (alias.__name__, alias.__supertype__)
-    return kind, (alias.__name__,) if kind is typing.ParamSpec else (
-        alias.__name__,
-        alias.__value__,
-    )
+    if kind is typing.ParamSpec:
+        return kind, (alias.__name__,)
+    params = alias.__type_params__  # of ``type Pair[T] = …``
+    made = functools.partial(kind, type_params=params) if params else kind
+    return made, (alias.__name__, alias.__value__)
 
 
 class ValuePickler(PayloadPickler):
