@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import tracemalloc
 from dataclasses import replace
@@ -260,4 +261,15 @@ def test_keeping_house_reads_no_revision_as_a_whole(tmp_path: Path) -> None:
     assert files == {"c", *(f"p{n}" for n in range(50))}
     assert store.blobs("id = ?", "r0") == {"p0"}
     assert ended == [*((f"{n}", True) for n in range(50)), ("lost", False)]
+    store.close()
+
+
+def test_after_a_checkpoint_the_file_alone_holds_everything(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    store.put(app())
+    store.checkpoint()
+    shutil.copy(tmp_path / "store.db", tmp_path / "alone.db")
+    alone = Store(tmp_path / "alone.db")
+    assert [each.name for each in alone.select(App)] == ["app"]
+    alone.close()
     store.close()

@@ -160,6 +160,7 @@ async def _keep_house(gateway: Gateway, kept: Kept) -> None:
                 bounds.trim, gateway.state, gateway.store.ended_runners(), kept.logs
             )
             await gateway.queue.records.forget(clock.ago(kept.results))
+            gateway.store.checkpoint()
         except (FalNotebookError, OSError):
             _LOG.exception("old runners and payloads were not removed")
         await asyncio.sleep(period)

@@ -350,6 +350,10 @@ class Store:
         self._folder = path.parent
         self._db = connect(path, MIGRATIONS)
 
+    def checkpoint(self) -> None:
+        """Move the log into the file: of a log that gets damaged, less is lost."""
+        self._execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     def close(self) -> None:
         """Close the database."""
         self._db.close()
