@@ -24,6 +24,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -41,7 +42,8 @@ SHORTEST_WAIT = 0.01
 _STARTING = {"PENDING": 0, "DOCKER_PULL": 1, "SETUP": 2}
 _READY = frozenset({"IDLE", "RUNNING"})
 
-_in_flight = attrgetter("in_flight")
+_state, _in_flight = attrgetter("state"), attrgetter("in_flight")
+_last_request_at = attrgetter("last_request_at")
 
 
 # Until when the target was how high: ever lower targets, ever later; the last one is in force.
@@ -178,10 +180,11 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
     Decision
         Carried out at once, it leads to an observation for which there is nothing more to do.
     """
-    ready = [runner for runner in observed.runners if runner.state in _READY]
-    starting = []
-    if len(ready) < len(observed.runners):
-        starting = [runner for runner in observed.runners if runner.state in _STARTING]
+    ready: Sequence[Runner] = observed.runners
+    starting: Sequence[Runner] = ()
+    if not _READY.issuperset(map(_state, ready)):  # mostly it is
+        starting = [runner for runner in ready if runner.state in _STARTING]
+        ready = [runner for runner in ready if runner.state in _READY]
     live = len(starting) + len(ready)
     if not observed.load_known:
         return _without_load(scaling, observed, live, now)
@@ -224,8 +227,8 @@ def _start(
 def _stop(
     scaling: Scaling,
     target: int,
-    starting: list[Runner],
-    ready: list[Runner],
+    starting: Sequence[Runner],
+    ready: Sequence[Runner],
     asked: Asked,
     due: float | None,
     now: float,
@@ -264,14 +267,18 @@ def _last_asked(asked: Asked, runners: int, now: float) -> float:
 
 
 def _soonest(
-    scaling: Scaling, target: int, starting: list[Runner], ready: list[Runner], last_asked: float
+    scaling: Scaling,
+    target: int,
+    starting: Sequence[Runner],
+    ready: Sequence[Runner],
+    last_asked: float,
 ) -> float | None:
     hold = max(UNUSED_KEEP_ALIVE, scaling.keep_alive)
     unused_until = last_asked + memory(scaling)
     times = [max(runner.since + hold, unused_until) for runner in starting]
     if len(ready) > target:
         idle = [runner for runner in ready if not runner.in_flight]
-        used = [r.last_request_at for r in idle if r.last_request_at is not None]
+        used = [at for at in map(_last_request_at, idle) if at is not None]
         if used:
             oldest = max(min(used), last_asked) if scaling.buffered else min(used)
             times.append(oldest + scaling.keep_alive)
@@ -282,7 +289,7 @@ def _soonest(
 
 
 def _order(
-    scaling: Scaling, starting: list[Runner], ready: list[Runner]
+    scaling: Scaling, starting: Sequence[Runner], ready: Sequence[Runner]
 ) -> list[tuple[float, Runner]]:
     """Return who may go, first to go first, each after the time until which it stays."""
     starts = sorted((_STARTING[r.state], -r.since, r.id, r) for r in starting if r.in_flight == 0)
