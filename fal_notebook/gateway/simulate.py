@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fal_notebook.gateway.autoscaler import (
+    UNUSED_KEEP_ALIVE,
     Asked,
     Observed,
     Runner,
@@ -155,7 +156,7 @@ class _World:
         self._due = 0  # how many of them were there longer than scaling_delay
         self._asked: Asked = ()
         self._starting = 0
-        self._calm_until = -math.inf  # no runner that is ready goes before
+        self._calm_until = math.inf  # no runner that is ready goes before
         self._result = Simulation()
 
     def run(self, trace: Iterator[Request]) -> Simulation:
@@ -266,15 +267,15 @@ class _World:
             self._begin()
         for name in decision.stop:
             self._end_of(self._runners.pop(int(name)))
-        surplus = len(self._runners) > decision.target and not self._starting
-        self._calm_until = (decision.wake_at or math.inf) if surplus else -math.inf
+        if len(self._runners) > decision.target and not self._starting:
+            self._calm_until = decision.wake_at or math.inf
         self._look()
         return decision.wake_at
 
     def _is_calm(self, target: int) -> bool:
         """Say whether `decide` would stop none of too many runners, without asking it.
 
-        The time of none has come that was idle at the last decision, or became it since.
+        The time of none has come: of who was idle at the last decision, or became it since.
         """
         calm = not self._starting and self._left == len(self._line)
         return calm and target < len(self._runners) and self._now < self._calm_until
@@ -317,6 +318,7 @@ class _World:
 
     def _ready(self, runner: _Runner, at: float) -> None:
         self._starting -= 1
+        self._calm_until = min(self._calm_until, at + UNUSED_KEEP_ALIVE)
         self._enter(runner, "IDLE", at)
         runner.since = at
         self._offer(runner)
