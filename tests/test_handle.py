@@ -204,14 +204,15 @@ def test_a_call_above_request_timeout_says_so(shell) -> None:
 
 
 # --- waiting for the deploy -----------------------------------------------------------------
-def test_every_question_of_a_failed_first_deploy_raises_its_error(shell) -> None:
+def test_a_failed_first_deploy_has_logs_and_every_other_question_raises_its_error(shell) -> None:
     shell.run("def load(): raise ValueError('no weights')")
     call = deploy(shell, "def f(): return 1", "setup_function=load")
-    for ask in (call, call.status, call.logs, call.runners, call.openapi, call.wait):
+    for ask in (call, call.status, call.runners, call.openapi, call.wait):
         with pytest.raises(DeployError, match="no weights"):
             ask()
     with pytest.raises(DeployError, match="no weights"):
         asyncio.run(call.aio())
+    assert any("no weights" in line["message"] for line in call.logs())
 
 
 def test_an_interrupted_call_leaves_the_deploy_alone(shell, eventually) -> None:

@@ -129,9 +129,11 @@ class Records:
 
     # --- keeping house -----------------------------------------------------------------------
     def sweep(self) -> None:
-        """Remove files of requests that were being accepted, or forgotten, as the gateway died."""
+        """Remove what was being accepted, or forgotten, as the gateway died, and spent bodies."""
         for path in self._folder.glob("*.*"):
-            if self.find(path.stem) is None:
+            request = self.find(path.stem)
+            spent = request is not None and request.state == table.COMPLETED
+            if request is None or (spent and path == self._body_path(request.id)):
                 path.unlink(missing_ok=True)
 
     async def forget(self, before: float) -> None:
