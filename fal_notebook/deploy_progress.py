@@ -72,7 +72,7 @@ class Progress:
         """
         if data["step"] == "failed":
             self.refused_by = data.get("registry", "")
-            self._ended(data["message"], data.get("log"), data.get("cancelled", False))
+            self.ended(data["message"], data.get("log"), data.get("cancelled", False))
             return
         if data["step"] == "note":
             self.notices.append(data["message"])
@@ -92,12 +92,8 @@ class Progress:
             self.steps[-1].said, self.steps[-1].part = printable(data["message"]), data["part"]
             self.on_change()
 
-    def failed(self, reason: str, log: list[str] | None = None) -> None:
-        """Take the reason why the deploy ended without success."""
-        self._ended(reason, log, cancelled=False)
-        self.on_change()
-
-    def _ended(self, reason: str, log: list[str] | None, cancelled: bool) -> None:
+    def ended(self, reason: str, log: list[str] | None = None, cancelled: bool = False) -> None:
+        """Take the reason why the deploy ended without success, which is not told yet."""
         self.state, self.error = "cancelled" if cancelled else "failed", reason
         self.log = list(log) if log and any(log) else []
 
@@ -118,7 +114,8 @@ async def follow(
     try:
         reply = await asyncio.wrap_future(accepted)
     except FalNotebookError as error:
-        progress.failed(str(error))
+        progress.ended(str(error))
+        progress.on_change()
         raise
     if reply["up_to_date"]:
         return
@@ -128,14 +125,13 @@ async def follow(
             await _until_ended(client, progress, renewed)
         if progress.state in ("failed", "cancelled"):
             await _explain(client, progress)
-            progress.on_change()
     except GatewayUnavailableError:
-        pass
+        if progress.state == "deploying":
+            progress.ended("the gateway stopped during the deploy; run the cell again")
     except GatewayError as error:
-        progress.failed(str(error))
-    if progress.state == "deploying":
-        progress.failed("the gateway stopped during the deploy; run the cell again")
+        progress.ended(str(error))
     if progress.state in ("failed", "cancelled"):
+        progress.on_change()
         reason = f"{progress.name}: {progress.error}"
         lines = [reason, *progress.log[-LOG_LINES:]]
         raise DeployError("\n".join(lines), still_runs=progress.still_runs)

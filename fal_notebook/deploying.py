@@ -384,7 +384,7 @@ async def _renewed(
     try:
         found = await asyncio.to_thread(image.renewed, progress.refused_by)
     except OptionError as error:
-        progress.failed(f"{progress.error}; asked anew, {error}")
+        progress.ended(f"{progress.error}; asked anew, {error}")
         return None
     if not found:
         return None

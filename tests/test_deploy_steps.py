@@ -15,6 +15,7 @@ from fal_notebook import deploy_progress, terminal_line
 from fal_notebook.deploy_progress import Progress, follow
 from fal_notebook.deploy_steps import in_one_line
 from fal_notebook.display import DeployView
+from fal_notebook.exceptions import DeployError, GatewayUnavailableError
 from fal_notebook.payload import capture
 from fal_notebook.terminal_line import TerminalLine
 
@@ -80,6 +81,26 @@ async def test_who_follows_is_told_each_second_while_nothing_comes(
     told = len(ticks)
     await asyncio.sleep(0.05)
     assert len(ticks) == told
+
+
+async def test_a_failure_is_told_also_when_nothing_explains_it(building: Progress) -> None:
+    reply = {"owner": "me", "app": "app", "since": 0, "revision": "r", "up_to_date": False}
+    accepted: Future[dict[str, Any]] = Future()
+    accepted.set_result(reply)
+    told = list[str]()
+    building.on_change = lambda: told.append(f"{building.state}: {building.error}")
+
+    class EndsThen:
+        async def events(self, *_: Any) -> Any:
+            data = {"revision": "r", "step": "failed", "message": "no such thing"}
+            yield {"kind": "deploy", "at": AT, "data": data}
+
+        async def status(self, *_: Any) -> Any:
+            raise GatewayUnavailableError("it has ended")
+
+    with pytest.raises(DeployError, match="app: no such thing"):
+        await follow(EndsThen(), building, accepted, None)  # type: ignore[arg-type]
+    assert told == ["failed: no such thing"]
 
 
 class Screen(io.StringIO):

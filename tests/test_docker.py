@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,9 +26,38 @@ from serving import (
 )
 
 from fal_notebook import discovery
+from fal_notebook.backends.engine import HANGS
 from fal_notebook.deploying import deploy
 from fal_notebook.exceptions import DeployError, GatewayError
 from fal_notebook.handle import Handle
+
+
+@contextlib.contextmanager
+def engine_that_hangs(docker_host: str) -> Iterator[tuple[str, threading.Event]]:
+    """Give another address of an engine, where it answers from the event on."""
+    ends = threading.Event()
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        ends.wait()
+        with source, contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                target.sendall(piece)
+            target.shutdown(socket.SHUT_RDWR)
+
+    def accept(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = server.accept()
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(docker_host.removeprefix("unix://"))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=accept, args=(server,), daemon=True).start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}", ends
+        ends.set()
+        server.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -96,6 +130,27 @@ def test_a_gateway_killed_and_started_again_adopts_its_container(
         eventually(lambda: "line 99" in lines())
         assert lines() == [f"line {n}" for n in range(100)]
     eventually(lambda: containers_of(engine, "counted") == [])
+
+
+def test_containers_reach_a_gateway_that_was_started_while_the_engine_hung(
+    containers: Path, docker_host: str, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    source = (
+        "import os, urllib.error, urllib.request\n"
+        "def asks(x: int) -> str:\n"
+        "    try: urllib.request.urlopen(os.environ['FAL_NOTEBOOK_URL'] + '/none', timeout=2)\n"
+        "    except urllib.error.HTTPError as error: return str(error.code)\n"
+        "    except OSError as error: return repr(error)\n"
+    )
+    with deployed(source, keep_alive=300) as handle, engine_that_hangs(docker_host) as (host, ends):
+        assert handle(0) == "401"
+        with monkeypatch.context() as patch:
+            patch.setenv("DOCKER_HOST", host)
+            start_gateway_again(containers, eventually)
+        time.sleep(HANGS + 1)  # its questions have failed by then
+        ends.set()
+        eventually(lambda: handle(0) == "401")
+        start_gateway_again(containers, eventually)
 
 
 def test_what_a_killed_gateway_left_half_made_is_removed_and_nothing_else(

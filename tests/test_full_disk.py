@@ -91,6 +91,22 @@ def test_a_cancel_that_cannot_be_recorded_is_507_and_the_request_waits_on(
         assert [api.get(url).json() for url in kept] == [waiting.index(url) for url in kept]
 
 
+def test_after_a_cancel_that_failed_the_deadline_holds(full: GatewayInfo, small_disk: Path) -> None:
+    queue = f"{full.url}/queue/tester/who"
+    with control(full) as api:
+        api.post(queue, json={"seconds": 6}).raise_for_status()
+        late = {"x-fal-request-timeout": "3"}
+        waiting = [api.post(queue, json={}, headers=late).json()["response_url"] for _ in range(9)]
+        fill(small_disk, leave=0)
+        refused(lambda: api.post("/api/keys"))
+        told = {url: api.put(f"{url}/cancel").status_code for url in waiting}
+        (small_disk / "filler").unlink()
+        kept = [url for url, status in told.items() if status == 507]
+        for url in kept:
+            eventually(lambda url=url: api.get(f"{url}/status").status_code == 200)
+        assert {api.get(url).status_code for url in kept} == {504}
+
+
 def test_stats_know_answers_that_the_disk_has_no_room_for(
     full: GatewayInfo, small_disk: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,8 +10,9 @@ import shutil
 import ssl
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +31,7 @@ from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import DiskFullError
 from fal_notebook.gateway.exchange import RefusedRequestError
-from fal_notebook.gateway.storage import names
+from fal_notebook.gateway.storage import names, parts
 from fal_notebook.gateway.storage.files import Files
 from fal_notebook.gateway.storage.ranges import UnsatisfiableError, span
 from fal_notebook.gateway.storage.table import StoredFile
@@ -506,6 +508,32 @@ def test_what_expires_is_gone_and_makes_room(tmp_path: Path) -> None:
     assert again.room.used == 8
     again.prune()
     again.close()
+
+
+async def test_an_upload_that_is_being_joined_is_not_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(tmp_path, quota=100)
+    files.table.put(StoredFile("begun", "me", "x", "a/b", None))
+    content = files.incoming()
+    content.write_bytes(b"part")
+    files.room.take(4)
+    told = [{"partNumber": 1, "etag": files.parts.add("begun", 1, content)}]
+    began, goes_on, join = threading.Event(), threading.Event(), parts._join
+
+    def slow(paths: Sequence[Path], target: Path) -> None:
+        began.set()
+        goes_on.wait()
+        join(paths, target)
+
+    monkeypatch.setattr(parts, "_join", slow)
+    joining = asyncio.create_task(files.parts.join("begun", told, files.incoming(), 100))
+    await asyncio.to_thread(began.wait)
+    assert files.remove_older(0) == (0, 0)
+    goes_on.set()
+    assert await joining == 4
+    assert files.parts.uploads() == {}
+    files.close()
 
 
 def test_a_file_is_gone_for_its_readers_when_its_time_is_over(

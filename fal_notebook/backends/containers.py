@@ -97,13 +97,14 @@ class Containers:
     # --- output -------------------------------------------------------------------------------
     def read(self, container: str) -> None:
         """Copy what a container prints into its log, from where that ended."""
-        seen = self._seen.get(container)
-        reader = self._readers.get(container)
-        if seen is None or (reader is not None and reader.is_alive()):
-            return
-        reader = threading.Thread(target=self._copy, args=(container, seen), daemon=True)
-        self._readers[container] = reader
-        reader.start()
+        with self._lock:
+            seen = self._seen.get(container)
+            reader = self._readers.get(container)
+            if seen is None or (reader is not None and reader.is_alive()):
+                return
+            reader = threading.Thread(target=self._copy, args=(container, seen), daemon=True)
+            self._readers[container] = reader
+            reader.start()
 
     def read_to_end(self, container: str) -> None:
         """Wait until all that an ended container has printed is in its log."""

@@ -32,6 +32,8 @@ PORT, OTHER_PORT = 8080, 8081
 
 # So long a gateway that starts waits for what an engine has to say of its containers (seconds).
 LONGEST_LOOK = 2.0
+# So long one that ends waits until its connection to an engine is closed (seconds).
+LONGEST_CLOSE = 1.0
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -250,7 +252,8 @@ class DockerBackend:
             self._looking.cancel()
         await asyncio.to_thread(self._containers.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._engine.close()
+        with contextlib.suppress(asyncio.TimeoutError):  # a call that hangs holds the connection
+            await asyncio.wait_for(asyncio.to_thread(self._engine.close), LONGEST_CLOSE)
 
 
 def _name(runner_id: str) -> str:

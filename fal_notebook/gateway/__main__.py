@@ -57,14 +57,16 @@ def main() -> None:
     paths.make_private(state)
     loop = new_loop()
     asyncio.set_event_loop(loop)
+    refused = ""
     try:
         loop.run_until_complete(_serve(state, held))
     except FalNotebookError as error:
-        sys.exit(str(error))
+        refused = str(error)
+        print(refused, file=sys.stderr, flush=True)
     # Nothing lets go of the folder before the process has ended; and that waits for no thread,
     # for one may be asking an engine that does not answer.
     logging.shutdown()
-    os._exit(0)
+    os._exit(1 if refused else 0)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

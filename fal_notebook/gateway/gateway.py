@@ -289,7 +289,7 @@ class Gateway:
                 self._ending.append(asyncio.ensure_future(kill))
             return
         serves = app is not None and app.revision == row.revision
-        if row.state in transitions.OVER and not serves:
+        if row.state in transitions.OVER and not (serves and row.failures):
             transitions.bury(self.store, row, row.cause)
             return
         fleet = self.fleet(row.owner, row.app)
@@ -303,7 +303,9 @@ class Gateway:
             self.forget(fleet)
 
     def _try_again(self, target: str) -> None:
-        """Start runners again that could not be started on a target."""
+        """Start runners again that could not be started on a target, whose engine answers again."""
+        if target == DOCKER and self._reaching is not None and self._reaching.done():
+            self._reaching = asyncio.ensure_future(self._reach_containers())
         for fleet in self.fleets.values():
             if fleet.revision is not None and fleet.revision.target == target:
                 fleet.try_again()

@@ -92,10 +92,11 @@ class Lifecycle:
         """
         ending = row.state in ("DRAINING", "TERMINATING")
         runner = Runner(row, began=min(clock.now(), row.created_at))
-        if row.ready_at is None:  # it is not known yet whether it comes up
-            fleet.failures = max(fleet.failures, row.failures)
-        elif not ending:
+        serves = fleet.revision is not None and fleet.revision.id == revision.id
+        if row.ready_at is not None and not ending:
             runner.last_request_at = clock.now()
+        elif serves and not ending:  # it is not known yet whether it comes up
+            fleet.failures = max(fleet.failures, row.failures)
         life = self._begin(fleet, runner, revision, adopted=True)
         if ending:
             self._spawn(life.drain())

@@ -40,7 +40,11 @@ def patience(app: Fleet, headers: dict[bytes, bytes], principal: Principal | Non
     raise RefusedRequestError(422, detail)
 
 
-def missed(headers: dict[bytes, bytes]) -> str:
-    """Return what a request that did not begin in time is told: the limit was its own, or not."""
+def missed(headers: dict[bytes, bytes], attempts: int = 0) -> str:
+    """Return what a request that did not begin in time is told: the limit was its own, or not.
+
+    After failed attempts it is the next one that did not.
+    """
     limit = "its x-fal-request-timeout" if _HEADER in headers else "the app's request_start_timeout"
-    return f"the request did not begin within {limit}"
+    what = f"its attempt {attempts + 1}" if attempts else "the request"
+    return f"{what} did not begin within {limit}"

@@ -101,6 +101,7 @@ class Queue:
         fleet.queue(request.number, request.low, dict(request.headers).get(HINT))
 
     def _expire(self, fleet: Fleet, request: QueuedRequest) -> None:
+        del self._deadlines[request.number]
         if self._take_out(fleet, request.number):
             self._spawn(self._complete(fleet, request, _missed(request)))
 
@@ -218,8 +219,9 @@ class Queue:
             fleet.answered(path, _meant(answer), clock.now() - request.number / 1e6)
         if fleet is not None and answer.error_type in errors.PLATFORM:
             await self._record(fleet, request, answer)
-        self.records.discard_body(request)
         self.followers.tell(request.number)
+        with contextlib.suppress(OSError):  # the next gateway removes it
+            self.records.discard_body(request)
 
     async def _record(self, fleet: Fleet, request: QueuedRequest, answer: Answer) -> None:
         """Add a failure of ours to the app's errors, with the beginning of the body."""
@@ -241,7 +243,7 @@ class Queue:
         Raises
         ------
         DiskFullError
-            When there is no room to record it; the request waits on.
+            When there is no room to record it; the request goes on.
         """
         if request.state == COMPLETED:
             return False
@@ -314,7 +316,7 @@ def _is_late(request: QueuedRequest, begin: float) -> bool:
 
 
 def _missed(request: QueuedRequest) -> Answer:
-    missed = start_deadline.missed(dict(request.headers))
+    missed = start_deadline.missed(dict(request.headers), request.attempts)
     return failed(504, missed, start_deadline.KIND, start_deadline.BY_USER)
 
 

@@ -24,6 +24,7 @@ class Parts:
     def __init__(self, folder: Path, room: Room) -> None:
         self._folder = folder
         self._room = room
+        self._joining: set[str] = set()
 
     def add(self, upload: str, number: int, content: Path) -> str:
         """Take a part over and return its tag."""
@@ -49,14 +50,16 @@ class Parts:
         size = sum(_size_of(path, number) for number, path in enumerate(files, 1))
         if size > limit:
             raise RefusedRequestError(413, f"the upload is above max_upload={limit} bytes")
+        self._joining.add(upload)
         try:
             with io_errors(self._folder):
                 await asyncio.to_thread(_join, files, target)
         except BaseException:
             self._room.give_back(_remove(target))
-            self.discard(upload)
             raise
-        self.discard(upload)
+        finally:
+            self._joining.remove(upload)
+            self.discard(upload)
         return size
 
     def discard(self, upload: str) -> None:
@@ -67,11 +70,11 @@ class Parts:
             shutil.rmtree(folder, ignore_errors=True)
 
     def uploads(self) -> dict[str, int]:
-        """Return the bytes of each upload that has parts."""
+        """Return the bytes of each upload that has parts and is not being joined."""
         return {
             folder.name: sum(path.lstat().st_size for path in folder.iterdir())
             for folder in self._folder.iterdir()
-            if folder.is_dir()
+            if folder.is_dir() and folder.name not in self._joining
         }
 
 

@@ -65,7 +65,7 @@ def download_file(
 def _below_data(folder: Path) -> Path:
     if folder.is_absolute():
         return folder
-    data = data_folder()
+    data = Path(os.path.normpath(data_folder()))
     found = Path(os.path.normpath(data / folder))
     if data not in (found, *found.parents):
         raise DownloadError(f"{folder} lies outside of {data}; give it as an absolute path")
@@ -173,7 +173,7 @@ def _reachable(url: str) -> str:
     stored = parts.hostname in ("127.0.0.1", "localhost") and parts.path.startswith(_STORED)
     if not stored or "FAL_RUNNER_ID" not in os.environ:
         return url
-    return f"{os.environ['FAL_NOTEBOOK_URL']}{parts.path}"
+    return f"{os.environ['FAL_NOTEBOOK_URL']}{parts.path}{'?' if parts.query else ''}{parts.query}"
 
 
 def _write(response: Any, target: Path, length: int, limit: int | None) -> None:
