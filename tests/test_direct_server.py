@@ -72,6 +72,18 @@ def test_a_cell_with_a_command_answers_through_run(shell: Any) -> None:
     assert (answer.status_code, answer.text) == (200, "hello\n")
 
 
+def test_an_app_that_was_made_in_the_notebook_is_served_by_the_cells_function(shell: Any) -> None:
+    shell.run(
+        "import uvicorn\nfrom fastapi import FastAPI\napp = FastAPI()\napp.state.answer = 42\n"
+        "@app.get('/answer')\ndef answer(): return app.state.answer\n"
+    )
+    run = "def main(port): uvicorn.run(app, port=port)"
+    shell.run(cell("made", run, lang="python"))
+    assert shell["made"].request("GET", "/answer").json() == 42
+    shell.run(cell("made", run, lang="python"))
+    assert shell["made"].status()["number"] == 1
+
+
 def test_path_query_and_headers_arrive_as_they_were_sent(
     gateway: GatewayInfo, raw: ServerHandle
 ) -> None:

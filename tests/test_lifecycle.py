@@ -418,6 +418,9 @@ async def test_a_new_gateway_adopts_what_lives_and_buries_what_does_not(tmp_path
         }  # fmt: skip
         assert list(fleet.runners) == [runner.row.id]
         assert fleet.failures == 0
+        os.kill(adopted.row.process["pid"], 9)
+        await adopted.ended.wait()
+        assert "it is ready" not in [row.cause for row in rows(third)]
     finally:
         await close_gateway(third)
 

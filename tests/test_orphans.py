@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -54,6 +55,20 @@ def daemons(tag: str) -> int:
     return sum(line[-1:] == [tag] for line in lines if line)
 
 
+# A gateway that is away at each usual look, and back in between.
+OFTEN_AWAY = """
+import os, signal, time
+from fal_notebook.runner import keeper
+began = time.monotonic()
+keeper.has_gateway = lambda state: 0.15 < (time.monotonic() - began) % 0.5 < 0.45
+keeper._PAUSE = 0.05
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+runner = os.fork()
+if not runner:
+    time.sleep(3.2)
+    os._exit(7)
+print(keeper._guard(runner, "", 2.0))
+"""
 HOLD = {
     "no thread runs": "import re\ndef f(): print('begun'); re.match('(a+)+$', 'a' * 40 + 'b')",
     "the loop does not": "async def f():\n    print('begun')\n    while True: pass",
@@ -183,3 +198,8 @@ def test_code_that_lets_its_runner_do_nothing_ends_when_the_gateway_has_gone(
     assert psutil.pid_exists(runner.pid)
     with bench.without_gateway():
         eventually(lambda: not psutil.pid_exists(runner.pid))
+
+
+def test_a_gateway_that_is_killed_again_and_again_keeps_its_runners() -> None:
+    done = subprocess.run([sys.executable, "-c", OFTEN_AWAY], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("7\n", "")

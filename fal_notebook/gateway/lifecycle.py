@@ -91,6 +91,7 @@ class Lifecycle:
         knows when its last request was, and until then it is one that has just begun to start.
         """
         ending = row.state in ("DRAINING", "TERMINATING")
+        row.cause = row.cause if ending else ""  # why it lives is not why it will end
         runner = Runner(row, began=min(clock.now(), row.created_at))
         serves = fleet.revision is not None and fleet.revision.id == revision.id
         if row.ready_at is not None and not ending:

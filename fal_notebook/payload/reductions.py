@@ -6,6 +6,7 @@ hashed.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import cloudpickle
@@ -32,6 +33,9 @@ class Reductions:
 def _reduced(value: Any) -> Any:
     if (found := shared_objects.reduced(value)) is not None:
         return found
+    starlette = sys.modules.get("starlette.datastructures")
+    if starlette is not None and type(value) is starlette.State:
+        return starlette.State, (dict(value._state),)  # its own way recurses without end
     reducer = cloudpickle.Pickler.dispatch_table.get(type(value))
     return reducer(value) if reducer is not None else value.__reduce_ex__(5)
 

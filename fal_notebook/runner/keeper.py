@@ -23,6 +23,8 @@ from pathlib import Path
 # From <sys/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# A gateway that is away is looked for so often (seconds).
+_PAUSE = 0.5
 
 
 def keep(
@@ -125,18 +127,20 @@ def _guard(runner: int, state: str, patience: float) -> int:
     """Return the runner's exit status as `_wait_for`; kill it once its gateway is long gone.
 
     By then it would have ended by itself, if its code had let it: C code may keep all its threads
-    from running.
+    from running. One that is away just now is looked for often: it may be killed again and again.
     """
-    seen = time.monotonic()
+    seen, pause = time.monotonic(), patience / 4
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == runner:
             return os.waitstatus_to_exitcode(status)
-        if pid or signal.sigtimedwait({signal.SIGCHLD}, patience / 4):
+        if pid or signal.sigtimedwait({signal.SIGCHLD}, pause):
             continue
         if has_gateway(state):
-            seen = time.monotonic()
-        elif time.monotonic() - seen > patience:
+            seen, pause = time.monotonic(), patience / 4
+            continue
+        pause = min(_PAUSE, pause)
+        if time.monotonic() - seen > patience:
             os.kill(runner, signal.SIGKILL)
 
 
