@@ -7,6 +7,7 @@ the given seconds to start. The gateway decides at every change, this decides on
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from array import array
@@ -139,6 +140,8 @@ class _World:
 
     def __init__(self, scaling: Scaling, start: Start, tick: float, gpus: int) -> None:
         self._scaling = scaling
+        self._memory = memory(scaling)
+        self._wanted = functools.lru_cache(functools.partial(wanted, scaling))
         self._start = start
         self._tick = tick
         self._gpus = gpus
@@ -172,9 +175,12 @@ class _World:
         return self._end()
 
     def _next(self, following: Request | None, wake: float | None) -> float | None:
-        coming = self._coming[0][0] if self._coming else None
-        arrival = following.at if following else None
-        return min((time for time in (coming, arrival, wake) if time is not None), default=None)
+        due = self._coming[0][0] if self._coming else math.inf
+        if following is not None and following.at < due:
+            due = following.at
+        if wake is not None and wake < due:
+            due = wake
+        return due if due < math.inf else None
 
     def _settle(self) -> float | None:
         """Begin with the runners that stay without load, ready."""
@@ -219,6 +225,8 @@ class _World:
     def _serve(self, runner: _Runner, request: Request, at: float) -> None:
         if not runner.in_flight:
             self._enter(runner, "RUNNING", at)
+            if len(self._runners) == 1:
+                self._calm_until = math.inf  # nobody is idle
         runner.in_flight += 1
         runner.seen_as = None
         self._in_flight += 1
@@ -253,16 +261,16 @@ class _World:
     def _decide(self) -> float | None:
         """Have the autoscaler decide, and do it; return when it wants to look again."""
         queued, next_due_at = self._waiting()
-        target = wanted(self._scaling, self._in_flight + queued)
+        target = self._wanted(self._in_flight + queued)
         if target == len(self._runners) or self._is_calm(target):
-            self._asked = asked(self._asked, target, self._now, memory(self._scaling))
+            self._asked = asked(self._asked, target, self._now, self._memory)
             self._look()
             return next_due_at if target == len(self._runners) else self._calm_until
         return self._obey(queued, next_due_at)
 
     def _obey(self, queued: int, next_due_at: float | None) -> float | None:
         decision = decide(self._scaling, self._observed(queued, next_due_at), self._now)
-        self._asked = asked(self._asked, decision.target, self._now, memory(self._scaling))
+        self._asked = asked(self._asked, decision.target, self._now, self._memory)
         for _ in range(decision.start):
             self._begin()
         for name in decision.stop:
@@ -287,6 +295,8 @@ class _World:
     def _waiting(self) -> tuple[int, float | None]:
         """Return how many wait longer than scaling_delay, and when the next one will."""
         known, delay = len(self._line), self._scaling.scaling_delay
+        if self._due == self._left == known:
+            return 0, None
         while self._due < known and self._line[self._due].at + delay <= self._now:
             self._due += 1
         oldest_young = max(self._due, self._left)
@@ -301,7 +311,10 @@ class _World:
         self._result.started += 1
         self._starting += 1
         runner = self._runners[self._result.started] = _Runner(self._result.started, self._now)
-        self._come(self._now + self._start.pending, runner)
+        if self._start.pending:
+            self._come(self._now + self._start.pending, runner)
+        else:
+            self._advance(runner, self._now)
 
     def _come(self, at: float, runner: _Runner) -> None:
         self._number += 1
