@@ -396,6 +396,25 @@ async def test_what_is_here_serves_when_its_registry_is_gone_and_not_when_it_ref
         registry.remove_images(docker_host)
 
 
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [(["sh", "-c", "exit 4"], "failed with status 4"), (["/none/at/all"], "cannot be run")],
+)
+async def test_what_is_here_is_not_taken_when_the_command_of_its_password_fails(
+    registry: Registry,
+    host: Engine,
+    engine: docker.APIClient,
+    command: list[str],
+    reason: str,
+) -> None:
+    registry.offer(engine, "team/kept:1", image("kept"))
+    name, pulls = f"{registry.host}/team/kept:1", Pulls(host, call)
+    await pulls.pinned(name, registry.entry, print, anew=False)
+    given: Given = {registry.host: {"username": USER, "password": command}}
+    with pytest.raises(RegistryError, match=f"password of {registry.host} {reason}"):
+        await pulls.pinned(name, given, print, anew=True)
+
+
 async def test_an_image_of_ones_own_is_held_to_its_id(host: Engine) -> None:
     recipe = Recipe("test", "FROM scratch\nLABEL text=own\nCMD x\n", {})
     host.build(recipe, lambda line: None, Streams(), anew=False)

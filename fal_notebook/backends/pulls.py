@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from fal_notebook.backends.engine import Engine, Streams
-from fal_notebook.backends.logins import Given, login
+from fal_notebook.backends.logins import Given, Login, login
 from fal_notebook.exceptions import BuildError, RegistryError
 from fal_notebook.registries import Reference
 
@@ -48,13 +48,15 @@ class Pulls:
         Raises
         ------
         RegistryError, OptionError
-            When it is not here and cannot be fetched, or when the registry refuses.
+            When it is not here and cannot be fetched, when the registry refuses, or when what
+            gives the password fails.
         """
         here = str(await self._call(self._here, name))
         if here and (not anew or "@" not in here or "@" in name):
             return here
+        known = await login(Reference.of(name).host, given)
         try:
-            digest = await self.fetch(name, given, progress)
+            digest = await self._pull(name, progress, known)
         except RegistryError as error:
             if not here or error.host:
                 raise
@@ -66,7 +68,9 @@ class Pulls:
 
     async def fetch(self, name: str, given: Given, progress: Progress) -> str:
         """Pull an image with credentials that are asked for now; return its digest."""
-        known = await login(Reference.of(name).host, given)
+        return await self._pull(name, progress, await login(Reference.of(name).host, given))
+
+    async def _pull(self, name: str, progress: Progress, known: Login | None) -> str:
         digest: str = await breakable(self._call, self._engine.pull, name, progress, known)
         return digest
 
