@@ -19,6 +19,7 @@ from serving import deployed
 
 from fal_notebook import discovery, sync
 from fal_notebook.backends import transfers
+from fal_notebook.backends.build_output import LONGEST
 from fal_notebook.backends.containers import RUNNER, Containers
 from fal_notebook.backends.details import Detail
 from fal_notebook.backends.docker import DockerBackend
@@ -204,6 +205,38 @@ def test_what_the_engine_says_itself_when_its_disk_is_full_is_told_alike() -> No
     said = "Error processing tar file(exit status 1): write /x: no space left on device"
     with pytest.raises(BuildError, match="`%fal prune`"):
         _follow_build(iter([{"stream": "Step 1/2 : COPY a a\n"}, {"error": said}]), print)  # type: ignore[arg-type]
+
+
+def followed(*chunks: str) -> tuple[BuildError, list[str]]:
+    """Return how a build failed of which these pieces were told, and what was told on."""
+    told = list[str]()
+    pieces: Any = iter([*({"stream": chunk} for chunk in chunks), {"error": "it failed"}])
+    with pytest.raises(BuildError) as caught:
+        _follow_build(pieces, told.append)
+    return caught.value, told
+
+
+def test_the_last_lines_of_a_step_are_lines_however_they_came(engine: Engine) -> None:
+    dots = "for i in $(seq 30); do printf .; sleep 0.03; done; printf end"
+    with pytest.raises(BuildError) as caught:
+        build(engine, f"FROM {BASE}\nRUN echo THE REASON; {dots}; false\n")
+    assert caught.value.log == ["THE REASON", "." * 30 + "end"]
+
+
+def test_pieces_of_lines_are_joined_and_shown_as_they_grow() -> None:
+    error, told = followed("Step 1/1 : RUN x", "\n", "rea", "son\r\n\x1b[91mbad", "\n\x1b[0m", "un")
+    assert error.log == ["reason", "bad", "un"]
+    assert told == ["Step 1/1 : RUN x", "rea", "reason", "bad", "bad", "un"]
+
+
+def test_a_line_that_is_written_over_is_what_it_was_last() -> None:
+    error, _ = followed("Step 1/1 : RUN x", "\n", "10%\r", "20%\r3", "0%\n", "done\n")
+    assert error.log == ["30%", "done"]
+
+
+def test_a_line_without_an_end_is_kept_in_part() -> None:
+    error, _ = followed("Step 1/1 : RUN x", "\n", "first\n", *["." * 1000] * 100, "end")
+    assert (error.log[0], len(error.log[1]), error.log[1][-4:]) == ("first", LONGEST, ".end")
 
 
 def test_without_room_for_a_build_of_files_the_folder_is_named(

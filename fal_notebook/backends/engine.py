@@ -9,10 +9,9 @@ import contextlib
 import errno
 import functools
 import os
-import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +22,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import CancellableStream
 
 from fal_notebook import settings
-from fal_notebook.backends.details import Detail
+from fal_notebook.backends.build_output import LAST_LINES, BuildOutput, plain
 from fal_notebook.backends.engine_words import OTHERWISE, meaning
 from fal_notebook.backends.logins import Login, header
 from fal_notebook.backends.transfers import Transfer
@@ -38,12 +37,6 @@ TIMEOUT = 60
 HANGS = 5.0
 # As many calls may be on their way at once.
 CALLS = 32
-# Of a failed build, as many of its last lines are told.
-LAST_LINES = 20
-
-# What the builder says of its own work.
-_NOISE = (" --->", "Removing intermediate container")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -461,26 +454,17 @@ def _close(stream: CancellableStream) -> None:
 
 def _follow_build(lines: CancellableStream, progress: Progress) -> None:
     """Tell each step and what it prints; raise what the builder says when one fails."""
-    step, last = "", list[str]()
+    output = BuildOutput(progress)
     for line in lines:
         if "error" in line:
-            raise BuildError(_why(step, line, last), last[-LAST_LINES:])
-        for text in filter(None, map(str.rstrip, _plain(line.get("stream", "")).splitlines())):
-            if text.startswith("Step "):
-                step, last = text, []
-                progress(text)
-            elif not text.startswith(_NOISE):
-                last.append(text)
-                progress(Detail(text))
+            output.flush()
+            raise BuildError(_why(output.step, line, output.last), list(output.last))
+        output.take(line.get("stream", ""))
 
 
-def _why(step: str, line: Mapping[str, Any], last: list[str]) -> str:
-    if (found := meaning("\n".join([line["error"], *last[-LAST_LINES:]]))) is not None:
+def _why(step: str, line: Mapping[str, Any], last: Iterable[str]) -> str:
+    if (found := meaning("\n".join([line["error"], *last]))) is not None:
         return f"the image could not be built, {step} failed: {found}"
     status = line.get("errorDetail", {}).get("code")
-    reason = f"exit status {status}" if status else _plain(line["error"])
+    reason = f"exit status {status}" if status else plain(line["error"])
     return f"the image could not be built, {step} failed: {reason}" if step else reason
-
-
-def _plain(text: str) -> str:
-    return _ANSI.sub("", text)
