@@ -229,6 +229,36 @@ def test_pieces_of_lines_are_joined_and_shown_as_they_grow() -> None:
     assert told == ["Step 1/1 : RUN x", "rea", "reason", "bad", "bad", "un"]
 
 
+@pytest.mark.parametrize(
+    "line", ["Step by step", "Step 1/2 : x", "Step 3/2 : x", "Step 2/9 : x", "Step 2/2: x"]
+)
+def test_a_step_is_not_named_after_what_it_prints(line: str) -> None:
+    error, _ = followed("Step 1/2 : FROM a", "\n", f"{line}\n", "reason\n")
+    assert str(error).startswith("the image could not be built, Step 1/2 : FROM a failed")
+    assert error.log == [line, "reason"]
+
+
+@pytest.mark.parametrize("line", [" ---> the reason", "Removing intermediate container of mine"])
+def test_output_that_looks_like_the_builders_words_is_shown(line: str) -> None:
+    error, _ = followed("Step 1/1 : RUN x", "\n", f"{line}\n")
+    assert error.log == [line]
+
+
+def test_what_the_builder_says_of_its_own_work_is_left_out() -> None:
+    words = ("Using cache", "0123456789ab", "Running in 0123456789ab")
+    removed = "Removing intermediate container 0123456789ab\n"
+    own = [*(f" ---> {word}\n" for word in words), removed, " ---> Removed" + removed[8:]]
+    error, told = followed("Step 1/2 : FROM a", "\n", *own, "Step 2/2 : RUN x", "\n", "un", *own)
+    assert error.log == ["un"]
+    assert told == ["Step 1/2 : FROM a", "Step 2/2 : RUN x", "un"]
+
+
+def test_a_failing_step_is_named_by_the_builder_alone(engine: Engine) -> None:
+    with pytest.raises(BuildError, match=r"Step 2/2 : RUN .* failed: exit status 1") as caught:
+        build(engine, f"FROM {BASE}\nRUN echo 'Step by step'; false\n")
+    assert caught.value.log == ["Step by step"]
+
+
 def test_a_line_that_is_written_over_is_what_it_was_last() -> None:
     error, _ = followed("Step 1/1 : RUN x", "\n", "10%\r", "20%\r3", "0%\n", "done\n")
     assert error.log == ["30%", "done"]
