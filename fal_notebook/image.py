@@ -151,8 +151,7 @@ class UserImage:
                 archive.extraction_filter = lambda entry, path: entry  # modes stay as they are
                 archive.extractall(folder, members=map(_inside, archive))
         for name, content in self.rewritten[1].items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            _write(folder, name, content)
 
 
 @dataclass(frozen=True)
@@ -234,6 +233,16 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode, entry.mtime = len(content), 0o644, 499_162_500
     archive.addfile(entry, io.BytesIO(content))
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    """Write a file that every user of the container may read, whatever the umask."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(0o644)
+    for above in path.parents[: name.count("/")]:
+        above.chmod(0o755)
 
 
 def _copy(context: Path, archive: tarfile.TarFile) -> None:

@@ -202,6 +202,7 @@ EOF
 RUN --mount=type=secret,id=TOKEN <<EOF
 set -e
 wc -c < /run/secrets/TOKEN > /etc/length
+stat -c %a /etc/greeting > /etc/greeting-mode
 EOF
 """
 ARGUMENTS = """
@@ -231,6 +232,7 @@ def test_mounts_heredocs_and_secrets_work_and_leave_no_secret(
     with deployed(READING, image=own) as handle:
         assert handle("/etc/greeting") == "hello $USER\n"
         assert handle("/etc/length") == "14\n"
+        assert handle("/etc/greeting-mode") == "644\n"
         (container,) = containers_of(engine, "read")
         assert "swordfish" not in str(engine.history(container["Image"]))
         assert "swordfish" not in str(container)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -83,3 +84,14 @@ def test_the_context_can_be_read_by_every_user_and_is_nobodys(tmp_path: Path) ->
         )
     assert modes["payload/inner"] == 0o755
     assert modes["payload/inner/file"] == 0o644
+
+
+def test_texts_of_a_dockerfile_can_be_read_by_every_user(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        image.UserImage("FROM a\nCOPY <<EOT /w/here.txt\nhi\nEOT\n").write_folder(tmp_path)
+    finally:
+        os.umask(before)
+    folder, line, file = sorted(tmp_path.rglob("*"))
+    assert file.read_text() == "hi\n"
+    assert [path.stat().st_mode & 0o777 for path in (folder, line, file)] == [0o755, 0o755, 0o644]
