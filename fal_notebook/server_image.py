@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from fal_notebook.server_command import server_manifest
 
 # What a Dockerfile begins with; no shell has such commands.
 _FIRST = re.compile(r"(FROM|ARG)\s+\S")
+# Builders take them in lower case too; Python's ``from x import y`` is another thing.
+_ARG = re.compile(r"arg\s+\w", re.IGNORECASE)
+_FROM = re.compile(r"from\s+(--\S+\s+)?[\w$][^\s\\]*(\s+as\s+\S+)?", re.IGNORECASE)
 # With what one is begun by mistake.
 _LIKE = re.compile(
     r"(FROM|ARG|RUN|COPY|ADD|ENV|WORKDIR|USER|EXPOSE|LABEL|VOLUME|CMD|ENTRYPOINT)(\s|$)"
@@ -67,7 +70,8 @@ class ServerImage:
 
 def is_dockerfile(cell: str) -> bool:
     """Say whether a cell is a Dockerfile by its first instruction."""
-    return _FIRST.match(first_line(cell)) is not None
+    after_arguments = next((line for line in _lines(cell) if not _ARG.match(line)), "")
+    return bool(_FIRST.match(first_line(cell)) or _FROM.fullmatch(after_arguments))
 
 
 def begins_like_dockerfile(cell: str) -> bool:
@@ -77,8 +81,13 @@ def begins_like_dockerfile(cell: str) -> bool:
 
 def first_line(cell: str) -> str:
     """Return a cell's first line that says something, "" where there are comments only."""
+    return next(_lines(cell), "")
+
+
+def _lines(cell: str) -> Iterator[str]:
+    """Yield the lines that say something."""
     lines = (line.strip() for line in cell.splitlines())
-    return next((line for line in lines if line and not line.startswith("#")), "")
+    return (line for line in lines if line and not line.startswith("#"))
 
 
 def of_reference(reference: str, **fields: Any) -> ContainerImage:

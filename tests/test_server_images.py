@@ -139,6 +139,11 @@ def test_a_dockerfile_as_the_cell_is_built_beside_the_notebook(
     assert cells["web"].status()["number"] == 2
 
 
+def test_a_dockerfile_may_be_written_in_lower_case(cells: Any, image: str) -> None:
+    cells.run(f"%%fal_server lower exposed_port=8000 wait=true\nfrom {image}\nenv LOWER=yes\n")
+    assert cells["lower"].request("GET", "/").status_code == 200
+
+
 def test_a_slow_step_is_seen_as_it_goes_on(containers: Path, image: str) -> None:
     slow = f"FROM {image}\nRUN echo {time.time()}; for i in 1 2 3; do echo tick $i; sleep 1; done\n"
     server, shown = ServerImage("slow", ContainerImage(slow)), list[str]()
@@ -458,7 +463,7 @@ def test_a_failed_revision_leaves_the_one_before_serving(containers: Path, image
         ("exposed_port=8000 image=a/b target=local", "", "target=local"),
         ("exposed_port=8000", "FROM\n", "begins like a Dockerfile.* lang=dockerfile"),
         ("exposed_port=8000", "RUN true\nCMD x\n", "begins like a Dockerfile.* lang=dockerfile"),
-        ("exposed_port=8000", "# syntax=a/b\nfrom c\n", "begins like a Dockerfile"),
+        ("exposed_port=8000", "# syntax=a/b\nrun c\n", "begins like a Dockerfile"),
         ("exposed_port=8000 image=a/b cmd=3", "", "cmd=3"),
     ],
 )
@@ -485,7 +490,16 @@ def test_without_a_function_a_deploy_needs_image_port_and_name() -> None:
         ("# syntax=docker/dockerfile:1\n\nARG A=1\nFROM a", True),
         ("FROM --platform=linux/amd64 a AS b", True),
         ("python -m http.server", False),
+        ("from python:3.11-slim\ncmd x", True),
+        ("# comment\narg TAG=1\nARG B\nFrom --platform=linux/amd64 python:$TAG as b\n", True),
+        ("arg TAG=1\nfrom python:${TAG}", True),
         ("from fastapi import FastAPI", False),
+        ("from fastapi \\\n import FastAPI", False),
+        ("from a import (\nb)", False),
+        ("from", False),
+        ("from -f mail", False),
+        ("arg=1\nfrom a", False),
+        ("arg TAG=1\necho", False),
         ("echo FROM", False),
         ("# FROM a\necho", False),
         ("", False),

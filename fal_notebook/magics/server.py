@@ -39,9 +39,9 @@ server. ``{{port}}`` in a command, ``$PORT`` and a function's parameter ``port``
 own port, so that several runners live on one machine; a server that listens on ``exposed_port``
 whatever they say gets one runner at a time.
 
-A cell that begins with ``FROM`` or ``ARG`` is a Dockerfile, built beside the notebook. Its image,
-or with an empty cell that of ``image=``, runs as it is; its server has to listen on ``0.0.0.0`` and
-`exposed_port`.
+A cell that begins with ``FROM`` (or ``from IMAGE``) or ``ARG`` is a Dockerfile, built beside the
+notebook. Its image, or with an empty cell that of ``image=``, runs as it is; its server has to
+listen on ``0.0.0.0`` and `exposed_port`.
 
 NAME is then bound to a handle: ``NAME.request("GET", "/…")``, ``NAME.url``.
 
