@@ -127,7 +127,7 @@ async def follow(
             await _explain(client, progress)
     except GatewayUnavailableError:
         if progress.state == "deploying":
-            progress.ended("the gateway stopped during the deploy; run the cell again")
+            progress.ended("the gateway stopped during the deploy; deploy again")
     except GatewayError as error:
         progress.ended(str(error))
     if progress.state in ("failed", "cancelled"):

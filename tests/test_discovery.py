@@ -182,7 +182,9 @@ def test_a_deploy_that_loses_its_gateway_says_so(state) -> None:
 
     waiting = fal_notebook.deploy(lambda: 1, name="slow", setup_function=slow)
     kill(discovery.ensure(state))
-    with pytest.raises(DeployError, match=r"the gateway (was )?stopped during the deploy; run"):
+    with pytest.raises(
+        DeployError, match=r"the gateway (was )?stopped during the deploy; deploy again"
+    ):
         waiting.wait()
 
 

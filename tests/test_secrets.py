@@ -112,7 +112,7 @@ def test_allow_secret_lets_a_stored_secret_travel_in_one_variable(shell, stored)
 
 
 def test_a_secret_that_was_never_set_is_refused_at_deploy(shell) -> None:
-    with pytest.raises(UsageError, match="there is no secret NEVER_SET"):
+    with pytest.raises(UsageError, match=r"no secret NEVER_SET; .*\) and deploy again$"):
         shell.run("%%fal_function secrets=NEVER_SET\ndef f() -> int:\n    return 1\n")
 
 

@@ -146,7 +146,7 @@ class Gateway:
             if revision is not None:
                 self.activate(app, revision)
         for revision in self.store.select(Revision, "state = 'PROVING'"):
-            self._give_up(revision, "the gateway was stopped during the deploy; run the cell again")
+            self._give_up(revision, "the gateway was stopped during the deploy; deploy again")
         for row in self.store.select(RunnerRow, "state != 'TERMINATED'"):
             self._adopt(row)
 

@@ -490,7 +490,7 @@ class Store:
         where, flag = ("", "") if env == MAIN else (f" in {env}", f" --env {env}")
         raise NotFoundError(
             f"there is no secret {name}{where}; store it with '%fal secrets set {name}{flag}' "
-            f"(in a shell: fal-notebook secrets set {name}{flag}) and run the cell again"
+            f"(in a shell: fal-notebook secrets set {name}{flag}) and deploy again"
         )
 
     def delete_secret(self, env: str, name: str) -> None:

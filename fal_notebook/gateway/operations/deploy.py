@@ -192,11 +192,11 @@ def _revision(
 def _check_files(gateway: Gateway, request: DeployRequest) -> None:
     """Refuse when a file is not there, or holds a secret; the payload comes first."""
     if not paths.blob(gateway.state, request.payload).is_file():
-        raise PayloadMissingError("the payload was not uploaded; deploy the cell again")
+        raise PayloadMissingError("the payload was not uploaded; deploy again")
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
     context = rollout.context_of(gateway, request.manifest)
     if context is not None and not context.is_file():
-        raise ContextMissingError("the app's files were not uploaded; deploy the cell again")
+        raise ContextMissingError("the app's files were not uploaded; deploy again")
     if context is not None:
         secrets.refuse_in_context(gateway, context.name, bool(request.options.get("app_files")))
 

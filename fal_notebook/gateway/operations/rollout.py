@@ -31,7 +31,7 @@ from fal_notebook.image import is_ours
 LOG_LINES = 50
 BASE_GONE = (
     "pull, build or tag that image on this machine (docker pull, docker build -t, docker tag), or "
-    "make its registry reachable, and try again, or run the cell again with another image"
+    "make its registry reachable, and try again, or deploy again with another image"
 )
 
 

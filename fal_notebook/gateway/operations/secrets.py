@@ -113,7 +113,7 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
     PayloadMissingError, StoredSecretError, NotFoundError
     """
     if not paths.blob(gateway.state, request.payload).is_file():
-        raise PayloadMissingError("the payload was not uploaded; run the cell again")
+        raise PayloadMissingError("the payload was not uploaded; deploy again")
     try:
         refuse_in_payload(gateway, request.payload, request.allowed_secrets)
         envs.check(gateway, request.env)
