@@ -74,6 +74,49 @@ def test_what_pydantic_does_not_know_is_not_checked(
     assert output.validated(came) is came
 
 
+FOREIGN = """
+from typing import TypedDict
+class Foreign: pass
+@dataclasses.dataclass
+class Result:
+    label: int
+    scores: np.ndarray
+@dataclasses.dataclass
+class Holder:
+    inner: Result
+    foreign: Foreign | None = None
+class Row(TypedDict):
+    label: int
+    scores: np.ndarray
+value = Result(1, np.ones(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("annotation", "result", "expected"),
+    [
+        ("Result", "value", {"label": 1, "scores": [1.0]}),
+        ("Iterator[Result]", "value", {"label": 1, "scores": [1.0]}),
+        (
+            "Holder",
+            "Holder(value)",
+            {"inner": {"label": 1, "scores": [1.0]}, "foreign": None},
+        ),
+        ("Row", "{'label': 1, 'scores': np.ones(1)}", {"label": 1, "scores": [1.0]}),
+    ],
+)
+def test_fields_that_pydantic_does_not_know_leave_the_whole_unchecked(
+    annotation: str, result: str, expected: Any
+) -> None:
+    given = "yield" if annotation.startswith("Iterator") else "return"
+    source = f"import dataclasses\nfrom typing import Iterator\n{FOREIGN}"
+    source += f"def f() -> {annotation}: {given} value\nvalue = {result}"
+    output = signature_of(source).output
+    value = vars(sys.modules["__main__"])["value"]
+    assert json.loads(output.to_json(value)) == expected
+    assert output.validated(value) is value
+
+
 @pytest.mark.parametrize(
     ("annotation", "value", "words"),
     [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_origin
 
 from pydantic import ConfigDict, TypeAdapter
-from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, ValidationError
 from starlette.responses import Response
 
@@ -117,7 +117,7 @@ def _lenient(annotation: Any) -> TypeAdapter[Any]:
     """Return an adapter that takes foreign classes too; what pydantic cannot know is any value."""
     try:
         return TypeAdapter(annotation, config=_ANY_TYPE)
-    except PydanticSchemaGenerationError:
+    except PydanticUserError:  # a dataclass or a TypedDict takes no configuration of ours
         return TypeAdapter(Any)
 
 
