@@ -137,6 +137,17 @@ def test_a_validation_error_has_fastapis_shape_whatever_its_context(bench: Bench
     assert runner.post(b"\xff").status_code == 422
 
 
+def test_a_value_that_json_cannot_give_says_who_can(bench: Bench) -> None:
+    runner = start(bench, "def f(x: np.ndarray): return 1")
+    reply = runner.post({"x": [1]})
+    (error,) = reply.json()["detail"]
+    assert (reply.status_code, error["loc"]) == (422, ["body", "x"])
+    assert error["type"] == "needs_python_object"
+    assert error["msg"] == (
+        "JSON cannot give a value of this parameter's class; call the handle from Python"
+    )
+
+
 def test_a_body_that_is_no_json_names_the_place_and_an_empty_one_is_missing(bench: Bench) -> None:
     model = start(bench, "def f(p: Point): return p")
     (error,) = model.post(b'{"x": }').json()["detail"]

@@ -25,6 +25,8 @@ STOP = "x-fal-stop-runner"
 # By these an answer speaks of its runner to the gateway, which reads no frames.
 _OF_RUNNER = (STOP, "x-fal-runner-health-check")
 _TOLD = {TOLD.decode(): "1"}
+# pydantic's own words are about its validators.
+_FROM_PYTHON = "JSON cannot give a value of this parameter's class; call the handle from Python"
 Given = Callable[[], str]
 
 
@@ -86,6 +88,8 @@ def invalid(error: ValidationError, body: bytes, redact: Redact) -> Response:
 
 def _problem(item: Any, body: bytes) -> dict[str, Any]:
     """Return one error as FastAPI words it; a body that is no JSON has no input to show."""
+    if item["type"] == "needs_python_object":
+        item = {**item, "msg": _FROM_PYTHON}
     if item["type"] != "json_invalid" or item["loc"]:
         return {**item, "loc": ("body", *item["loc"]), "input": item["input"] if body else None}
     place, reason = _not_json(body) or ((), item["ctx"]["error"])
