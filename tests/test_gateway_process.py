@@ -281,6 +281,31 @@ def test_a_newer_store_is_one_sentence(state: Path) -> None:
         database.execute("PRAGMA user_version = 1")
 
 
+@pytest.mark.parametrize("newer", ["queue.db", "storage.db", "store.db"])
+def test_one_newer_database_leaves_all_untouched(state: Path, newer: str) -> None:
+    stop(discovery.ensure(state), state)
+    with contextlib.closing(sqlite3.connect(state / newer)) as database:
+        (found,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute(f"PRAGMA user_version = {found + 1}")
+    before = dumps(state)
+    answer = other_gateway(state)
+    assert answer.returncode == 1
+    assert f"{newer} was written by a newer fal_notebook" in answer.stderr
+    assert dumps(state) == before
+    with contextlib.closing(sqlite3.connect(state / newer)) as database:
+        database.execute(f"PRAGMA user_version = {found}")
+
+
+def dumps(state: Path) -> dict[str, list[str]]:
+    """Return all that the databases of a state folder hold, by their names."""
+    found = {}
+    for path in sorted(state.glob("*.db")):
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            version = str(database.execute("PRAGMA user_version").fetchone())
+            found[path.name] = [version, *database.iterdump()]
+    return found
+
+
 def test_a_result_goes_soon_after_its_time(
     state: Path, monkeypatch: pytest.MonkeyPatch, eventually: Any
 ) -> None:

@@ -83,7 +83,19 @@ def connect(
     return database
 
 
-def _examine(path: Path, known: int) -> None:
+def refuse_newer(path: Path, known: int) -> None:
+    """Refuse a file that was written by a newer version, or whose log is damaged.
+
+    Raises
+    ------
+    StoreError
+        When it is so; the file and its log are left untouched.
+    """
+    with io_errors(path.parent, path.name):
+        _examine(path, known, whole=False)
+
+
+def _examine(path: Path, known: int, whole: bool = True) -> None:
     """Refuse a file that is newer or damaged, or whose log (``-wal``) is.
 
     It is opened to be read only: any other connection moves the log into the file as it closes.
@@ -104,7 +116,7 @@ def _examine(path: Path, known: int) -> None:
                 f"{path} was written by a newer fal_notebook (schema {found}, here {known}); "
                 "upgrade it or set FAL_NOTEBOOK_STATE to another folder"
             )
-        if _size(path) <= _CHECKED:
+        if whole and _size(path) <= _CHECKED:
             said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if said != "ok":
                 raise _damaged(path, said.removeprefix("*** in database main ***").strip())

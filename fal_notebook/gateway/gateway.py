@@ -18,7 +18,7 @@ from fal_notebook import settings
 from fal_notebook.backends.targets import DOCKER, Targets
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import BuildError
-from fal_notebook.gateway import paths, plan, tracing, transitions
+from fal_notebook.gateway import paths, plan, schemas, tracing, transitions
 from fal_notebook.gateway.admission import Admission
 from fal_notebook.gateway.auth import Auth, HostCheck
 from fal_notebook.gateway.billing import Billing
@@ -100,6 +100,7 @@ class Gateway:
         self.deployments: dict[tuple[str, str], Deployment] = {}
         self._ending: list[asyncio.Future[Any]] = []
         self._reaching: asyncio.Future[None] | None = None
+        schemas.examine(state)
         self.store = Store(state / "store.db")
         self.events = Events(self.store)
         self.vault = Vault(state)

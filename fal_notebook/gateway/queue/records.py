@@ -14,6 +14,7 @@ from fal_notebook.gateway.queue.journal import Journal
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
 from fal_notebook.gateway.webhooks import table as webhooks
 
+MIGRATIONS = (table.SCHEMA + webhooks.SCHEMA,)
 # So many forgotten requests share one change.
 FORGOTTEN_AT_ONCE = 500
 
@@ -30,7 +31,7 @@ class Records:
     """
 
     def __init__(self, state: Path) -> None:
-        self.journal = Journal(state / "queue.db", [table.SCHEMA + webhooks.SCHEMA])
+        self.journal = Journal(state / "queue.db", MIGRATIONS)
         self._folder = state / "queue"
         self._state = state
         self._last: int = self.journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]

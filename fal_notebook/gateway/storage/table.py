@@ -8,12 +8,14 @@ from pathlib import Path
 
 from fal_notebook.gateway.database import connect, io_errors
 
-_SCHEMA = """
+MIGRATIONS = (
+    """
 CREATE TABLE files (
   id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, content_type TEXT NOT NULL,
   expires_at REAL, size INTEGER, created_at REAL NOT NULL);
 CREATE INDEX files_by_expiry ON files (expires_at);
-"""
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class FileTable:
 
     def __init__(self, path: Path) -> None:
         self._folder = path.parent
-        self._db = connect(path, (_SCHEMA,))
+        self._db = connect(path, MIGRATIONS)
 
     def close(self) -> None:
         """Close the database."""
