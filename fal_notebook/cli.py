@@ -176,7 +176,7 @@ def _revision_number(word: str) -> int:
 
 @commands.command()
 @click.argument("name")
-@click.argument("revision", required=False, type=_revision_number, metavar="REV")
+@click.argument("revision", required=False, type=_revision_number, metavar="[REV]")
 def diff(name: str, revision: int | None) -> display.DiffView:
     """Show what changed since a revision, by default the last that served before."""
     return display.DiffView(name, _handle(name).diff(revision))
@@ -184,7 +184,7 @@ def diff(name: str, revision: int | None) -> display.DiffView:
 
 @commands.command()
 @click.argument("name")
-@click.argument("revision", required=False, type=_revision_number, metavar="REV")
+@click.argument("revision", required=False, type=_revision_number, metavar="[REV]")
 def rollback(name: str, revision: int | None) -> display.DeployView | None:
     """Bring an earlier revision back, by default the last that served before."""
     from fal_notebook import rollouts

@@ -49,8 +49,9 @@ def _usage(path: str, command: click.Command) -> str:
 def _shown(parameter: click.Parameter) -> str:
     name = parameter.metavar or str(parameter.name).upper()
     if isinstance(parameter, click.Option):
-        return f"[{_option(parameter, name)}]"
-    return name if parameter.required or parameter.nargs == -1 else f"[{name}]"
+        name = _option(parameter, name)
+    needed = parameter.required or parameter.nargs == -1 or name.startswith("[")
+    return name if needed else f"[{name}]"
 
 
 def _option(option: click.Option, name: str) -> str:

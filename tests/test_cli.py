@@ -190,6 +190,15 @@ def test_the_version_and_every_command_have_help(gateway) -> None:
         assert CliRunner().invoke(cli.commands, [name, "--help"]).exit_code == 0
 
 
+def test_help_brackets_what_may_be_left_out_and_nothing_else() -> None:
+    shown = CliRunner().invoke(cli.commands, ["--help"]).output
+    assert "promote NAME --from ENV [--to ENV]" in shown
+    assert "rollback NAME [REV]" in shown
+    for name in ("diff", "rollback"):
+        shown = CliRunner().invoke(cli.commands, [name, "--help"]).output
+        assert f"{name} [OPTIONS] NAME [REV]" in shown
+
+
 def test_a_value_with_spaces_or_brackets_arrives_whole(program: Path) -> None:
     run("deploy", f"{program}::shifted", 'regions=["us-east", "us-west"]', "message=a b  c")
     options = Handle("tester", "shifted").status()["options"]
