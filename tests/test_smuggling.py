@@ -126,6 +126,8 @@ BARE = {
     "LF behind a trailer": CHUNKED + b"2\r\n{}\r\n0\r\nX: a\n\r\n",
     "LF behind the first line": FIRST.replace(b"1.1\r", b"1.1") + b"Content-Length: 2\r\n\r\n{}",
     "LF behind the head": FIRST + b"Content-Length: 2\r\n\n{}",
+    "LF before the first line": b"\n" + FIRST + b"Content-Length: 2\r\n\r\n{}",
+    "LF behind a line before it": b"\r\n\n" + FIRST + b"Content-Length: 2\r\n\r\n{}",
     "LF behind a chunk": CHUNKED + b"2\n{}\n0\n\n",
 }
 
@@ -168,6 +170,17 @@ def test_lines_that_do_not_end_as_they_should_hide_nothing(
         statuses = answered(wire.send(BARE[case].replace(b"HOST", wire.host.encode())))
     assert statuses in ([], [400])
     assert asked(gateway) == before + 1
+
+
+def test_a_line_before_the_first_is_overlooked_also_between_requests(
+    gateway: GatewayInfo, seen: str
+) -> None:
+    request = b"\r\n" + FIRST + b"Content-Length: 2\r\n\r\n{}"
+    with Wire(gateway) as wire:
+        request = request.replace(b"HOST", wire.host.encode())
+        assert wire.send(request).response()[0] == 200
+        assert wire.send(request).response()[0] == 200
+        assert answered(wire.send(b"\n" + request)) == [400]
 
 
 @pytest.mark.parametrize("case", TOO_LONG)

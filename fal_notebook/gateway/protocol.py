@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -20,6 +21,8 @@ TARGET = "fal_notebook.target"
 _TOO_LARGE = b"431 Request Header Fields Too Large"
 _TOO_LONG = b"414 URI Too Long"
 _TOO_SLOW = b"408 Request Timeout"
+# The parser overlooks it before a first line, where only CRLF may stand (RFC 9112, 2.2).
+_BARE = re.compile(rb"(?:\r\n)*\n")
 
 
 def _tunnel_scope(scope: Any, url: bytes, caller: Caller) -> Any:
@@ -257,6 +260,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read it; refuse a head that does not end."""
         if self._deaf:
+            return
+        if self._head == 0 and _BARE.match(data):
+            self.send_400_response("Invalid HTTP request received.")
             return
         self._data, self._follows = data, False
         super().data_received(data)
