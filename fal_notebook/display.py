@@ -400,7 +400,7 @@ def _origin(app: dict[str, Any], name: str) -> str:
     if name in app["scaled"]:
         return "scale"
     if name not in app["explicit"]:
-        return ""
+        return "inherited" if name in app.get("inherited", ()) else ""
     return next((o for kind, o in _ORIGINS.items() if app["notebook"].startswith(kind)), "cell")
 
 

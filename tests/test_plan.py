@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -90,3 +91,18 @@ def test_a_minimum_that_the_host_does_not_hold_is_told() -> None:
     assert told.startswith("min_concurrency=3 is above the 2 of ")
     for options in ({"min_concurrency": 2}, {"min_concurrency": 3, "max_concurrency": 3}):
         assert plan.above_host(revision(**options).options, SMALL, host) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("function", {}, ["keep_alive"]),
+        ("function", {"keep_alive": 60}, []),
+        ("app", {}, []),  # its own default
+    ],
+)
+def test_inherited_is_what_neither_the_code_nor_a_default_says(
+    kind: str, given: dict[str, Any], expected: list[str]
+) -> None:
+    shown = dataclasses.replace(revision(keep_alive=60), explicit=given, manifest={"kind": kind})
+    assert plan.of_earlier(shown) == expected

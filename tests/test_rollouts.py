@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 
 from fal_notebook import cli
 from fal_notebook.discovery import GatewayInfo
+from fal_notebook.display import status_table
 from fal_notebook.exceptions import (
     DeployError,
     NotFoundError,
@@ -129,6 +130,11 @@ def test_a_rollback_has_the_code_of_then_and_the_scaling_of_now(apps: ExitStack)
     assert options.items() <= now["options"].items()
     assert {"max_multiplexing": 3, "message": "first"}.items() <= now["options"].items()
     assert now["number"] == 3
+    assert origins(now, "keep_alive", "scaling_delay", "startup_timeout") == [
+        "program",
+        "inherited",
+        "",
+    ]
     assert [(r["number"], r["state"], r["origin"]) for r in one.revisions()] == [
         (3, "ACTIVE", "revision 1"),
         (2, "SUPERSEDED", ""),
@@ -136,6 +142,12 @@ def test_a_rollback_has_the_code_of_then_and_the_scaling_of_now(apps: ExitStack)
     ]
     one.rollback()
     assert one(1, 1) == 4
+
+
+def origins(status: dict[str, Any], *names: str) -> list[str]:
+    """Return where a status says that these options are from."""
+    found = {name: origin for name, _, origin in status_table(status)._rows}
+    return [found[name] for name in names]
 
 
 def test_a_rollback_that_does_not_come_up_changes_nothing(

@@ -9,7 +9,7 @@ from typing import Any
 from fal_notebook.gateway.autoscaler import Scaling
 from fal_notebook.gateway.store import LOCAL_REGION, App, Revision
 from fal_notebook.machines import Host, MachineType, default_max_concurrency
-from fal_notebook.options import SCALING, Options
+from fal_notebook.options import APP_DEFAULTS, SCALING, Options
 
 
 def inherited(
@@ -28,6 +28,15 @@ def inherited(
         for name, value in sorted(present.items())
         if name not in explicit and value != getattr(defaults, name)
     }
+
+
+def of_earlier(revision: Revision) -> list[str]:
+    """Return the scaling options that neither the revision's code gave nor a default says."""
+    defaults = Options().model_dump(mode="json")
+    if revision.manifest.get("kind") in ("app", "sdk"):
+        defaults |= APP_DEFAULTS
+    names = sorted(SCALING - revision.explicit.keys())
+    return [name for name in names if revision.options[name] != defaults[name]]
 
 
 def rolled_back(

@@ -61,6 +61,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         },
         "explicit": revision.explicit | ({"setup_function": setup} if setup else {}),
         "scaled": app.scaling,
+        "inherited": plan.of_earlier(revision),
         "inheritable": plan.inherited({}, app, revision),
         "crash_backoff": fleet.failures > 0 and not fleet.active(),
         "next_try_at": fleet.next_try_at(),
