@@ -35,7 +35,7 @@ def test_text_of_users_is_escaped_in_html(payload) -> None:
     shown.inherited = {"regions": EVIL}
     shown.step({"step": "building", "message": EVIL})
     assert EVIL not in DeployView(shown)._repr_html_()
-    shown.failed(EVIL, [EVIL])
+    shown.ended(EVIL, [EVIL])
     assert EVIL not in DeployView(shown)._repr_html_()
     assert EVIL not in Table((EVIL,), [(EVIL,)], EVIL)._repr_html_()
     assert EVIL not in Table((EVIL,), [], EVIL)._repr_html_()
@@ -57,7 +57,7 @@ def test_a_deploy_shows_its_steps_until_it_has_ended(payload) -> None:
 
 def test_a_failed_deploy_shows_the_last_lines_of_its_log(payload) -> None:
     shown = progress(payload)
-    shown.failed("boom", [f"line {number}" for number in range(100)])
+    shown.ended("boom", [f"line {number}" for number in range(100)])
     assert "line 99" in repr(DeployView(shown))
     assert "line 5\n" not in repr(DeployView(shown))
 
@@ -100,7 +100,7 @@ def test_a_log_line_has_the_end_of_its_requests_id_and_a_date_that_is_not_todays
 
 def test_a_failed_deploy_without_a_log_shows_none(payload) -> None:
     shown = progress(payload)
-    shown.failed("boom", [""])
+    shown.ended("boom", [""])
     assert "|" not in repr(DeployView(shown))
     assert "<pre>" not in DeployView(shown)._repr_html_()
 
