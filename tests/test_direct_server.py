@@ -401,6 +401,20 @@ def test_the_schema_is_read_from_the_server_once(shell: Any) -> None:
     assert shell["told"].openapi()["info"] == {"title": "mine"}
 
 
+@pytest.mark.parametrize(
+    "more",
+    ["[" * 900 + "]" * 900, "[" * 200_000, r'"\ud800"', "NaN"],
+    ids=["deep", "deeper than Python reads", "no text", "no JSON"],
+)
+def test_a_schema_that_cannot_be_told_on_is_none(
+    shell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str
+) -> None:
+    (tmp_path / "openapi.json").write_text(f'{{"openapi": "3.1.0", "x": {more}}}')
+    shell.run(cell("odd", f"cd {tmp_path}; {sys.executable} -m http.server $PORT"))
+    assert "no OpenAPI" in capsys.readouterr().out
+    assert shell["odd"].openapi() == {}
+
+
 def test_metadata_wins_over_what_the_server_says(shell: Any) -> None:
     shell.run("meta = {'openapi': {'openapi': '3.1.0', 'info': {'title': 'given'}}}")
     shell.run(cell("given", f"{RAW} $PORT", metadata="meta"))

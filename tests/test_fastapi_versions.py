@@ -79,6 +79,12 @@ def app(gateway: GatewayInfo, request: Any) -> Iterator[Any]:
         handle.delete()
 
 
+def test_a_parameter_has_no_example_that_nobody_gave(app: Any) -> None:
+    told = json.dumps(app.openapi())
+    assert '"x-tok"' in told
+    assert '"example"' not in told
+
+
 def test_parameters_headers_forms_and_files_are_read(app: Any) -> None:
     told = {"x-tok": "t", "x-user": "me"}
     with httpx.Client(base_url=app.url, headers=told, timeout=20, trust_env=False) as client:

@@ -7,22 +7,29 @@ import sys
 import types
 from typing import Any
 
+from pydantic_core import PydanticUndefined
+
 from fal_notebook.payload.references import is_by_value
 
-_GENERATORS = (("random", "_inst"), ("numpy.random.mtrand", "_rand"))
+_OBJECTS: tuple[tuple[Any, ...], ...] = (
+    ("random", "_inst"),
+    ("numpy.random.mtrand", "_rand"),
+    ("fastapi.datastructures", "_Unset", PydanticUndefined),  # an older FastAPI's own mark
+)
 _METHODS = (types.MethodType, types.BuiltinMethodType)
 
 
 def reduced(value: Any) -> Any:
     """Return how such an object is pickled, None for every other one.
 
-    A copy of a generator would give every runner the same numbers. A cached property goes without
-    its lock, which Python before 3.12 gives it.
+    A copy of a generator would give every runner the same numbers; one of FastAPI's mark for what
+    was not given would itself be an example in the schema. A cached property goes without its
+    lock, which Python before 3.12 gives it.
     """
     if type(value) is functools.cached_property:
         state = {"attrname": value.attrname, "__doc__": value.__doc__}
         return functools.cached_property, (value.func,), state
-    found = _of_a_module(value) if isinstance(value, _METHODS) else _generator(value)
+    found = _of_a_module(value) if isinstance(value, _METHODS) else _single(value)
     return (getattr, found) if found is not None else None
 
 
@@ -35,9 +42,9 @@ def _of_a_module(method: Any) -> tuple[types.ModuleType, str] | None:
     return (module, name) if getattr(module, name, None) is method else None
 
 
-def _generator(value: Any) -> tuple[types.ModuleType, str] | None:
-    for name, attribute in _GENERATORS:
+def _single(value: Any) -> tuple[Any, ...] | None:
+    for name, attribute, *otherwise in _OBJECTS:
         module = sys.modules.get(name)
         if module is not None and getattr(module, attribute, None) is value:
-            return module, attribute
+            return module, attribute, *otherwise
     return None

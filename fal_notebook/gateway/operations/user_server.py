@@ -17,6 +17,8 @@ from fal_notebook.gateway.upstream import UpstreamError
 # How long a server may take to say what it is, and how much of that is read.
 TIMEOUT = 5.0
 LARGEST = 8 * 1024 * 1024
+# In a schema nothing stands deeper; what stores and tells it goes through it by recursion.
+DEEPEST = 100
 
 
 async def free_port(fleet: Fleet, revision: Revision, stop: Callable[[Runner, str], None]) -> None:
@@ -64,12 +66,23 @@ async def openapi_of(runner: Runner) -> dict[str, Any]:
     """Return what the server answers at ``/openapi.json``, {} when that is no schema."""
     if runner.direct is None:
         return {}
-    with contextlib.suppress(UpstreamError, asyncio.TimeoutError, ValueError):
+    with contextlib.suppress(UpstreamError, asyncio.TimeoutError, ValueError, RecursionError):
         asked = runner.direct.get(b"/openapi.json", b"application/json", LARGEST)
-        found = json.loads(await asyncio.wait_for(asked, TIMEOUT))
-        if isinstance(found, dict) and "openapi" in found:
-            return found
+        return await asyncio.to_thread(_schema, await asyncio.wait_for(asked, TIMEOUT))
     return {}
+
+
+def _schema(content: bytes) -> dict[str, Any]:
+    found = json.loads(content)
+    is_schema = isinstance(found, dict) and "openapi" in found and not _is_deeper(found, DEEPEST)
+    json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # it can be told to others
+    return found if is_schema else {}
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Say whether lists and objects stand in each other in more levels."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(part, levels - 1) for part in parts)
 
 
 def about(revision: Revision, runner: Runner) -> Iterator[str]:
