@@ -335,26 +335,26 @@ class Client:
 
     async def request_status(self, owner: str, name: str, request_id: str) -> dict[str, Any]:
         """Return the status of a queued request, without its log lines."""
-        path = f"/queue/{owner}/{name}/requests/{request_id}/status"
+        path = _request_path(owner, name, request_id) + "/status"
         return (await self._queued("GET", path)).json()
 
     async def request_events(
         self, owner: str, name: str, request_id: str, logs: bool
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the status of a queued request whenever it changes, until it is completed."""
-        path = f"/queue/{owner}/{name}/requests/{request_id}/status/stream"
+        path = _request_path(owner, name, request_id) + "/status/stream"
         async for status in self._events(path, {"logs": int(logs)}):
             yield status
 
     async def result(self, owner: str, name: str, request_id: str) -> tuple[str, bytes]:
         """Return content type and body of the answer that a completed request got."""
-        path = f"/queue/{owner}/{name}/requests/{request_id}"
+        path = _request_path(owner, name, request_id)
         response = await self._queued("GET", path)
         return response.headers.get("content-type", ""), response.content
 
     async def cancel_request(self, owner: str, name: str, request_id: str) -> bool:
         """Cancel a queued request; False when it is completed already."""
-        path = f"/queue/{owner}/{name}/requests/{request_id}/cancel"
+        path = _request_path(owner, name, request_id) + "/cancel"
         return (await self._queued("PUT", path)).status_code == 202
 
     async def _queued(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -481,3 +481,7 @@ def _pushed(told: Mapping[str, str]) -> str:
 
 def _of(revision: int | None) -> dict[str, int]:
     return {} if revision is None else {"revision": revision}
+
+
+def _request_path(owner: str, name: str, request_id: str) -> str:
+    return f"/queue/{owner}/{name}/requests/{quote(request_id, '')}"

@@ -96,7 +96,15 @@ class Handle(Queued):
         return Submitter(shared_client, self.ready, self.owner, self.name, queue_options)
 
     def request(self, request_id: str) -> Submitted:
-        """Return a request that was submitted before, by this kernel or another program."""
+        """Return a request that was submitted before, by this kernel or another program.
+
+        Raises
+        ------
+        FalNotebookError
+            When that is no id.
+        """
+        if not isinstance(request_id, str):
+            raise FalNotebookError(f"{request_id!r} is no id of a request: that is a text")
         return Submitted(shared_client, self.owner, self.name, request_id)
 
     def local(self, *args: Any, **kwargs: Any) -> Any:

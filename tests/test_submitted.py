@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from serving import deployed, interrupted_after, kill_gateway
 
 from fal_notebook import discovery, sync
 from fal_notebook.exceptions import (
+    FalNotebookError,
     GatewayError,
     GatewayUnavailableError,
     NotFoundError,
@@ -114,15 +116,21 @@ def test_megabytes_travel_through_the_queue(gateway) -> None:
         assert handle.submit(b"x" * 3_000_000).result() == b"x" * 6_000_000
 
 
-def test_an_unknown_request_is_one_sentence_naming_it(gateway) -> None:
+@pytest.mark.parametrize("wrong", ["00ff", "../../x", "a/b", "?", "."])
+def test_an_unknown_request_is_one_sentence_naming_it(gateway, wrong: str) -> None:
     with deployed(DOUBLE) as handle:
-        nobody = handle.request("00ff")
+        nobody = handle.request(wrong)
         asked = (nobody.status, nobody.result, nobody.cancel, nobody.logs, lambda: list(nobody))
         for ask in asked:
             with pytest.raises(
-                NotFoundError, match=r"00ff of tester/double .*; give the whole id$"
+                NotFoundError, match=rf"{re.escape(wrong)} of tester/double .*; give the whole id$"
             ):
                 ask()
+
+
+def test_an_id_is_a_text(gateway) -> None:
+    with deployed(DOUBLE) as handle, pytest.raises(FalNotebookError, match="5 is no id"):
+        handle.request(5)
 
 
 def test_an_argument_that_cannot_travel_is_refused_at_submit(gateway) -> None:
