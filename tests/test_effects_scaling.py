@@ -98,8 +98,8 @@ def test_runners_are_spread_over_the_regions() -> None:
         assert {runner["region"] for runner in where.runners()} == {"eu-north", "us-east"}
         assert where() in ("eu-north", "us-east")
         where.scale(regions=["eu-west"], min_concurrency=3)
-        eventually(lambda: len(where.runners()) == 3)
-        assert "eu-west" in {runner["region"] for runner in where.runners()}
+        eventually(lambda: [runner["region"] for runner in where.runners()] == ["eu-west"] * 3)
+        assert where() == "eu-west"
 
 
 @effect_of("deployment_strategy")

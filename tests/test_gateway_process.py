@@ -287,11 +287,11 @@ def test_one_newer_database_leaves_all_untouched(state: Path, newer: str) -> Non
     with contextlib.closing(sqlite3.connect(state / newer)) as database:
         (found,) = database.execute("PRAGMA user_version").fetchone()
         database.execute(f"PRAGMA user_version = {found + 1}")
-    before = dumps(state)
+    before, files = dumps(state), sorted(state.glob("*.db*"))
     answer = other_gateway(state)
     assert answer.returncode == 1
     assert f"{newer} was written by a newer fal_notebook" in answer.stderr
-    assert dumps(state) == before
+    assert (dumps(state), sorted(state.glob("*.db*"))) == (before, files)
     with contextlib.closing(sqlite3.connect(state / newer)) as database:
         database.execute(f"PRAGMA user_version = {found}")
 
@@ -300,7 +300,7 @@ def dumps(state: Path) -> dict[str, list[str]]:
     """Return all that the databases of a state folder hold, by their names."""
     found = {}
     for path in sorted(state.glob("*.db")):
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as database:
             version = str(database.execute("PRAGMA user_version").fetchone())
             found[path.name] = [version, *database.iterdump()]
     return found

@@ -108,7 +108,8 @@ def _examine(path: Path, known: int, whole: bool = True) -> None:
         if _size(log) > _HEADER:
             raise _damaged(log, f"its {path.name} is empty or gone")
         return
-    uri = f"{path.absolute().as_uri()}?mode=ro"
+    # Where there is no log, SQLite is not to make one beside a file that is only looked at.
+    uri = f"{path.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
         found = database.execute("PRAGMA user_version").fetchone()[0]
         if found > known:

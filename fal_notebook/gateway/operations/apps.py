@@ -130,7 +130,17 @@ def scale(gateway: Gateway, owner: str, name: str, values: dict[str, Any]) -> di
         gateway.store.put(app)
         gateway.store.emit("scale", owner, name, {"scaling": scaling})
     gateway.activate(app, revision)
+    if "regions" in values:
+        _leave_other_regions(gateway, gateway.fleet(owner, name))
     return status(gateway, owner, name)
+
+
+def _leave_other_regions(gateway: Gateway, fleet: Fleet) -> None:
+    """Let runners outside of the app's regions go once their requests are answered."""
+    for runner in list(fleet.runners.values()):
+        elsewhere = bool(fleet.regions) and runner.row.region not in fleet.regions
+        if elsewhere and runner.live and not runner.proving:
+            gateway.lifecycle.retire(runner, "it is in none of the app's regions any more")
 
 
 def _comparable(revision: Revision, scaling: dict[str, Any]) -> dict[str, Any]:
