@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import heapq
 import io
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,7 +140,8 @@ def capture(
         sources = sources_of(items)
         known = {**environment_secrets(), **known_secrets}
         refuse_secrets(pickled, sources, items, known, allow_secret)
-        identified = {**content, "identity": dict(identity), "python": python_minor()}
+        told = json.dumps(dict(identity), sort_keys=True)  # options have no order
+        identified = {**content, "identity": told, "python": python_minor()}
         digest = digest_of(identified, reductions)
         warnings = (
             *_size_warning(len(pickled), items),

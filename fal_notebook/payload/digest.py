@@ -91,17 +91,24 @@ class _Digester:
             return _hash(tag, b"scalars", marshal.dumps(value, 2))
         return _hash(tag, *map(self.digest, value))
 
+    def _dict(self, value: dict[Any, Any]) -> bytes:
+        """Hash a dictionary in its own order, which code may go by."""
+        if {*map(type, value), *map(type, value.values())} <= _SCALARS:
+            return _hash(b"dict", b"scalars", marshal.dumps(list(value.items()), 2))
+        return _hash(b"dict", *(self.digest(part) for item in value.items() for part in item))
+
     def _mapping(self, value: Mapping[Any, Any]) -> bytes:
+        """Hash names and what they stand for, in whatever order they came to be."""
         keys, values = set(map(type, value)), set(map(type, value.values()))
         if keys in _SORTABLE and values <= _SCALARS:
-            return _hash(b"dict", b"scalars", marshal.dumps(sorted(value.items(), key=_first), 2))
+            return _hash(b"names", b"scalars", marshal.dumps(sorted(value.items(), key=_first), 2))
         if keys in _SORTABLE:
             ordered = sorted(value)
             return _hash(
-                b"dict", marshal.dumps(ordered, 2), *(self.digest(value[k]) for k in ordered)
+                b"names", marshal.dumps(ordered, 2), *(self.digest(value[k]) for k in ordered)
             )
         hashed = sorted(((self._isolated(k), v) for k, v in value.items()), key=_first)
-        return _hash(b"dict", *(part for k, v in hashed for part in (k, self.digest(v))))
+        return _hash(b"names", *(part for k, v in hashed for part in (k, self.digest(v))))
 
     def _set(self, value: Iterable[Any]) -> bytes:
         return _hash(type(value).__name__.encode(), *sorted(map(self._isolated, value)))
@@ -178,12 +185,15 @@ class _Digester:
         padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
         padded[2] = _without_addresses(unused(value, padded[2]))
         padded[3:5] = list(padded[3] or ()), dict(padded[4] or ())
-        return _hash(b"object", *map(self.digest, padded))
+        made, state, rest = padded[:2], padded[2], padded[3:]
+        hashed = self._mapping(state) if type(state) is dict else self.digest(state)
+        return _hash(b"object", *map(self.digest, made), hashed, *map(self.digest, rest))
 
 
 _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]], ...] = (
     (lambda v: type(v) in (list, tuple), _Digester._sequence),
-    (lambda v: type(v) in (dict, types.MappingProxyType), _Digester._mapping),
+    (lambda v: type(v) is dict, _Digester._dict),
+    (lambda v: type(v) is types.MappingProxyType, _Digester._mapping),
     (lambda v: type(v) in (set, frozenset), _Digester._set),
     (lambda v: type(v) is _numpy_array(), _Digester._array),
     (lambda v: type(v) is pickle.PickleBuffer, _Digester._buffer),
