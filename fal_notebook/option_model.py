@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import to_json
 
 from fal_notebook.container import ContainerImage, image_value
 from fal_notebook.envs import ENV_RULE
@@ -229,6 +230,7 @@ class Options(BaseModel):
     def _check_json(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             json.dumps(metadata, allow_nan=False)
+            to_json(metadata)  # which goes less deep
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"it must be JSON ({error})") from None
         openapi = (metadata or {}).get("openapi", {})

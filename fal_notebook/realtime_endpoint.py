@@ -38,7 +38,8 @@ def realtime(
 ) -> Callable[[F], F]:
     """Call a method for each message of a WebSocket at `path`; what it returns is sent back.
 
-    A method that takes or gives an ``AsyncIterator`` is called once for all messages.
+    A method that takes an ``AsyncIterator`` is called once for all messages; a generator that takes
+    none once, for the first, and then the session ends.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -100,6 +101,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": [1]}, "metadata=[1] is not allowed: a dict of JSON values"),
     ({"metadata": {"a": {1}}}, "metadata is not allowed: it must be JSON (Object of type set"),
     ({"metadata": {"a": float("nan")}}, "metadata is not allowed: it must be JSON"),
+    ({"metadata": functools.reduce(lambda d, _: {"a": d}, range(300), {})}, "it must be JSON"),
     ({"image": "a b"}, "image is not allowed: a ContainerImage, or a reference such as"),
     ({"image": {"dockerfile_str": "x"}}, "image is not allowed: ContainerImage: dockerfile_str"),
     ({"image": {1: 2}}, "image is not allowed: ContainerImage: unknown option '1'"),
