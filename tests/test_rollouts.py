@@ -130,11 +130,7 @@ def test_a_rollback_has_the_code_of_then_and_the_scaling_of_now(apps: ExitStack)
     assert options.items() <= now["options"].items()
     assert {"max_multiplexing": 3, "message": "first"}.items() <= now["options"].items()
     assert now["number"] == 3
-    assert origins(now, "keep_alive", "scaling_delay", "startup_timeout") == [
-        "program",
-        "inherited",
-        "",
-    ]
+    assert origins(now, "scaling_delay", "startup_timeout") == ["inherited", ""]
     assert [(r["number"], r["state"], r["origin"]) for r in one.revisions()] == [
         (3, "ACTIVE", "revision 1"),
         (2, "SUPERSEDED", ""),
