@@ -484,4 +484,4 @@ def _of(revision: int | None) -> dict[str, int]:
 
 
 def _request_path(owner: str, name: str, request_id: str) -> str:
-    return f"/queue/{owner}/{name}/requests/{quote(request_id, '')}"
+    return f"/queue/{owner}/{name}/requests/{request_id}"

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
+import reprlib
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -23,7 +25,7 @@ from fal_notebook.submitting import QueueOptions, Submitter
 
 T = TypeVar("T")
 
-_WHOLE_ID = 32
+_ID = re.compile("[0-9a-f]{32}")  # of a request
 
 
 def shared_client() -> Client:
@@ -103,8 +105,9 @@ class Handle(Queued):
         FalNotebookError
             When that is no id.
         """
-        if not isinstance(request_id, str):
-            raise FalNotebookError(f"{request_id!r} is no id of a request: that is a text")
+        if not isinstance(request_id, str) or not _ID.fullmatch(request_id):
+            wrong = reprlib.repr(request_id)
+            raise FalNotebookError(f"{wrong} is no id of a request: that is 32 hexadecimal digits")
         return Submitted(shared_client, self.owner, self.name, request_id)
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
@@ -307,7 +310,7 @@ class Handle(Queued):
 
     def _request_id(self, part: str, follow: bool) -> str:
         """Return the whole id; one that is followed may have written nothing yet."""
-        if not part or (follow and len(part) == _WHOLE_ID):
+        if not part or (follow and _ID.fullmatch(part)):
             return part
         return self._ask(functools.partial(shared_client().find_request, part=part))
 

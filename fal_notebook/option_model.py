@@ -230,9 +230,9 @@ class Options(BaseModel):
     def _check_json(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
             json.dumps(metadata, allow_nan=False)
-            to_json(metadata)  # which goes less deep
+            to_json(metadata)  # which goes 255 levels deep
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"it must be JSON ({error})") from None
+            raise ValueError(f"it must be JSON, at most 250 levels deep ({error})") from None
         openapi = (metadata or {}).get("openapi", {})
         if not isinstance(openapi, dict):
             raise ValueError(f"its openapi must be a dict, not {reprlib.repr(openapi)}")

@@ -25,8 +25,6 @@ T = TypeVar("T")
 COMPLETED = "COMPLETED"
 # An iteration knows so many of the lines that it told: the gateway tells a new connection fewer.
 REMEMBERED = 2000
-# Characters of an id; tables show a part of them.
-_ID = 32
 
 
 @dataclass(frozen=True)
@@ -198,9 +196,7 @@ class Submitted:
 
     def _unknown(self, error: NotFoundError) -> NotFoundError:
         owner, name, request_id = self._at
-        hint = "" if len(request_id) >= _ID else "; give the whole id"
-        told = f"{request_id} of {owner}/{name} is not there any more"
-        return NotFoundError(f"{error}: {told}{hint}")
+        return NotFoundError(f"{error}: {request_id} of {owner}/{name} is not there any more")
 
     def _goes_on(self) -> str:
         return f"the request {self.request_id} of {self._name} goes on"

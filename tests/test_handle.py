@@ -67,6 +67,45 @@ def test_a_class_of_the_notebook_is_the_same_class_when_it_comes_back(shell) -> 
     assert call(shell["Point"](1)) == shell["Point"](2)
 
 
+COLORS = """
+import enum
+FACTOR = 1
+class Color(enum.Enum):
+    R = {}
+    def times(self): return self.value * FACTOR
+"""
+
+
+def test_a_class_whose_cell_ran_again_is_still_the_runners(shell) -> None:
+    shell.run(COLORS.format(1))
+    call = deploy(shell, "def f(c: Color): return c is Color.R, Color.R, c")
+    for _ in range(2):
+        assert call(shell["Color"].R) == (True, shell["Color"].R, shell["Color"].R)
+        shell.run(COLORS.format(1))
+    shell.run(COLORS.format(2))
+    same, made, sent = call(shell["Color"].R)
+    assert (same, sent) == (False, shell["Color"].R)
+    assert type(made) is not shell["Color"]
+
+
+def test_an_answer_leaves_the_classes_of_the_notebook_alone(shell) -> None:
+    shell.run("told = []\nclass Base:\n    def __init_subclass__(cls): told.append(cls)")
+    shell.run("FACTOR = 1\nclass Sub(Base):\n    def factor(self): return FACTOR")
+    call = deploy(shell, "def f(x): return Sub() if x else len(told)")
+    subclasses = call(None)
+    back = call(shell["Sub"]())
+    shell.run("FACTOR = 2")
+    assert back.factor() == shell["Sub"]().factor() == 2
+    assert (len(shell["told"]), call(None)) == (1, subclasses)
+
+
+def test_classes_made_alike_by_a_function_stay_two(shell) -> None:
+    shell.run("def made():\n    class Kind: pass\n    return Kind\nA, B = made(), made()")
+    call = deploy(shell, "def f(x): return isinstance(x, A), isinstance(x, B)")
+    assert call(shell["A"]()) == (True, False)
+    assert call(shell["B"]()) == (False, True)
+
+
 def test_local_runs_here_and_the_signature_is_the_functions(shell) -> None:
     body = 'import os\ndef f(a: int = 1) -> int:\n    """Say where."""\n    return os.getpid()'
     call = deploy(shell, body)

@@ -208,6 +208,42 @@ def test_an_async_cell_awaits_calls_at_once(notebook: Notebook) -> None:
     assert text(cell) == "[0, 1, 2, 3]"
 
 
+CLASSES = """
+import dataclasses, enum, pydantic
+class Color(enum.Enum):
+    R = 1
+class Outer:
+    @dataclasses.dataclass
+    class Point:
+        x: int = 1
+class Model(pydantic.BaseModel):
+    color: Color = Color.R
+    point: Outer.Point = Outer.Point()
+class Odd(Exception): pass
+"""
+KNOWN = """%%fal_function known wait=true
+def known(model: Model, odd: bool) -> Model:
+    assert isinstance(model, Model) and isinstance(model.point, Outer.Point)
+    assert model.color is Color.R
+    if odd: raise Odd
+    return model
+"""
+ASKED = """
+told = known(Model(), False) == Model()
+try: known(Model(), True)
+except Odd: print(told)
+"""
+
+
+def test_after_a_restart_the_notebooks_classes_are_still_the_runners(gateway: GatewayInfo) -> None:
+    with deleted_after("known"):
+        for said in ("active (revision 1)", "up to date (revision 1)"):
+            with Notebook().started() as notebook:
+                notebook.run(CLASSES)
+                assert said in text(notebook.run(KNOWN))
+                assert text(notebook.run(ASKED)) == "True\n"
+
+
 def test_the_notebook_is_named_by_the_session_of_the_server(notebook: Notebook) -> None:
     notebook.run("os.environ['JPY_SESSION_NAME'] = '/work/a.ipynb'")
     notebook.run(f"%%fal_function wait=true\n{ONE}")

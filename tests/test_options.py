@@ -99,7 +99,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"keep_alive": 10**400}, f"is not allowed: {SECONDS}"),
     ({"startup_timeout": 10**9 + 1}, "startup_timeout=1000000001 is not allowed: a whole number"),
     ({"metadata": [1]}, "metadata=[1] is not allowed: a dict of JSON values"),
-    ({"metadata": {"a": {1}}}, "metadata is not allowed: it must be JSON (Object of type set"),
+    (
+        {"metadata": {"a": {1}}},
+        "metadata is not allowed: it must be JSON, at most 250 levels deep (Obj",
+    ),
     ({"metadata": {"a": float("nan")}}, "metadata is not allowed: it must be JSON"),
     ({"metadata": functools.reduce(lambda d, _: {"a": d}, range(300), {})}, "it must be JSON"),
     ({"image": "a b"}, "image is not allowed: a ContainerImage, or a reference such as"),

@@ -27,7 +27,7 @@ from fal_notebook.exceptions import (
     UnpicklableError,
 )
 from fal_notebook.local_requirements import folders
-from fal_notebook.payload import local_modules
+from fal_notebook.payload import class_ids, local_modules
 from fal_notebook.payload.digest import digest_of
 from fal_notebook.payload.items import Item, collect
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
@@ -127,6 +127,7 @@ def capture(
         When a module or an annotation cannot be resolved.
     """
     modules = local_modules.load(local_python_modules)
+    class_ids.track()
     with local_modules.shipped_by_value(modules):
         hints, reductions = _hints(function), Reductions()
         items = collect(_roots(function, setup_function, hints, modules), reductions)

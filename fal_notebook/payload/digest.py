@@ -53,9 +53,15 @@ def digest_of(value: Any, reductions: Reductions | None = None) -> str:
     return _Digester(reductions or Reductions()).digest(value).hex()
 
 
+def definition_digest(cls: type) -> str:
+    """Return the digest of a class by its code, whatever that refers to: 64 hex digits."""
+    return _Digester(Reductions(), with_references=False).digest(cls).hex()
+
+
 class _Digester:
-    def __init__(self, reductions: Reductions) -> None:
+    def __init__(self, reductions: Reductions, with_references: bool = True) -> None:
         self._reductions = reductions
+        self._with_references = with_references
         self._done: dict[int, bytes] = {}
         self._depth: dict[int, int] = {}  # values being hashed, to end cycles
         self._alive: list[Any] = []  # an id is only good while its object lives
@@ -137,7 +143,8 @@ class _Digester:
     def _function(self, value: types.FunctionType) -> bytes:
         attributes = {k: v for k, v in vars(value).items() if not k.startswith("__")}
         wrapped = vars(value).get("__wrapped__")
-        references = [tuple(r) for r in sorted(named_references(value), key=_name)]
+        found = named_references(value) if self._with_references else ()
+        references = [tuple(r) for r in sorted(found, key=_name)]
         parts = (source_of(value), value.__code__, references, value.__annotations__)
         return _hash(b"function", *map(self.digest, (*parts, attributes, wrapped)))
 

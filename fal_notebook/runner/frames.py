@@ -24,6 +24,7 @@ import cloudpickle
 from fal_notebook.app_exceptions import said
 from fal_notebook.exceptions import PythonMismatchError, RemoteError
 from fal_notebook.runner.escapes import original
+from fal_notebook.runner.own_classes import Unpickler
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"
@@ -61,7 +62,9 @@ def load(content: bytes) -> Any:
             f"{_HERE}, which got them; call over JSON, httpx.post(handle.url, json={{…}}), or from "
             "a kernel of the app's Python"
         )
-    return pickle.loads(memoryview(content)[len(head) + 1 :])
+    buffer = io.BytesIO(content)
+    buffer.seek(len(head) + 1)
+    return Unpickler(buffer).load()
 
 
 def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

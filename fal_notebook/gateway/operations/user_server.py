@@ -98,6 +98,7 @@ def about(revision: Revision, runner: Runner) -> Iterator[str]:
         )
     if not revision.openapi:
         yield (
-            "no OpenAPI: the app works, but nobody is shown what it takes; serve /openapi.json or "
+            "no OpenAPI: the app works, but nobody is shown what it takes; serve /openapi.json, "
+            f"JSON of at most {DEEPEST} levels and {LARGEST >> 20} MiB within {TIMEOUT:g} s, or "
             'give metadata={"openapi": …}'
         )
