@@ -17,33 +17,38 @@ import pytest
 from gateway_processes import processes_of, stop
 from private_registry import Registry
 from runner_bench import Bench
-from serving import ACT, control, deployed, eventually, run_url
+from serving import ACT, control, deployed, eventually, run_url, small_file_system
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway.store import Store
 from fal_notebook.handle import Handle, shared_client
 
+# What GitHub's macOS does not have: an engine, small file systems, limits of memory.
+LINUX_ONLY = frozenset({"docker_host", "small_disk", "cramped"})
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.option.markexpr:
-        mac = sys.platform == "darwin"
-        config.option.markexpr = "not gpu" if mac else "not gpu and not macos"
+        elsewhere = "macos" if sys.platform == "linux" else "linux"
+        config.option.markexpr = f"not gpu and not {elsewhere}"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
+@pytest.hookimpl(tryfirst=True)  # pytest and xdist read the marks in hooks of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the tests of one file, and all that share the Docker engine, run one by one."""
     for item in items:
         names = getattr(item, "fixturenames", ())
+        if not LINUX_ONLY.isdisjoint(names):
+            item.add_marker(pytest.mark.linux)
         engine = "docker_host" in names or item.path.name == "test_backend_contract.py"
         item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.name))
 
 
 def _fail_if_skipped(report: Report) -> Report:
-    strict = os.environ.get("CI") == "true" and sys.platform == "linux"
+    strict = os.environ.get("CI") == "true"
     if report.skipped and not hasattr(report, "wasxfail") and strict:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
@@ -256,8 +261,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB, on which the gateway's state lies."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_file_system(folder, "8m"):
+        yield folder

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 import docker
 import httpx
+import pytest
 from docker.errors import NotFound
 
 from fal_notebook import deploying, discovery, settings
@@ -193,6 +195,18 @@ def fill(folder: Path, leave: int) -> None:
     size = free.f_bavail * free.f_bsize - leave
     with (folder / "filler").open("ab") as file:
         file.write(bytes(size))
+
+
+@contextlib.contextmanager
+def small_file_system(folder: Path, size: str) -> Iterator[None]:
+    """Mount a file system of `size`, such as ``8m``, on an empty folder."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def own_label() -> str:

@@ -16,7 +16,7 @@ from runner_bench import Bench, LiveRunner
 
 from fal_notebook.exceptions import BuildError
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+LINUX = pytest.mark.linux
 LOCAL = [
     pytest.param({"fork": True, "keep": True}, id="fork", marks=LINUX),
     pytest.param({"fork": False, "keep": True}, id="launch", marks=LINUX),

@@ -135,7 +135,7 @@ def test_who_takes_the_port_of_a_killed_gateway_is_not_asked(state) -> None:
             other.accept()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.linux  # for /proc
 def test_a_gateway_that_only_waits_for_its_parent_has_gone() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -305,9 +305,6 @@ async def test_a_cancelled_build_leaves_neither_processes_nor_files(
     assert generations(tmp_path) == []
 
 
-only_linux = pytest.mark.skipif(not LINUX, reason="only Linux has child subreapers")
-
-
 def begun(package: str, eventually: Callable[..., object]) -> psutil.Process:
     """Return what the slow build backend of a package started, when it has done so."""
     file = Path(package) / ".pid"
@@ -315,7 +312,7 @@ def begun(package: str, eventually: Callable[..., object]) -> psutil.Process:
     return psutil.Process(int(file.read_text()))
 
 
-@only_linux
+@pytest.mark.linux  # for child subreapers
 def test_a_build_ends_with_the_process_that_wants_it(
     tmp_path: Path, eventually: Callable[..., object]
 ) -> None:
@@ -334,7 +331,7 @@ def test_a_build_ends_with_the_process_that_wants_it(
     eventually(lambda: not any(map(alive, [sleeper, *below])))
 
 
-@only_linux
+@pytest.mark.linux  # for child subreapers
 def test_what_the_killed_keeper_of_a_build_leaves_is_ended_by_the_gateway(
     gateway: GatewayInfo, tmp_path: Path, eventually: Callable[..., object]
 ) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import select
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,11 +143,6 @@ class Caller:
         self.content += message.get("body", b"")
 
 
-only_linux_resets = pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere an unread request ends like one that was read"
-)
-
-
 async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_STALL", 0.05)
     caller = Caller()
@@ -156,7 +150,7 @@ async def test_a_body_that_does_not_come_is_408(monkeypatch: pytest.MonkeyPatch)
     assert caller.status == 408
 
 
-@only_linux_resets
+@pytest.mark.linux  # elsewhere an unread request ends like one that was read
 async def test_a_request_that_a_runner_reset_unread_is_given_to_another(tmp_path: Path) -> None:
     async with serving(tmp_path, Resets, Resets, Answers) as fleet:
         caller = Caller(b"{}")
@@ -166,7 +160,7 @@ async def test_a_request_that_a_runner_reset_unread_is_given_to_another(tmp_path
         assert [runner.in_flight for runner in fleet.runners.values()] == [0, 0, 0]
 
 
-@only_linux_resets
+@pytest.mark.linux  # elsewhere an unread request ends like one that was read
 async def test_a_request_is_not_tried_without_end(tmp_path: Path) -> None:
     async with serving(tmp_path, *[Resets] * direct.ATTEMPTS, Answers) as fleet:
         caller = Caller(b"{}")
@@ -231,7 +225,7 @@ async def test_a_server_that_goes_on_is_not_waited_for(
 
 
 # --- what a runner gets from the gateway's process ---------------------------------------------
-@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are listed in /proc")
+@pytest.mark.linux  # descriptors are listed in /proc
 def test_a_runner_inherits_no_descriptor_of_the_gateway(gateway: GatewayInfo) -> None:
     source = (
         "import os\ndef held() -> list:\n    folder = '/proc/self/fd/'\n"

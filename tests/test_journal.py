@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from serving import small_file_system
 
 from fal_notebook.exceptions import DiskFullError, StoreError
 from fal_notebook.gateway.queue.journal import Journal
@@ -169,16 +170,12 @@ def run(*arguments: object) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.linux  # for a small file system
 def test_a_full_disk_fails_all_that_share_the_commit(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
+    with small_file_system(folder, "512k"):
         assert run(folder / "j.db") == [f"{['DiskFullError'] * 3} [1]", "[1, 5]"]
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_file_that_may_not_grow_fails_what_does_not_fit(tmp_path: Path) -> None:

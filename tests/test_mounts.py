@@ -40,6 +40,7 @@ cd /data && exec {python} -m http.server $PORT --bind 127.0.0.1
 """
 
 
+@pytest.mark.linux
 @needs_mounts
 def test_a_real_data_folder_is_shared_by_runners_and_servers(shell: Any) -> None:
     shell.run(WRITES.strip())

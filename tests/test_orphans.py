@@ -17,8 +17,7 @@ from runner_bench import Bench, LiveRunner, define, notebook
 from fal_notebook import deploy
 from fal_notebook.discovery import GatewayInfo
 
-if sys.platform != "linux":
-    pytest.skip("only Linux has child subreapers", allow_module_level=True)
+pytestmark = pytest.mark.linux  # for child subreapers
 
 # Three processes that have left the runner's session, its environment and its line of descent;
 # the name of one is no text and looks as if the command's name ended in the midst of it.

@@ -478,7 +478,7 @@ test "$VAULT_WORDS" || exit 3; exec {python} -m http.server $PORT --bind 127.0.0
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.linux  # reads /proc
 def test_a_secret_stands_in_no_process_list(shell, stored, private_state) -> None:
     shell.run(SEES.strip().format(python=sys.executable))
     shell.run(SHOUTS.strip())

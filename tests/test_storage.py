@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +23,7 @@ from click import UsageError
 from fal_client import AsyncClient, SyncClient
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import Wire, control, deployed, with_key
+from serving import Wire, control, deployed, small_file_system, with_key
 
 from fal_notebook import cli, discovery
 from fal_notebook.discovery import GatewayInfo
@@ -553,18 +551,14 @@ def test_the_lifetime_is_the_callers_else_the_setting() -> None:
             names.lifetime(b'{"expiration_duration_seconds": %b}' % number, 5)
 
 
+@pytest.mark.linux  # for a small file system
 def test_a_full_disk_is_507_and_nothing_stays(small: GatewayInfo, tmp_path: Path) -> None:
     folder = tmp_path / "storage" / "incoming"
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
+    with small_file_system(folder, "2m"):
         with control(small) as api:
             answer = api.post("/storage/files", content=bytes(5 * MIB))
             assert answer.status_code == 507, answer.text
         assert left(tmp_path) == []
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_big_files_pass_without_being_held(gateway: GatewayInfo, http: httpx.Client) -> None:

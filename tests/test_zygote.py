@@ -17,8 +17,7 @@ from runner_bench import Bench
 
 from fal_notebook.backends import zygotes
 
-if sys.platform != "linux":
-    pytest.skip("forked runners are for Linux", allow_module_level=True)
+pytestmark = pytest.mark.linux  # where runners are forked
 
 STAY = "def f(): return 1"
 
