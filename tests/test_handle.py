@@ -99,6 +99,33 @@ def test_an_answer_leaves_the_classes_of_the_notebook_alone(shell) -> None:
     assert (len(shell["told"]), call(None)) == (1, subclasses)
 
 
+SLOTTED = """
+import dataclasses, functools, typing
+@dataclasses.dataclass(slots=True)
+class Spot:
+    x: int
+class Hidden:
+    __slots__ = ("__x", "__weakref__")
+    def __init__(self): self.__x = 1
+    def __eq__(self, other): return self.__x == other.__x
+class Pair(typing.NamedTuple):
+    a: int = 1
+class Kept:
+    @functools.cached_property
+    def made(self): return object()
+    def __eq__(self, other): return type(self) is type(other)
+"""
+
+
+@pytest.mark.parametrize("made", ["Spot(1)", "Hidden()", "Pair()", "Kept()"])
+def test_slots_and_cached_properties_come_back(shell, made: str) -> None:
+    shell.run(SLOTTED)
+    call = deploy(shell, f"def f(x):\n    assert x == {made}\n    return {made}, x")
+    fresh = shell.run(made)
+    assert call(fresh) == (fresh, fresh)
+    assert hasattr(call(fresh)[0], "__dict__") == hasattr(fresh, "__dict__")
+
+
 def test_classes_made_alike_by_a_function_stay_two(shell) -> None:
     shell.run("def made():\n    class Kind: pass\n    return Kind\nA, B = made(), made()")
     call = deploy(shell, "def f(x): return isinstance(x, A), isinstance(x, B)")

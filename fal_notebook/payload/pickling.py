@@ -28,6 +28,7 @@ from fal_notebook.payload.references import (
     is_function,
     local_module_of,
 )
+from fal_notebook.runner.classes import Pickler
 
 _ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
 # What the import system puts into a module and a runner must not inherit.
@@ -52,7 +53,7 @@ class _ModuleGlobals:
         return vars, (self._module,)
 
 
-class PayloadPickler(cloudpickle.Pickler):  # type: ignore[misc]
+class PayloadPickler(Pickler):
     """Pickles a function with all that it needs; use inside `local_modules.shipped_by_value`."""
 
     def __init__(self, file: Any, reductions: Reductions) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from fal_notebook.payload.references import is_by_value
+from fal_notebook.runner.classes import reduced_property
 
 _OBJECTS: tuple[tuple[Any, ...], ...] = (
     ("random", "_inst"),
@@ -23,12 +24,10 @@ def reduced(value: Any) -> Any:
     """Return how such an object is pickled, None for every other one.
 
     A copy of a generator would give every runner the same numbers; one of FastAPI's mark for what
-    was not given would itself be an example in the schema. A cached property goes without its
-    lock, which Python before 3.12 gives it.
+    was not given would itself be an example in the schema.
     """
     if type(value) is functools.cached_property:
-        state = {"attrname": value.attrname, "__doc__": value.__doc__}
-        return functools.cached_property, (value.func,), state
+        return reduced_property(value)
     found = _of_a_module(value) if isinstance(value, _METHODS) else _single(value)
     return (getattr, found) if found is not None else None
 

@@ -19,12 +19,10 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any, BinaryIO
 
-import cloudpickle
-
 from fal_notebook.app_exceptions import said
 from fal_notebook.exceptions import PythonMismatchError, RemoteError
+from fal_notebook.runner.classes import Pickler, Unpickler
 from fal_notebook.runner.escapes import original
-from fal_notebook.runner.own_classes import Unpickler
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"
@@ -42,7 +40,7 @@ def dump(value: Any) -> bytes:
     """Return the bytes of a value: the line that names this Python, then the pickle."""
     buffer = io.BytesIO()
     buffer.write(f"{_HERE}\n".encode())
-    cloudpickle.dump(value, buffer)
+    Pickler(buffer).dump(value)
     return buffer.getvalue()
 
 

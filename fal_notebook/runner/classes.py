@@ -1,4 +1,4 @@
-"""Loads pickles that bring classes along which this process has: its own stay as they are."""
+"""How classes of the notebook travel: they keep their slots, and who has one keeps its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ from typing import Any
 from cloudpickle import cloudpickle
 
 
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles what cloudpickle would make another thing of, or refuse."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce an object; called for all but plain builtin values."""
+        if type(obj) is functools.cached_property:
+            return reduced_property(obj)
+        reduced = super().reducer_override(obj)
+        if type(reduced) is tuple and reduced[0] is cloudpickle._make_skeleton_class:
+            _, _, _, members, _, _ = reduced[1]
+            if vars(obj).get("__slots__"):  # or instances of a copy would have a ``__dict__``
+                members["__slots__"] = obj.__slots__
+        return reduced
+
+
+def reduced_property(value: functools.cached_property[Any]) -> tuple[Any, ...]:
+    """Return how a cached property is pickled: without the lock that Python had before 3.12."""
+    state = {"attrname": value.attrname, "__doc__": value.__doc__}
+    return functools.cached_property, (value.func,), state
+
+
 class Unpickler(pickle.Unpickler):
     """Leaves the classes of ``__main__`` alone.
 
@@ -21,9 +42,8 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what the pickle names, or our own way of making a class."""
-        if module == cloudpickle.__name__:
-            return _MAKERS.get(name) or super().find_class(module, name)
-        return super().find_class(module, name)
+        ours = _MAKERS.get(name) if module == cloudpickle.__name__ else None
+        return ours or super().find_class(module, name)
 
 
 def _is_own(cls: Any) -> bool:
