@@ -84,6 +84,22 @@ CASES = (
         10,
     ),
     Case(
+        "singledispatch",
+        (
+            "import functools\nclass Odd: pass\nclass Told:\n"
+            "    @functools.singledispatchmethod\n    def it(self, x): return 'it'\n"
+            "    @it.register\n    def _(self, x: str): return 'its ' + x",
+            "@functools.singledispatch\ndef told(x): return 'any'\n"
+            "@told.register\ndef _(x: int): return f'int {Told().it(x)}'\n"
+            "@told.register(list)\ndef _(x): return [told(part) for part in x]\n"
+            "@told.register\ndef _(x: Odd): return Told().it('own')",
+            "def dispatched(x: int) -> list[str]:\n"
+            "    return [*told([x, None, Odd()]), told.__module__, told.__wrapped__(x)]",
+        ),
+        "2",
+        ["int it", "any", "its own", "__main__", "any"],
+    ),
+    Case(
         "list_and_dict_parameters",
         ("def on_list(xs: list[float], by: dict[str, int]) -> list[float]: return xs + [len(by)]",),
         "[1.5], {'a': 1}",

@@ -50,6 +50,23 @@ PLAIN = st.recursive(
 )
 
 
+DISPATCHED = """
+import functools, decimal, fractions
+@functools.singledispatch
+def told(x): return "any"
+@told.register({kind})
+def _(x): return {answer}
+def f(): return told(1)
+"""
+
+
+def test_implementations_of_a_dispatcher_count() -> None:
+    kinds = ("decimal.Decimal", "fractions.Fraction")
+    sources = [DISPATCHED.format(kind=kind, answer=n) for kind in kinds for n in (1, 2)]
+    assert [of(source) for source in sources] == [of(source) for source in sources]
+    assert len({of(source) for source in sources}) == 4
+
+
 @given(st.lists(st.text() | st.integers() | st.tuples(st.integers(), st.text()), unique=True))
 def test_a_set_has_no_order_and_a_dict_has_its_own(keys: list[Any]) -> None:
     backwards = keys[::-1]

@@ -114,11 +114,16 @@ class Kept:
     @functools.cached_property
     def made(self): return object()
     def __eq__(self, other): return type(self) is type(other)
+class Split(Kept):
+    @functools.singledispatchmethod
+    def of(self, value): return 0
+    @of.register
+    def _(self, value: int): return 1
 """
 
 
-@pytest.mark.parametrize("made", ["Spot(1)", "Hidden()", "Pair()", "Kept()"])
-def test_slots_and_cached_properties_come_back(shell, made: str) -> None:
+@pytest.mark.parametrize("made", ["Spot(1)", "Hidden()", "Pair()", "Kept()", "Split()"])
+def test_slots_and_descriptors_of_functools_come_back(shell, made: str) -> None:
     shell.run(SLOTTED)
     call = deploy(shell, f"def f(x):\n    assert x == {made}\n    return {made}, x")
     fresh = shell.run(made)

@@ -22,6 +22,7 @@ from fal_notebook.payload.class_parts import class_parts
 from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
+    attributes_of,
     is_by_value,
     is_class,
     is_function,
@@ -141,8 +142,9 @@ class _Digester:
         return _hash(b"import", path.encode(), _version(str(value.__module__)))
 
     def _function(self, value: types.FunctionType) -> bytes:
-        attributes = {k: v for k, v in vars(value).items() if not k.startswith("__")}
-        wrapped = vars(value).get("__wrapped__")
+        own = attributes_of(value)
+        attributes = {k: v for k, v in own.items() if not k.startswith("__")}
+        wrapped = own.get("__wrapped__")
         found = named_references(value) if self._with_references else ()
         references = [tuple(r) for r in sorted(found, key=_name)]
         parts = (source_of(value), value.__code__, references, value.__annotations__)

@@ -21,6 +21,7 @@ import cloudpickle
 from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
+    attributes_of,
     class_body_names,
     import_path,
     is_by_value,
@@ -28,7 +29,7 @@ from fal_notebook.payload.references import (
     is_function,
     local_module_of,
 )
-from fal_notebook.runner.classes import Pickler
+from fal_notebook.runner.pickles import Pickler
 
 _ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
 # What the import system puts into a module and a runner must not inherit.
@@ -277,4 +278,5 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _own_parts(function: types.FunctionType) -> tuple[Any, ...]:
-    return function.__code__, function.__name__, function.__dict__, function.__annotations__
+    own = attributes_of(function)
+    return function.__code__, function.__name__, own, function.__annotations__

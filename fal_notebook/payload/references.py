@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
+from fal_notebook.runner.pickles import is_dispatcher
+
 _GLOBAL_OPERATIONS = {
     "LOAD_GLOBAL",
     "STORE_GLOBAL",
@@ -41,6 +43,11 @@ def is_class(value: Any) -> bool:
 def is_function(value: Any) -> bool:
     """Whether `value` is a Python function, cached ones included."""
     return isinstance(value, (types.FunctionType, CachedFunction))
+
+
+def attributes_of(function: types.FunctionType) -> dict[str, Any]:
+    """Return what was set on a function, without what a dispatcher works with."""
+    return {} if is_dispatcher(function) else vars(function)
 
 
 def is_by_value(value: Any) -> bool:
@@ -79,7 +86,13 @@ def local_module_of(value: Any) -> types.ModuleType | None:
 
 
 def named_references(function: types.FunctionType) -> Iterator[Reference]:
-    """Yield the globals, closure variables and default arguments that a function uses."""
+    """Yield the globals, closure variables and default arguments that a function uses.
+
+    A dispatcher uses its implementations.
+    """
+    if is_dispatcher(function):
+        yield from _implementations(function)
+        return
     for name in global_names(function.__code__):
         if name in function.__globals__:
             yield Reference("global", name, function.__globals__[name])
@@ -94,6 +107,14 @@ def named_references(function: types.FunctionType) -> Iterator[Reference]:
         yield Reference("default argument", name, value)
     for name, value in (function.__kwdefaults__ or {}).items():
         yield Reference("default argument", name, value)
+
+
+def _implementations(dispatcher: types.FunctionType) -> Iterator[Reference]:
+    registry: dict[Any, Any] = vars(dispatcher)["registry"]
+    for kind, implementation in registry.items():
+        home = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        name = f"{dispatcher.__name__} of {home}{kind.__qualname__}"
+        yield Reference("implementation", name, implementation)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from fal_notebook.payload.references import is_by_value
-from fal_notebook.runner.classes import reduced_property
+from fal_notebook.runner import pickles
 
 _OBJECTS: tuple[tuple[Any, ...], ...] = (
     ("random", "_inst"),
@@ -26,8 +25,8 @@ def reduced(value: Any) -> Any:
     A copy of a generator would give every runner the same numbers; one of FastAPI's mark for what
     was not given would itself be an example in the schema.
     """
-    if type(value) is functools.cached_property:
-        return reduced_property(value)
+    if (made := pickles.reduced(value)) is not None:
+        return made
     found = _of_a_module(value) if isinstance(value, _METHODS) else _single(value)
     return (getattr, found) if found is not None else None
 

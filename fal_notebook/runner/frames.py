@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 from fal_notebook.app_exceptions import said
 from fal_notebook.exceptions import PythonMismatchError, RemoteError
-from fal_notebook.runner.classes import Pickler, Unpickler
 from fal_notebook.runner.escapes import original
+from fal_notebook.runner.pickles import Pickler, Unpickler
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"

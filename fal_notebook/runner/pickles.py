@@ -1,4 +1,4 @@
-"""How classes of the notebook travel: they keep their slots, and who has one keeps its own."""
+"""Pickles what cloudpickle would change or refuse; loading leaves classes that are there alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import functools
 import operator
 import pickle
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 from cloudpickle import cloudpickle
+
+_dispatcher: Any = functools.singledispatch(lambda _: None)
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -17,20 +20,48 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce an object; called for all but plain builtin values."""
-        if type(obj) is functools.cached_property:
-            return reduced_property(obj)
-        reduced = super().reducer_override(obj)
-        if type(reduced) is tuple and reduced[0] is cloudpickle._make_skeleton_class:
-            _, _, _, members, _, _ = reduced[1]
+        if (found := reduced(obj)) is not None:
+            return found
+        if is_dispatcher(obj) and not cloudpickle._should_pickle_by_reference(obj):
+            return _reduced_dispatcher(obj)
+        made = super().reducer_override(obj)
+        if type(made) is tuple and made[0] is cloudpickle._make_skeleton_class:
+            _, _, _, members, _, _ = made[1]
             if vars(obj).get("__slots__"):  # or instances of a copy would have a ``__dict__``
                 members["__slots__"] = obj.__slots__
-        return reduced
+        return made
 
 
-def reduced_property(value: functools.cached_property[Any]) -> tuple[Any, ...]:
-    """Return how a cached property is pickled: without the lock that Python had before 3.12."""
-    state = {"attrname": value.attrname, "__doc__": value.__doc__}
-    return functools.cached_property, (value.func,), state
+def is_dispatcher(value: Any) -> bool:
+    """Whether `value` is what ``functools.singledispatch`` makes of a function."""
+    return type(value) is types.FunctionType and value.__code__ is _dispatcher.__code__
+
+
+def reduced(value: Any) -> tuple[Any, ...] | None:
+    """Return how a property or method of functools is pickled, None for every other value.
+
+    It goes without the lock that Python before 3.12 gives it, and the cache since 3.13.
+    """
+    if type(value) is functools.cached_property:
+        state = {"attrname": value.attrname, "__doc__": value.__doc__}
+        return functools.cached_property, (value.func,), state
+    if type(value) is functools.singledispatchmethod:
+        return functools.singledispatchmethod, (value.func,), {"dispatcher": value.dispatcher}
+    return None
+
+
+def _reduced_dispatcher(function: Any) -> tuple[Any, ...]:
+    names = {name: getattr(function, name) for name in functools.WRAPPER_ASSIGNMENTS}
+    state = dict(function.registry), names
+    return functools.singledispatch, (function.registry[object],), state, None, None, _dispatch
+
+
+def _dispatch(function: Any, state: tuple[dict[type, Any], dict[str, Any]]) -> None:
+    implementations, names = state
+    for kind, implementation in implementations.items():
+        function.register(kind, implementation)
+    for name, value in names.items():
+        setattr(function, name, value)
 
 
 class Unpickler(pickle.Unpickler):
