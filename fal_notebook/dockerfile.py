@@ -187,18 +187,6 @@ def is_reference(text: str) -> bool:
     )
 
 
-def bases(text: str, build_args: Mapping[str, str]) -> list[str]:
-    """Return the images that a Dockerfile is made from and copies from, but its own stages."""
-    read = instructions(text)
-    known, stages, found = arguments(read, build_args), {"scratch"}, list[str]()
-    for instruction in read:
-        for image in (replaced(name, known) for name in images(instruction)):
-            if image and image.lower() not in stages and not image.isdecimal():
-                found.append(image)
-        stages.add(stage(instruction))
-    return list(dict.fromkeys(found))
-
-
 def images(instruction: Instruction) -> list[str]:
     """Return the images or stages that an instruction names."""
     if instruction.name == "FROM":

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fal_notebook import heredocs, stages
+from fal_notebook import base_images, heredocs, stages
 from fal_notebook.exceptions import BuildError
 
 # Where everything of ours lies in an image.
@@ -104,20 +104,20 @@ class UserImage:
     ----------
     context : Path, optional
         A tar archive, named by its SHA-256, of the files that the Dockerfile copies.
-    given : tuple of str
-        What the names of its base images mean now.
+    bases : mapping of str to str
+        By the names of its base images, those under which they are the same for ever.
     """
 
     dockerfile: str
     context: Path | None = None
     build_args: Mapping[str, str] = field(default_factory=dict)
-    given: tuple[str, ...] = ()
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
         """Return the name of the image; equal ones give the same."""
-        context = self.context.name if self.context else ""
-        return _tag("user", [self.dockerfile, context, dict(self.build_args), self.given])
+        context, bases = self.context.name if self.context else "", [*self.bases.values()]
+        return _tag("user", [self.dockerfile, context, dict(self.build_args), bases])
 
     @property
     def query(self) -> dict[str, str]:
@@ -129,7 +129,8 @@ class UserImage:
     def rewritten(self) -> tuple[str, dict[str, bytes]]:
         """The Dockerfile as every builder knows it, and the files that it needs for that."""
         needed = stages.without_unused(self.dockerfile, self.build_args)
-        return heredocs.rewritten(needed, self.build_args)
+        held = base_images.held(needed, self.build_args, self.bases)
+        return heredocs.rewritten(held, self.build_args)
 
     def write_context(self, file: IO[bytes]) -> None:
         """Write the context as a tar archive; no COPY takes the two files that are ours in it."""
@@ -217,6 +218,11 @@ def app(served_tag: str, payload: Tree, files: Tree | None = None) -> Recipe:
         return Recipe("app", _text(lines), {"payload": payload})
     lines.insert(2, f"COPY files {APP_FILES}")  # they change less often than the code
     return Recipe("app", _text(lines), {"files": files, "payload": payload})
+
+
+def base_name(identity: str) -> str:
+    """Return our name of an image of which the engine has nothing but an id, ``sha256:…``."""
+    return f"{OURS}base:{identity.removeprefix('sha256:')[:24]}"
 
 
 def is_ours(name: str) -> bool:

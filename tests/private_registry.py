@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -78,6 +79,10 @@ class Registry:
     def entry(self) -> dict[str, dict[str, str]]:
         """What an image's `registries` say of it."""
         return {self.host: {"username": USER, "password": self.password}}
+
+    def lose(self, name: str) -> None:
+        """Forget all that a repository has."""
+        shutil.rmtree(self._folder / "data/docker/registry/v2/repositories" / name)
 
     def offer(self, engine: docker.APIClient, name: str, dockerfile: str) -> str:
         """Put what a Dockerfile makes into it, and not into the engine; return its digest."""

@@ -1,11 +1,11 @@
-"""Reading Dockerfiles: instructions, base images, what only BuildKit knows."""
+"""Reading Dockerfiles: instructions, stages, what only BuildKit knows."""
 
 from __future__ import annotations
 
 import pytest
 
 from fal_notebook import stages
-from fal_notebook.dockerfile import bases, instructions, mounts, needs_buildkit, replaced
+from fal_notebook.dockerfile import instructions, mounts, needs_buildkit, replaced
 
 TEXT = """# syntax=docker/dockerfile:1
 ARG BASE=python:3.11-slim
@@ -46,13 +46,6 @@ def test_instructions_are_read_with_continuations_flags_and_lines() -> None:
 def test_the_escape_character_can_be_another() -> None:
     _, copy = instructions("# escape=`\nFROM a\nCOPY a `\n  b\\ c:\\\n")
     assert copy.rest.split() == ["a", "b\\", "c:\\"]
-
-
-def test_bases_are_images_and_no_stages() -> None:
-    assert bases(TEXT, {}) == ["python:3.11-slim", "nginx:1"]
-    assert bases(TEXT, {"BASE": "other"}) == ["other", "nginx:1"]
-    assert bases("FROM scratch\nFROM --platform=linux/amd64 a AS b\nFROM B", {}) == ["a"]
-    assert bases("FROM a\nCOPY --from=0 /x /y\nRUN --mount=from=c x", {}) == ["a", "c"]
 
 
 @pytest.mark.parametrize(

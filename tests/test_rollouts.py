@@ -283,7 +283,7 @@ async def test_an_image_that_is_gone_for_good_is_said_to_need_its_base(
     failed = gateway.store.select(Revision, "number = 3")[0]
     assert failed.error.startswith(
         "the image of revision 1 is gone and registry:1/base:1 cannot be pulled: connection "
-        "refused; pull, build or tag that image on this machine (docker pull"
+        "refused; bring that very image to this machine (docker pull"
     )
     await close_gateway(gateway)
     assert f"the image of revision 1 is gone: it is {again} again" in steps(tmp_path, "app")

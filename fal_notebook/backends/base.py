@@ -28,6 +28,9 @@ class BuildOrder:
     credentials : dict
         ``registries`` (username and password by host) and ``secrets`` (values by name) of the
         build; nothing of them may stay in an image, a log or a command line.
+    bases : dict
+        Of a revision that is built again: by their names, the images that it was made from, as
+        ``bases`` of its environment says them; nothing else may take their place.
     """
 
     manifest: dict[str, Any]
@@ -35,6 +38,7 @@ class BuildOrder:
     payload: Path
     context: Path | None = None
     credentials: dict[str, Any] = field(default_factory=dict, repr=False)
+    bases: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

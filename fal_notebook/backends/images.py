@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fal_notebook import dockerfile, heredocs, image, settings
+from fal_notebook import base_images, dockerfile, heredocs, image
 from fal_notebook.backends import buildkit, fit, image_python, local_packages, logins
 from fal_notebook.backends.base import BuildOrder, Placement, Progress
 from fal_notebook.backends.bundle import write_compiled
@@ -26,9 +27,6 @@ from fal_notebook.backends.stored_images import mark_of
 from fal_notebook.exceptions import BuildError, RegistryError
 from fal_notebook.image import Recipe, UserImage, is_ours
 from fal_notebook.registries import hosts_of
-
-# The image that others are made from (setting docker_base).
-BASE = "python:{python}-slim"
 
 IMAGE = "the image brings"
 
@@ -72,9 +70,11 @@ class Images:
             With the failing step and its last lines; no image of that name is there then.
         """
         (self._state / "docker").touch()  # the next gateway looks for what is left
+        bases = await self._bases(order, progress)
+        held = {"bases": json.dumps(bases)}
         if order.manifest.get("kind") == "image":
-            return await self._untouched(order, progress)
-        environment, looked_at, user = await self._environment(order, progress)
+            return {**await self._untouched(order, bases, progress), **held}
+        environment, looked_at, user = await self._environment(order, bases, progress)
         shared = await self._served(environment, looked_at, order, progress)
         files = order.context if order.options.get("app_files") else None
         packed = image.Tree(files, files.name) if files is not None else None
@@ -85,7 +85,7 @@ class Images:
         places = {"runner": image.RUNNER, "libraries": image.LIBRARIES}
         texts = {"dockerfiles": json.dumps([r.dockerfile for r in (environment, shared, own)])}
         prefix = _prefix(order.options.get("image"))
-        return {"image": own.tag, **places, **user, **prefix, **texts}
+        return {"image": own.tag, **places, **user, **prefix, **texts, **held}
 
     async def restore(self, name: str, placement: Placement) -> None:
         """Fetch an image again, by its digest, that was removed from the engine."""
@@ -102,15 +102,31 @@ class Images:
                 await self._pulls.fetch(name, registries(), lambda line: None)
         return await self._call(self._engine.image_id, name) is not None
 
-    async def _untouched(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
+    async def _bases(self, order: BuildOrder, progress: Progress) -> dict[str, str]:
+        """Return the images that an order is made from, by their names; all are here then.
+
+        They are those of then where a revision is built again, else what the names mean now.
+        """
+        registries = order.credentials.get("registries", {})
+        tell, anew = _in_loop(progress), bool(order.options.get("force"))
+        if order.bases:
+            again = functools.partial(self._pulls.again, given=registries, progress=tell)
+            return {name: await again(name, was) for name, was in order.bases.items()}
+        pinned = functools.partial(self._pulls.pinned, given=registries, progress=tell, anew=anew)
+        names = base_images.bases(order.options.get("image"), order.manifest["python"])
+        return {name: await pinned(name) for name in names}
+
+    async def _untouched(
+        self, order: BuildOrder, bases: Mapping[str, str], progress: Progress
+    ) -> dict[str, str]:
         given = order.options["image"]
-        name = await self._users(order, progress)
+        name = await self._users(order, bases, progress)
         commands = given if isinstance(given, dict) else {}
         told = {n: json.dumps(commands[n]) for n in ("entrypoint", "cmd") if commands.get(n)}
         return {"image": name, "untouched": "yes", **told}
 
     async def _environment(
-        self, order: BuildOrder, progress: Progress
+        self, order: BuildOrder, bases: Mapping[str, str], progress: Progress
     ) -> tuple[Recipe, str, dict[str, str]]:
         """Return the image of an environment, which is there then; what to look at; who runs there.
 
@@ -121,7 +137,7 @@ class Images:
         brought = order.options.get("image") is not None
         wanted = layers_of(order.options, manifest)
         refuse(fit.pinned(wanted), manifest["python"])
-        base = await (self._users if brought else self._default)(order, progress)
+        base = await (self._users(order, bases, progress) if brought else self._default(bases))
         found = await self._call(self._engine.image, base) or {}
         base_user = found.get("Config", {}).get("User", "")
         ours = not brought and not base_user
@@ -157,34 +173,40 @@ class Images:
         await self._ensure(recipe.tag, self._built(recipe, progress, anew, {}), anew)
         return recipe
 
-    async def _default(self, order: BuildOrder, progress: Progress) -> str:
-        name = settings.setting("docker_base", BASE).format(python=order.manifest["python"])
-        if await self._call(self._engine.image_id, name) is None:
-            await self._pulls.fetch(name, {}, _in_loop(progress))
-        return str(name)
+    async def _default(self, bases: Mapping[str, str]) -> str:
+        """Return the one base by the name that people know, if that still means it."""
+        ((name, held),) = bases.items()
+        meant, wanted = [await self._call(self._engine.image_id, each) for each in (name, held)]
+        return name if meant == wanted else held
 
-    async def _users(self, order: BuildOrder, progress: Progress) -> str:
+    async def _users(self, order: BuildOrder, bases: Mapping[str, str], progress: Progress) -> str:
         """Return the name of the image that a revision brings, built or pulled."""
         given, anew = order.options["image"], bool(order.options.get("force"))
-        registries = order.credentials.get("registries", {})
         if isinstance(given, str):
-            return await self._pulls.pinned(given, registries, _in_loop(progress), anew)
+            return bases[given]
         text, arguments = given["dockerfile_str"], given.get("build_args") or {}
-        named = [name for name in dockerfile.bases(text, arguments) if "$" not in name]
-        found = [
-            await self._pulls.pinned(name, registries, _in_loop(progress), anew) for name in named
-        ]
-        if found and dockerfile.is_reference(text):  # there is nothing to build
-            return found[0]
-        own = UserImage(text, order.context, arguments, tuple(found))
-        known = await logins.logins(hosts_of(named), registries)
+        if bases and dockerfile.is_reference(text):  # there is nothing to build
+            (held,) = bases.values()
+            return held
+        own = UserImage(text, order.context, arguments, bases)
+        known = await logins.logins(hosts_of(bases), order.credentials.get("registries", {}))
         secrets = order.credentials.get("secrets", {})
         if secrets or dockerfile.needs_buildkit(own.rewritten[0]):
+            own = replace(own, bases={name: await self._named(bases[name]) for name in bases})
             make = self._built_by_command(own, secrets, known, progress, anew)
         else:
             make = self._built(own, progress, anew, known)
         await self._ensure(own.tag, make, anew)
         return own.tag
+
+    async def _named(self, base: str) -> str:
+        """Return a name of a base image for BuildKit, which knows none by its id."""
+        if "@" in base:
+            return base
+        name = image.base_name(base)
+        await self._call(self._engine.name_image, base, name)
+        await self._mark(name)
+        return name
 
     async def _versions(self, name: str, minor: str) -> dict[str, str]:
         """Return what is installed in an image; refuse one in which no runner can run."""

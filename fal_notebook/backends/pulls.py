@@ -66,6 +66,25 @@ class Pulls:
             f"{_without_tag(name)}@{digest}" if digest else str(await self._call(self._here, name))
         )
 
+    async def again(self, name: str, was: str, given: Given, progress: Progress) -> str:
+        """Return what `pinned` returned before of a name, once that image is here again.
+
+        Raises
+        ------
+        RegistryError
+            When it is not to be had; what the name means now is another image.
+        """
+        if await self._call(self._engine.image_id, was) is not None:
+            return was
+        lost = f"its base {name} cannot be had any more:"
+        if "@" not in was:
+            raise RegistryError(f"{lost} {was} came from no registry and this engine lost it")
+        try:
+            await self.fetch(was, given, progress)
+        except RegistryError as error:
+            raise RegistryError(f"{lost} {error}", error.log, error.host) from None
+        return was
+
     async def fetch(self, name: str, given: Given, progress: Progress) -> str:
         """Pull an image with credentials that are asked for now; return its digest."""
         return await self._pull(name, progress, await login(Reference.of(name).host, given))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,8 @@ from fal_notebook.image import is_ours
 
 LOG_LINES = 50
 BASE_GONE = (
-    "pull, build or tag that image on this machine (docker pull, docker build -t, docker tag), or "
-    "make its registry reachable, and try again, or deploy again with another image"
+    "bring that very image to this machine (docker pull, docker load), or make its registry "
+    "reachable, and try again, or deploy again with another image"
 )
 
 
@@ -142,7 +143,8 @@ def _order(gateway: Gateway, revision: Revision) -> BuildOrder:
     payload = paths.blob(gateway.state, revision.payload)
     context = context_of(gateway, revision.manifest)
     given = credentials.of(gateway, revision)
-    return BuildOrder(revision.manifest, revision.options, payload, context, given)
+    bases = json.loads(revision.environment.get("bases", "{}"))
+    return BuildOrder(revision.manifest, revision.options, payload, context, given, bases)
 
 
 def _switch(gateway: Gateway, fleet: Fleet, deployment: Deployment) -> None:

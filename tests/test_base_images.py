@@ -1,0 +1,72 @@
+"""Which images a Dockerfile is made from, and how it names them for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from fal_notebook import dockerfile
+from fal_notebook.base_images import bases, held, of_dockerfile
+from fal_notebook.exceptions import SettingError
+
+TEXT = """# syntax=docker/dockerfile:1
+ARG BASE=python:3.11-slim
+FROM ${BASE} AS build
+copy --from=nginx:1 a "b c" /d
+FROM build
+"""
+HELD = {"a": "a@1", "b:2": "b@2"}
+
+
+def test_bases_are_images_and_no_stages() -> None:
+    assert of_dockerfile(TEXT, {}) == ["python:3.11-slim", "nginx:1"]
+    assert of_dockerfile(TEXT, {"BASE": "other"}) == ["other", "nginx:1"]
+    assert of_dockerfile("FROM scratch\nFROM --platform=linux/amd64 a AS b\nFROM B", {}) == ["a"]
+    text = "FROM a\nCOPY --from=0 /x /y\nRUN --mount=from=c x"
+    assert of_dockerfile(text, {}) == ["a", "c"]
+
+
+def test_bases_are_those_of_what_an_app_brings_or_that_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert bases("a:1", "3.11") == ["a:1"]
+    assert bases({"dockerfile_str": "ARG N\nFROM a:$N\n", "build_args": {"N": "2"}}, "3.11") == [
+        "a:2"
+    ]
+    assert bases(None, "3.11") == ["python:3.11-slim"]
+    monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_BASE", "own/base:{python}")
+    assert bases(None, "3.12") == ["own/base:3.12"]
+    monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_BASE", "")
+    with pytest.raises(SettingError, match=r"docker_base is '', and .*; write docker_base = "):
+        bases(None, "3.12")
+    assert bases("a:1", "3.12") == ["a:1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("FROM a", "FROM a@1"),
+        ("from --platform=linux/arm64 a as x", "FROM --platform=linux/arm64 a@1 as x"),
+        ("ARG N=2\nFROM b:$N AS a\nFROM a", "ARG N=2\nFROM b@2 AS a\nFROM a"),
+        ("ARG A\nARG B=${A:-a}\nFROM $B", "ARG A\nARG B=${A:-a}\nFROM a@1"),
+        ("FROM \\\n  # why\n  a", "\n\nFROM a@1"),
+        (
+            "FROM scratch\nCOPY --from=a --link /x \\\n /a",
+            "FROM scratch\n\nCOPY --from=a@1 --link /x  /a",
+        ),
+        (
+            "FROM c\nRUN --mount=type=bind,from=b:2,target=/a --mount=from=a,target=/b:2 \\\n"
+            "  cat <<-E && \\\n true\n\ta\n\tE\nRUN a",
+            "FROM c\n\n\nRUN --mount=type=bind,from=b@2,target=/a --mount=from=a@1,target=/b:2 "
+            "cat <<-E &&  true\n\ta\n\tE\nRUN a",
+        ),
+        ("# escape=`\nFROM a\nRUN dir `\n c:\\", "# escape=`\nFROM a@1\nRUN dir `\n c:\\"),
+        ("FROM other\nCOPY a /a", "FROM other\nCOPY a /a"),
+        ("FROM c AS A\nCOPY --from=a / /\nFROM b:2", "FROM c AS A\nCOPY --from=a / /\nFROM b@2"),
+    ],
+)
+def test_base_images_are_named_otherwise_and_nothing_else(text: str, instead: str) -> None:
+    assert held(text, {}, HELD) == f"{instead}\n"
+    before, after = dockerfile.instructions(text), dockerfile.instructions(instead)
+    assert [(i.name, i.heredocs, i.end) for i in before] == [
+        (i.name, i.heredocs, i.end) for i in after
+    ]
