@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fal_notebook import dockerfile, settings
+from fal_notebook import dockerfile, settings, stages
 from fal_notebook.dockerfile import Instruction
 from fal_notebook.exceptions import OptionError, SettingError
 from fal_notebook.registries import Reference
@@ -20,6 +20,8 @@ DEFAULT = "python:{python}-slim"
 
 def bases(image: Any, python: str) -> list[str]:
     """Return the names of all images that a revision's image is made from, or the one that it is.
+
+    What only stages name that the last one does not need is none of them.
 
     Parameters
     ----------
@@ -37,8 +39,9 @@ def bases(image: Any, python: str) -> list[str]:
         return [default(python)]
     if isinstance(image, str):
         return [image]
-    found = of_dockerfile(image["dockerfile_str"], image.get("build_args") or {})
-    return [name for name in found if "$" not in name]
+    build_args = image.get("build_args") or {}
+    text = stages.without_unused(image["dockerfile_str"], build_args)
+    return [name for name in of_dockerfile(text, build_args) if "$" not in name]
 
 
 def default(python: str) -> str:
@@ -81,13 +84,13 @@ def _named(
 ) -> Iterator[tuple[Instruction, dict[str, str]]]:
     """Yield each instruction with the images it names: their names by what is written there."""
     read = dockerfile.instructions(text)
-    known, stages = dockerfile.arguments(read, build_args), {"scratch"}
+    known, own = dockerfile.arguments(read, build_args), {"scratch"}
     for instruction in read:
         words = dockerfile.images(instruction)
         names = {word: dockerfile.replaced(word, known) for word in words}
         external = {w: n for w, n in names.items() if n and not n.isdecimal()}
-        yield instruction, {w: n for w, n in external.items() if n.lower() not in stages}
-        stages.add(dockerfile.stage(instruction))
+        yield instruction, {w: n for w, n in external.items() if n.lower() not in own}
+        own.add(dockerfile.stage(instruction))
 
 
 def _lines_of_heredocs(instruction: Instruction) -> int:

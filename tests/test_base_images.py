@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fal_notebook import dockerfile
-from fal_notebook.base_images import bases, held, of_dockerfile
+from fal_notebook.base_images import bases, default, held, of_dockerfile
 from fal_notebook.exceptions import SettingError
 
 TEXT = """# syntax=docker/dockerfile:1
@@ -32,13 +32,21 @@ def test_bases_are_those_of_what_an_app_brings_or_that_of_the_settings(
     assert bases({"dockerfile_str": "ARG N\nFROM a:$N\n", "build_args": {"N": "2"}}, "3.11") == [
         "a:2"
     ]
+    assert bases({"dockerfile_str": "FROM a AS unused\nFROM b\n"}, "3.11") == ["b"]
     assert bases(None, "3.11") == ["python:3.11-slim"]
     monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_BASE", "own/base:{python}")
     assert bases(None, "3.12") == ["own/base:3.12"]
     monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_BASE", "")
-    with pytest.raises(SettingError, match=r"docker_base is '', and .*; write docker_base = "):
-        bases(None, "3.12")
     assert bases("a:1", "3.12") == ["a:1"]
+
+
+@pytest.mark.parametrize("base", ["", " ", "python:{version}", "{", "{0}", "{python.x}", "a b"])
+def test_a_setting_that_names_no_image_is_refused(
+    monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_BASE", base)
+    with pytest.raises(SettingError, match=r"docker_base is '.*', and .*; write docker_base = "):
+        default("3.12")
 
 
 @pytest.mark.parametrize(
