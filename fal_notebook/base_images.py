@@ -50,10 +50,11 @@ def default(python: str) -> str:
     name = configured.replace("{python}", python)
     try:
         Reference.of(name)
-    except OptionError as error:
+    except OptionError:
         raise SettingError(
-            f'docker_base is {configured!r}, and {error}; write docker_base = "{DEFAULT}" or '
-            "another image, in which {python} becomes the kernel's version, such as 3.11"
+            f"docker_base is {configured!r}, which is no reference to an image; write docker_base "
+            f'= "{DEFAULT}" or another [HOST[:PORT]/]NAME[:TAG], where {{python}} is the '
+            "kernel's version, such as 3.11"
         ) from None
     return name
 

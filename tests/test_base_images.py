@@ -45,7 +45,9 @@ def test_a_setting_that_names_no_image_is_refused(
     monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:
     monkeypatch.setenv("FAL_NOTEBOOK_DOCKER_BASE", base)
-    with pytest.raises(SettingError, match=r"docker_base is '.*', and .*; write docker_base = "):
+    with pytest.raises(
+        SettingError, match=r"docker_base is '.*', which is no .*; write docker_base = "
+    ):
         default("3.12")
 
 
