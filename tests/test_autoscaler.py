@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,7 +18,10 @@ from fal_notebook.gateway.autoscaler import (
     Decision,
     Observed,
     Runner,
+    Runners,
     Scaling,
+    Starting,
+    arranged,
     asked,
     backoff,
     decide,
@@ -54,7 +59,7 @@ def starting(id_: str, ago: float = 0.0, state: str = "SETUP") -> Runner:
 
 
 def seen(*runners: Runner, queued: int = 0, **others: object) -> Observed:
-    return replace(Observed(runners, queued), **others)
+    return replace(Observed(arranged(runners), queued), **others)
 
 
 # --- how many ---------------------------------------------------------------------------------
@@ -329,6 +334,10 @@ def runners(draw: st.DrawFn, id_: str) -> Runner:
     return Runner(id_, state, in_flight, draw(times), last)
 
 
+def several(count: int) -> st.SearchStrategy[list[Runner]]:
+    return st.tuples(*(runners(f"r{number}") for number in range(count))).map(list)
+
+
 def noted(past: list[tuple[int, float]]) -> Asked:
     """Return what is observed after targets so many seconds ago."""
     before: Asked = ()
@@ -342,9 +351,8 @@ targets = st.lists(st.tuples(st.integers(0, 14), st.floats(0, 20)), max_size=4).
 
 @st.composite
 def observations(draw: st.DrawFn) -> Observed:
-    count = draw(st.integers(0, 14))
     return Observed(
-        tuple(draw(runners(f"r{number}")) for number in range(count)),
+        arranged(draw(st.integers(0, 14).flatmap(several))),
         queued=draw(st.integers(0, 30)),
         next_due_at=draw(st.none() | times),
         failures=draw(st.integers(0, 3)),
@@ -354,14 +362,16 @@ def observations(draw: st.DrawFn) -> Observed:
     )
 
 
-def live(observed: Observed) -> list[Runner]:
-    return [runner for runner in observed.runners if runner.state != "DRAINING"]
+def live(observed: Observed) -> int:
+    return len(observed.runners.starting) + observed.runners.ready
 
 
 def applied(observed: Observed, decision: Decision, now: float) -> Observed:
-    kept = [runner for runner in observed.runners if runner.id not in decision.stop]
-    new = [Runner(f"new{number}", "PENDING", 0, now) for number in range(decision.start)]
-    return replace(observed, runners=(*kept, *new))
+    starting, unused, used, busy, in_flight = observed.runners
+    new = [Starting("PENDING", now, f"new{number}") for number in range(decision.start)]
+    kept = [[r for r in kind if r[1] not in decision.stop] for kind in (unused, used)]
+    starting = [*(r for r in starting if r.id not in decision.stop), *new]
+    return replace(observed, runners=Runners(starting, *kept, busy, in_flight))
 
 
 @for_all(scalings, observations())
@@ -372,7 +382,7 @@ def test_the_target_stays_within_bounds(scaling: Scaling, observed: Observed) ->
 
 @for_all(scalings, observations())
 def test_starts_never_exceed_the_maximum(scaling: Scaling, observed: Observed) -> None:
-    existing = len(live(observed))
+    existing = live(observed)
     start = decide(scaling, observed, NOW).start
     assert existing + start <= max(scaling.max_concurrency, existing)
 
@@ -382,7 +392,8 @@ def test_only_known_runners_without_requests_are_stopped_once(
     scaling: Scaling, observed: Observed
 ) -> None:
     stop = decide(scaling, observed, NOW).stop
-    free = {runner.id for runner in live(observed) if runner.in_flight == 0}
+    starting, unused, used, *_ = observed.runners
+    free = {r.id for r in starting} | {name for _, name in (*unused, *used)}
     assert set(stop) <= free
     assert len(set(stop)) == len(stop)
 
@@ -390,8 +401,8 @@ def test_only_known_runners_without_requests_are_stopped_once(
 @for_all(scalings, observations())
 def test_what_is_left_meets_the_target(scaling: Scaling, observed: Observed) -> None:
     decision = decide(scaling, observed, NOW)
-    left = len(live(applied(observed, decision, NOW)))
-    assert left >= min(decision.target, len(live(observed)))
+    left = live(applied(observed, decision, NOW))
+    assert left >= min(decision.target, live(observed))
 
 
 @for_all(scalings, observations())
@@ -413,8 +424,8 @@ def test_the_need_is_met_unless_the_maximum_or_a_backoff_forbids(
 ) -> None:
     observed = replace(observed, load_known=True)
     decision = decide(scaling, observed, NOW)
-    load = observed.queued + sum(runner.in_flight for runner in live(observed))
-    capacity = len(live(applied(observed, decision, NOW))) * scaling.max_multiplexing
+    load = observed.queued + observed.runners.in_flight
+    capacity = live(applied(observed, decision, NOW)) * scaling.max_multiplexing
     assert (
         capacity >= load
         or decision.target == scaling.max_concurrency
@@ -453,18 +464,55 @@ def test_before_the_alarm_nothing_is_to_be_done(
 def test_an_unknown_load_never_scales_down(scaling: Scaling, observed: Observed) -> None:
     decision = decide(scaling, replace(observed, load_known=False), NOW)
     assert decision.stop == ()
-    assert len(live(observed)) + decision.start <= max(scaling.min_concurrency, len(live(observed)))
+    assert live(observed) + decision.start <= max(scaling.min_concurrency, live(observed))
 
 
-@for_all(scalings, observations(), st.randoms())
+@for_all(scalings, st.integers(0, 14).flatmap(several), observations(), st.randoms())
 def test_the_order_in_which_runners_are_listed_does_not_matter(
-    scaling: Scaling, observed: Observed, random: object
+    scaling: Scaling, listed: list[Runner], observed: Observed, random: Random
 ) -> None:
-    shuffled = list(observed.runners)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert decide(scaling, replace(observed, runners=tuple(shuffled)), NOW) == decide(
-        scaling, observed, NOW
-    )
+    before = decide(scaling, replace(observed, runners=arranged(listed)), NOW)
+    random.shuffle(listed)
+    assert decide(scaling, replace(observed, runners=arranged(listed)), NOW) == before
+
+
+def by_the_rules(scaling: Scaling, observed: Observed, target: int) -> tuple[str, ...]:
+    """Return who goes of too many: every runner looked at, as the module's text has it."""
+    starting, unused, used, *_ = observed.runners
+    advance = ["PENDING", "DOCKER_PULL", "SETUP"].index
+    starts = sorted(starting, key=lambda r: (advance(r.state), -r.since, r.id))
+    if starts and not observed.runners.ready and starts[-1].state == "SETUP":
+        starts.pop()
+    keep, buffer = scaling.keep_alive, scaling.buffered
+    unasked = max(10, keep) if buffer else 10
+    ready = sorted([(r, 10, unasked) for r in unused] + [(r, keep, keep) for r in used])
+    candidates = [((r.since, r.id), max(10, keep), unasked) for r in starts] + ready
+    left, excess = live(observed), live(observed) - scaling.max_concurrency
+    spare, stop = observed.runners.ready - target, list[str]()
+    for number, (runner, hold, memory) in enumerate(candidates):
+        idle = number >= len(starts)
+        last = max([at for level, at in observed.asked[:-1] if level >= left], default=-math.inf)
+        if observed.asked and observed.asked[-1][0] >= left:
+            last = NOW
+        until = max(runner[0] + hold, last + memory if buffer or runner not in used else 0)
+        if left > target and (spare > 0 or not idle) and (until <= NOW or len(stop) < excess):
+            stop.append(runner[1])
+            left -= 1
+            spare -= idle
+    return tuple(stop)
+
+
+@for_all(scalings, observations())
+def test_looking_at_the_first_of_each_kind_finds_who_goes_by_the_rules(
+    scaling: Scaling, observed: Observed
+) -> None:
+    decision = decide(scaling, replace(observed, load_known=True), NOW)
+    assert decision.stop == by_the_rules(scaling, observed, decision.target)
+
+
+def test_busy_runners_are_counted_and_those_on_their_way_out_are_not() -> None:
+    found = arranged([busy("a", 2), busy("b"), replace(busy("c"), state="DRAINING"), idle("d")])
+    assert (found.busy, found.in_flight, found.ready) == (2, 3, 3)
 
 
 # --- in virtual time --------------------------------------------------------------------------
@@ -550,7 +598,7 @@ class World:
         self.looks += 1
         due = [arrival + self.scaling.scaling_delay for arrival, _ in self.waiting]
         observed = Observed(
-            tuple(self.runners.values()),
+            arranged(self.runners.values()),
             queued=sum(time <= self.now for time in due),
             next_due_at=min([time for time in due if time > self.now], default=None),
             failures=self.failures,
@@ -641,7 +689,7 @@ def test_any_traffic_is_served_and_then_only_the_floor_stays(
 ) -> None:
     world = World(replace(scaling, scaling_delay=delay), setup=setup)
     world.run([(0.0, 0.01), *arrivals], until=5000)
-    floor = decide(scaling, Observed(()), world.now).target
+    floor = decide(scaling, Observed(), world.now).target
     assert world.waiting == []
     assert len(world.runners) == floor
     assert world.looks <= 20 * (len(arrivals) + 1) + 10 * scaling.max_concurrency  # no spinning

@@ -24,9 +24,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 UNUSED_KEEP_ALIVE = 10.0
@@ -42,8 +43,7 @@ SHORTEST_WAIT = 0.01
 _STARTING = {"PENDING": 0, "DOCKER_PULL": 1, "SETUP": 2}
 _READY = frozenset({"IDLE", "RUNNING"})
 
-_state, _in_flight = attrgetter("state"), attrgetter("in_flight")
-_last_request_at = attrgetter("last_request_at")
+_since, _when = attrgetter("since"), itemgetter(1)
 
 
 # Until when the target was how high: ever lower targets, ever later; the last one is in force.
@@ -80,7 +80,7 @@ class Runner(NamedTuple):
     state : str
         PENDING, DOCKER_PULL, SETUP, IDLE or RUNNING; a runner in any other state is ignored.
     in_flight : int
-        Requests that it works on.
+        Requests that it works on; 0 until it is ready.
     since : float
         When it was created, or, once ready, when it became IDLE for the first time.
     last_request_at : float or None
@@ -94,12 +94,78 @@ class Runner(NamedTuple):
     last_request_at: float | None = None
 
 
+class Starting(NamedTuple):
+    """A runner that is not ready yet, and when it was created."""
+
+    state: str
+    since: float
+    id: str
+
+
+# Since when a ready runner has had no request, and its id. So plain because each decision of a
+# gateway makes many.
+Idle = tuple[float, str]
+
+
+class Runners(NamedTuple):
+    """All runners of one app: those that may go by themselves, the others only counted.
+
+    Whoever keeps them so need not look at all of them to decide about a few.
+
+    Attributes
+    ----------
+    starting : collection of Starting
+    unused : sequence of Idle
+        Those that never had a request, sorted.
+    used : sequence of Idle
+        Those that had, sorted.
+    busy : int
+        Those that work on requests.
+    in_flight : int
+        The requests that these work on.
+    """
+
+    starting: Collection[Starting] = ()
+    unused: Sequence[Idle] = ()
+    used: Sequence[Idle] = ()
+    busy: int = 0
+    in_flight: int = 0
+
+    @property
+    def ready(self) -> int:
+        """How many are up."""
+        return len(self.unused) + len(self.used) + self.busy
+
+
+def arranged(
+    runners: Iterable[tuple[str, str, int, float, float | None]],
+) -> Runners:
+    """Return runners, each with what a `Runner` says of it, as they are decided about."""
+    starting: list[Starting] = []
+    unused: list[Idle] = []
+    used: list[Idle] = []
+    busy = load = 0
+    for name, state, in_flight, since, last_request_at in runners:
+        if state in _STARTING:
+            starting.append(Starting(state, since, name))
+        elif state not in _READY:
+            continue
+        elif in_flight:
+            busy += 1
+            load += in_flight
+        elif last_request_at is None:
+            unused.append((since, name))
+        else:
+            used.append((last_request_at, name))
+    return Runners(starting, sorted(unused), sorted(used), busy, load)
+
+
 class Observed(NamedTuple):
     """What is known of one app at one moment; times are on the clock of ``now``.
 
     Attributes
     ----------
-    runners : tuple of Runner
+    runners : Runners
     queued : int
         Requests that have waited longer than ``scaling_delay`` (all of them if that is 0).
     next_due_at : float or None
@@ -113,7 +179,7 @@ class Observed(NamedTuple):
         What `asked` made of the targets before.
     """
 
-    runners: tuple[Runner, ...]
+    runners: Runners = Runners()
     queued: int = 0
     next_due_at: float | None = None
     failures: int = 0
@@ -160,9 +226,21 @@ def asked(before: Asked, target: int, now: float, memory: float = UNUSED_KEEP_AL
     """Return what to observe next time: that the target is so high from now on."""
     if before and before[-1][0] == target:
         return before
-    long_ago = now - memory
-    past = [*before[:-1], *((level, now) for level, _ in before[-1:])]
-    return (*[pair for pair in past if pair[0] > target and pair[1] > long_ago], (target, now))
+    past = (*before[:-1], (before[-1][0], now)) if before else ()
+    kept = slice(bisect_right(past, now - memory, key=_when), bisect_left(past, -target, key=_low))
+    return (*past[kept], (target, now))
+
+
+def _last_asked(asked: Asked, runners: int, now: float) -> float:
+    """Return when the target was last as high as so many runners, as far as that is known."""
+    if asked and asked[-1][0] >= runners:
+        return now
+    number = bisect_right(asked, -runners, key=_low)
+    return asked[number - 1][1] if number else -math.inf
+
+
+def _low(pair: tuple[int, float]) -> int:
+    return -pair[0]
 
 
 def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
@@ -180,22 +258,20 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
     Decision
         Carried out at once, it leads to an observation for which there is nothing more to do.
     """
-    ready: Sequence[Runner] = observed.runners
-    starting: Sequence[Runner] = ()
-    if not _READY.issuperset(map(_state, ready)):  # mostly it is
-        starting = [runner for runner in ready if runner.state in _STARTING]
-        ready = [runner for runner in ready if runner.state in _READY]
-    live = len(starting) + len(ready)
+    runners = observed.runners
+    live = len(runners.starting) + runners.ready
     if not observed.load_known:
         return _without_load(scaling, observed, live, now)
-    load = observed.queued + sum(map(_in_flight, ready)) + sum(map(_in_flight, starting))
-    target = wanted(scaling, load)
+    target = wanted(scaling, observed.queued + runners.in_flight)
     # Another request coming due changes nothing for an app that is at its maximum.
     due = observed.next_due_at if target < scaling.max_concurrency else None
     if live < target:
         return _start(target, target - live, observed, due, now)
     if live > target:
-        return _stop(scaling, target, starting, ready, observed.asked, due, now)
+        surplus = _Surplus(scaling, target, observed, now)
+        surplus.stop_starting()
+        surplus.stop_idle()
+        return Decision(target, stop=tuple(surplus.stop), wake_at=_wake(now, due, surplus.wake_at))
     return Decision(target, wake_at=_wake(now, due))
 
 
@@ -224,87 +300,91 @@ def _start(
     return Decision(target, start=missing, wake_at=_wake(now, due))
 
 
-def _stop(
-    scaling: Scaling,
-    target: int,
-    starting: Sequence[Runner],
-    ready: Sequence[Runner],
-    asked: Asked,
-    due: float | None,
-    now: float,
-) -> Decision:
-    live = len(starting) + len(ready)
-    excess = live - scaling.max_concurrency
-    soonest = _soonest(scaling, target, starting, ready, _last_asked(asked, live, now))
-    if excess <= 0 and (soonest is None or soonest > now):
-        # By far the most frequent answer for a surplus, so it is found without sorting anything.
-        return Decision(target, wake_at=_wake(now, due, soonest))
-    surplus = live - target
-    spare_ready = len(ready) - target
-    stop: list[str] = []
-    later: float | None = None
-    for stays_until, runner in _order(scaling, starting, ready):
-        is_ready = runner.state in _READY
-        if surplus == 0 or (is_ready and spare_ready <= 0):
-            break
-        if runner.last_request_at is None or scaling.buffered:
-            hold = memory(scaling) if runner.last_request_at is None else scaling.keep_alive
-            stays_until = max(stays_until, _last_asked(asked, live - len(stop), now) + hold)
-        if stays_until > now and len(stop) >= excess:
-            later = stays_until if later is None else min(later, stays_until)
-            continue
-        stop.append(runner.id)
-        surplus -= 1
-        spare_ready -= is_ready
-    return Decision(target, stop=tuple(stop), wake_at=_wake(now, due, later if surplus else None))
+class _Surplus:
+    """Picks who goes of too many runners: of each kind those whose time has come.
+
+    Of idle runners only so many are looked at as go, and the first of each kind that stays: all
+    behind it stay longer.
+    """
+
+    def __init__(self, scaling: Scaling, target: int, observed: Observed, now: float) -> None:
+        self.stop: list[str] = []
+        self._later: list[float] = []  # until when those stay that might have gone
+        self._scaling = scaling
+        self._now = now
+        self._runners = observed.runners
+        self._asked = observed.asked
+        self._live = len(self._runners.starting) + self._runners.ready
+        self._target = target
+        self._left = self._live - target
+        self._excess = self._live - scaling.max_concurrency
+
+    @property
+    def wake_at(self) -> float | None:
+        """When the next may go, as long as there are too many."""
+        return min(self._later, default=None) if self._left else None
+
+    def stop_starting(self) -> None:
+        """Let surplus starts go, the least advanced and youngest first."""
+        if not self._runners.starting:
+            return
+        hold = max(UNUSED_KEEP_ALIVE, self._scaling.keep_alive)
+        asked_for = memory(self._scaling)
+        first = max(min(map(_since, self._runners.starting)) + hold, self._last_asked() + asked_for)
+        if first > self._now and self._excess <= 0:
+            # By far the most frequent answer, so it is found without sorting anything.
+            self._later.append(first)
+            return
+        for start in self._starts():
+            if self._left:
+                self._goes(start.id, start.since + hold, asked_for)
+
+    def stop_idle(self) -> None:
+        """Let surplus idle runners go, the longest idle first."""
+        keep_alive = self._scaling.keep_alive
+        # A runner that was used goes by its requests, unless it is there for a buffer.
+        by_target = keep_alive if self._scaling.buffered else None
+        kinds = [
+            (self._runners.unused, UNUSED_KEEP_ALIVE, memory(self._scaling)),
+            (self._runners.used, keep_alive, by_target),
+        ]
+        heads = [(kind[0], 0, kind, hold, asked_for) for kind, hold, asked_for in kinds if kind]
+        spare = self._runners.ready - self._target
+        while heads and self._left and spare > 0:
+            # Of at most two, the one that is idle for longer.
+            (since, runner), place, kind, hold, asked_for = heads.pop(heads[0] > heads[-1])
+            if self._goes(runner, since + hold, asked_for):
+                spare -= 1
+                if (place := place + 1) < len(kind):
+                    heads.append((kind[place], place, kind, hold, asked_for))
+
+    def _starts(self) -> list[Starting]:
+        """Return the starts that may be given up, first to go first."""
+        found = sorted(self._runners.starting, key=_order)
+        if not self._runners.ready and found[-1].state == "SETUP":
+            found.pop()
+        return found
+
+    def _goes(self, runner: str, stays_until: float, asked_for: float | None) -> bool:
+        """Stop a runner if its time has come, or at once above the maximum; say whether.
+
+        Unless `asked_for` is None, it stays so long after the target last asked for it, too.
+        """
+        if asked_for is not None:
+            stays_until = max(stays_until, self._last_asked() + asked_for)
+        if stays_until > self._now and len(self.stop) >= self._excess:
+            self._later.append(stays_until)
+            return False
+        self.stop.append(runner)
+        self._left -= 1
+        return True
+
+    def _last_asked(self) -> float:
+        return _last_asked(self._asked, self._live - len(self.stop), self._now)
 
 
-def _last_asked(asked: Asked, runners: int, now: float) -> float:
-    """Return when the target was last as high as so many runners, as far as that is known."""
-    if asked and asked[-1][0] >= runners:
-        return now
-    return next((at for level, at in reversed(asked) if level >= runners), -math.inf)
-
-
-def _soonest(
-    scaling: Scaling,
-    target: int,
-    starting: Sequence[Runner],
-    ready: Sequence[Runner],
-    last_asked: float,
-) -> float | None:
-    hold = max(UNUSED_KEEP_ALIVE, scaling.keep_alive)
-    unused_until = last_asked + memory(scaling)
-    times = [max(runner.since + hold, unused_until) for runner in starting]
-    if len(ready) > target:
-        idle = [runner for runner in ready if not runner.in_flight]
-        used = [at for at in map(_last_request_at, idle) if at is not None]
-        if used:
-            oldest = max(min(used), last_asked) if scaling.buffered else min(used)
-            times.append(oldest + scaling.keep_alive)
-        if len(used) < len(idle):
-            oldest = min([r.since for r in idle if r.last_request_at is None])
-            times.append(max(oldest + UNUSED_KEEP_ALIVE, unused_until))
-    return min(times, default=None)
-
-
-def _order(
-    scaling: Scaling, starting: Sequence[Runner], ready: Sequence[Runner]
-) -> list[tuple[float, Runner]]:
-    """Return who may go, first to go first, each after the time until which it stays."""
-    starts = sorted((_STARTING[r.state], -r.since, r.id, r) for r in starting if r.in_flight == 0)
-    if starts and not ready and starts[-1][3].state == "SETUP":
-        starts.pop()
-    hold = max(UNUSED_KEEP_ALIVE, scaling.keep_alive)
-    idle = sorted((_idle_since(r), r.id, r) for r in ready if r.in_flight == 0)
-    return [(r.since + hold, r) for *_, r in starts] + [
-        (since + (UNUSED_KEEP_ALIVE if r.last_request_at is None else scaling.keep_alive), r)
-        for since, _, r in idle
-    ]
-
-
-def _idle_since(runner: Runner) -> float:
-    return runner.since if runner.last_request_at is None else runner.last_request_at
+def _order(start: Starting) -> tuple[int, float, str]:
+    return _STARTING[start.state], -start.since, start.id
 
 
 def _wake(now: float, *times: float | None) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -27,10 +26,8 @@ SAMPLES_KEPT = 600.0  # seconds
 REQUEST_TIMEOUT = 3600.0
 STARTUP_TIMEOUT = 600.0
 
-# Of a runner what the autoscaler looks at: to it IDLE is as RUNNING. Its tuples are made as
-# `_make` does it, without a look at their length: every decision makes one of each runner.
+# Of a runner what the autoscaler looks at: to it IDLE is as RUNNING.
 _OBSERVED = attrgetter("row.id", "row.state", "in_flight", "since", "last_request_at")
-_seen = functools.partial(tuple.__new__, autoscaler.Runner)
 
 
 class Sample(NamedTuple):
@@ -351,7 +348,7 @@ class Fleet:
         """Return the load of the active revision."""
         queued, next_due_at = self.waiting.due(now, self.scaling.scaling_delay)
         return autoscaler.Observed(
-            runners=tuple(map(_seen, map(_OBSERVED, self.active()))),
+            runners=autoscaler.arranged(map(_OBSERVED, self.active())),
             queued=queued,
             next_due_at=next_due_at,
             failures=self.failures,

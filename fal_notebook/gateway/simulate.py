@@ -11,6 +11,7 @@ import functools
 import heapq
 import math
 from array import array
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ from typing import NamedTuple
 from fal_notebook.gateway.autoscaler import (
     UNUSED_KEEP_ALIVE,
     Asked,
+    Idle,
     Observed,
-    Runner,
+    Runners,
     Scaling,
+    Starting,
     asked,
     decide,
     memory,
@@ -124,15 +127,7 @@ class _Runner:
     in_flight: int = 0
     last_request_at: float | None = None
     offered: set[int] = field(default_factory=set)
-    seen_as: Runner | None = None  # since its last change
-
-    def seen(self) -> Runner:
-        """Return it as the autoscaler sees it."""
-        if self.seen_as is None:
-            at = self.last_request_at
-            name = str(self.number)
-            self.seen_as = Runner(name, self.state, self.in_flight, self.since, at)
-        return self.seen_as
+    idle: Idle | None = None  # as what the autoscaler sees it while it is
 
 
 class _World:
@@ -148,6 +143,11 @@ class _World:
         self._spent = defaultdict[str, float](float)  # seconds of all runners by state
         self._now = 0.0
         self._runners: dict[int, _Runner] = {}
+        # Those that may go, as the autoscaler sees them: each change is told here, so that a
+        # decision need not look at all the others.
+        self._starting: dict[int, Starting] = {}
+        self._unused: list[Idle] = []
+        self._used: list[Idle] = []
         # For each number of requests in flight a heap of who may have as many and be ready.
         self._free: list[list[int]] = [[] for _ in range(scaling.max_multiplexing)]
         # What happens to a runner next: it advances in its start, or a request of it ends.
@@ -158,7 +158,6 @@ class _World:
         self._left = 0
         self._due = 0  # how many of them were there longer than scaling_delay
         self._asked: Asked = ()
-        self._starting = 0
         self._calm_until = math.inf  # no runner that is ready goes before
         self._result = Simulation()
 
@@ -225,10 +224,10 @@ class _World:
     def _serve(self, runner: _Runner, request: Request, at: float) -> None:
         if not runner.in_flight:
             self._enter(runner, "RUNNING", at)
+            self._take_up(runner)
             if len(self._runners) == 1:
                 self._calm_until = math.inf  # nobody is idle
         runner.in_flight += 1
-        runner.seen_as = None
         self._in_flight += 1
         self._offer(runner)
         self._result.waits.append(at - request.at)
@@ -239,10 +238,9 @@ class _World:
         runner.in_flight -= 1
         self._in_flight -= 1
         runner.last_request_at = at
-        runner.seen_as = None
         self._calm_until = min(self._calm_until, at + self._scaling.keep_alive)
         if not runner.in_flight:
-            self._enter(runner, "IDLE", at)
+            self._rest(runner, at)
         self._offer(runner)
         self._serve_waiting(runner, at)
 
@@ -289,7 +287,10 @@ class _World:
         return calm and target < len(self._runners) and self._now < self._calm_until
 
     def _end_of(self, runner: _Runner) -> None:
-        self._starting -= runner.state in ("PENDING", "SETUP")
+        if runner.idle is None:
+            del self._starting[runner.number]
+        else:
+            self._take_up(runner)
         self._enter(runner, "TERMINATED", self._now)
 
     def _waiting(self) -> tuple[int, float | None]:
@@ -304,13 +305,16 @@ class _World:
         return max(0, self._due - self._left), next_due_at
 
     def _observed(self, queued: int, next_due_at: float | None) -> Observed:
-        runners = tuple([runner.seen_as or runner.seen() for runner in self._runners.values()])
+        idle = len(self._unused) + len(self._used)
+        busy = len(self._runners) - len(self._starting) - idle
+        starting = self._starting.values()
+        runners = Runners(starting, self._unused, self._used, busy, self._in_flight)
         return Observed(runners, queued, next_due_at, asked=self._asked)
 
     def _begin(self) -> None:
         self._result.started += 1
-        self._starting += 1
         runner = self._runners[self._result.started] = _Runner(self._result.started, self._now)
+        self._starting[runner.number] = Starting("PENDING", self._now, str(runner.number))
         if self._start.pending:
             self._come(self._now + self._start.pending, runner)
         else:
@@ -323,6 +327,7 @@ class _World:
     def _advance(self, runner: _Runner, at: float) -> None:
         if runner.state == "PENDING":
             self._enter(runner, "SETUP", at)
+            self._starting[runner.number] = Starting("SETUP", runner.since, str(runner.number))
             self._come(at + self._start.setup, runner)
         elif runner.state == "SETUP":
             self._ready(runner, at)
@@ -330,16 +335,31 @@ class _World:
             self._finish(runner, at)
 
     def _ready(self, runner: _Runner, at: float) -> None:
-        self._starting -= 1
+        del self._starting[runner.number]
         self._calm_until = min(self._calm_until, at + UNUSED_KEEP_ALIVE)
-        self._enter(runner, "IDLE", at)
         runner.since = at
+        self._rest(runner, at)
         self._offer(runner)
         self._serve_waiting(runner, at)
 
+    def _rest(self, runner: _Runner, at: float) -> None:
+        self._enter(runner, "IDLE", at)
+        runner.idle = at, str(runner.number)
+        insort(self._kind(runner), runner.idle)
+
+    def _take_up(self, runner: _Runner) -> None:
+        """Take a runner from those that are idle."""
+        kind, idle = self._kind(runner), runner.idle
+        assert idle is not None
+        del kind[bisect_left(kind, idle)]
+        runner.idle = None
+
+    def _kind(self, runner: _Runner) -> list[Idle]:
+        return self._unused if runner.last_request_at is None else self._used
+
     def _enter(self, runner: _Runner, state: str, at: float) -> None:
         self._spent[runner.state] += at - runner.entered
-        runner.state, runner.entered, runner.seen_as = state, at, None
+        runner.state, runner.entered = state, at
 
     # --- the picture -------------------------------------------------------------------------
     def _look(self) -> None:
