@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fal_notebook.exceptions import DiskFullError, StoreError
+from fal_notebook.gateway import schemas
 from fal_notebook.gateway.database import connect
 from fal_notebook.gateway.store import (
     EVENTS_KEPT,
@@ -135,14 +136,14 @@ def test_a_newer_schema_is_refused_and_left_untouched(tmp_path: Path) -> None:
     database.close()
     before = path.read_bytes()
     with pytest.raises(StoreError, match="newer fal_notebook"):
-        Store(path)
+        schemas.examine(tmp_path)
     assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "store.db").write_bytes(b"not a database, " * 100)
     with pytest.raises(StoreError, match="not a database"):
-        Store(tmp_path / "store.db")
+        schemas.examine(tmp_path)
     with pytest.raises(StoreError):
         Store(tmp_path)
 

@@ -18,6 +18,9 @@ from serving import eventually
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import StoreError
+from fal_notebook.gateway import schemas
+from fal_notebook.gateway.database import connect
+from fal_notebook.gateway.storage import table
 from fal_notebook.gateway.store import MIGRATIONS, App, Store
 
 PLACES = 60
@@ -49,7 +52,7 @@ def refused(folder: Path, sentence: str) -> None:
     """Check that a store is refused with one sentence and stays as it is."""
     before = files(folder)
     with pytest.raises(StoreError, match=sentence) as refusal:
-        Store(folder / "store.db")
+        schemas.examine(folder)
     assert "\n" not in str(refusal.value)
     assert files(folder) == before
 
@@ -202,3 +205,17 @@ def finished(gateway: GatewayInfo) -> str:
     asked = httpx.post(f"{gateway.url}/queue/tester/who", json={}).json()
     eventually(lambda: httpx.get(asked["status_url"]).status_code == 200)
     return str(asked["request_id"])
+
+
+def test_one_that_is_damaged_is_refused_before_another_is_opened(
+    died: tuple[Path, list[int]],
+) -> None:
+    folder, _ = died
+    connect(folder / "storage.db", table.MIGRATIONS).close()
+    with (folder / "storage.db").open("r+b") as file:
+        file.seek(PAGE)  # its first page, with the version, is whole
+        file.write(b"\x55" * PAGE)
+    before = files(folder)
+    with pytest.raises(StoreError, match=r"storage.db is damaged"):
+        schemas.examine(folder)
+    assert files(folder) == before

@@ -31,7 +31,7 @@ def io_errors(folder: Path, name: str = "") -> Iterator[None]:
             message = f"no room is left in {folder}: free space on its disk and try again"
             raise DiskFullError(message) from None
         if type(error) is sqlite3.DatabaseError:  # its subclasses have other causes
-            raise _damaged(folder / name, str(error)) from None
+            raise damaged(folder / name, str(error)) from None
         raise StoreError(f"the gateway's state in {folder}: {error}") from error
 
 
@@ -60,11 +60,9 @@ def connect(
     Raises
     ------
     StoreError
-        When the file was written by a newer version or is damaged (it and its log are left
-        untouched), or cannot be used.
+        When it cannot be used. Whether it is newer or damaged is `examine`'s to say, before.
     """
     with io_errors(path.parent, path.name):
-        _examine(path, len(migrations))
         # A file that another connection of this process has open must not be opened and closed:
         # that drops its locks, and who looks from outside then removes the log that is written to.
         with contextlib.suppress(FileExistsError):
@@ -83,44 +81,47 @@ def connect(
     return database
 
 
-def refuse_newer(path: Path, known: int) -> None:
-    """Refuse a file that was written by a newer version, or whose log is damaged.
+def examine(path: Path, known: int) -> None:
+    """Refuse a file that is newer or damaged, or whose log (``-wal``) is.
+
+    It is opened to be read only: any other connection moves the log into the file as it closes.
+    Of a log that ends too early, all that was complete counts.
+
+    Parameters
+    ----------
+    known : int
+        The newest version of its schema that is known here.
 
     Raises
     ------
     StoreError
         When it is so; the file and its log are left untouched.
     """
-    with io_errors(path.parent, path.name):
-        _examine(path, known, whole=False)
-
-
-def _examine(path: Path, known: int, whole: bool = True) -> None:
-    """Refuse a file that is newer or damaged, or whose log (``-wal``) is.
-
-    It is opened to be read only: any other connection moves the log into the file as it closes.
-    Of a log that ends too early, all that was complete counts.
-    """
     log = path.with_name(f"{path.name}-wal")
-    if _has_no_header(log):
-        raise _damaged(log, "its header is wrong")
-    if not _size(path):
-        if _size(log) > _HEADER:
-            raise _damaged(log, f"its {path.name} is empty or gone")
-        return
-    # Where there is no log, SQLite is not to make one beside a file that is only looked at.
-    uri = f"{path.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
-        found = database.execute("PRAGMA user_version").fetchone()[0]
-        if found > known:
-            raise StoreError(
-                f"{path} was written by a newer fal_notebook (schema {found}, here {known}); "
-                "upgrade it or set FAL_NOTEBOOK_STATE to another folder"
-            )
-        if whole and _size(path) <= _CHECKED:
-            said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if said != "ok":
-                raise _damaged(path, said.removeprefix("*** in database main ***").strip())
+    with io_errors(path.parent, path.name):
+        if _has_no_header(log):
+            raise damaged(log, "its header is wrong")
+        if not size(path):
+            if size(log) > _HEADER:
+                raise damaged(log, f"its {path.name} is empty or gone")
+            return
+        # Where there is no log, SQLite is not to make one beside a file that is only looked at.
+        uri = f"{path.absolute().as_uri()}?{'mode=ro' if log.exists() else 'immutable=1'}"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+            _read_through(database, path, known)
+
+
+def _read_through(database: sqlite3.Connection, path: Path, known: int) -> None:
+    found = database.execute("PRAGMA user_version").fetchone()[0]
+    if found > known:
+        raise StoreError(
+            f"{path} was written by a newer fal_notebook (schema {found}, here {known}); "
+            "upgrade it or set FAL_NOTEBOOK_STATE to another folder"
+        )
+    if size(path) <= _CHECKED:
+        said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if said != "ok":
+            raise damaged(path, said.removeprefix("*** in database main ***").strip())
 
 
 def _has_no_header(log: Path) -> bool:
@@ -128,7 +129,7 @@ def _has_no_header(log: Path) -> bool:
 
     One of zeros is what a machine leaves that lost its power before the log was on its disk.
     """
-    if _size(log) < _HEADER:
+    if size(log) < _HEADER:
         return False
     with log.open("rb") as file:
         header = file.read(_HEADER)
@@ -142,11 +143,13 @@ def _has_no_header(log: Path) -> bool:
     return struct.unpack(">2I", header[24:]) != (first, second)
 
 
-def _size(path: Path) -> int:
+def size(path: Path) -> int:
+    """Return the size of a file, 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
-def _damaged(place: Path, reason: str) -> StoreError:
+def damaged(place: Path, reason: str) -> StoreError:
+    """Return the refusal of a damaged file, which says what to do."""
     return StoreError(
         f"{place} is damaged ({reason}) and stays as it is: put back a copy of it and of what "
         "stands beside it, or move it elsewhere to go on without what it holds"

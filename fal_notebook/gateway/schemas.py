@@ -1,11 +1,10 @@
-"""The databases of a state folder, looked at together before any of them is opened."""
+"""The databases of a state folder, examined together before any of them is opened."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fal_notebook.gateway import store
-from fal_notebook.gateway.database import refuse_newer
+from fal_notebook.gateway import database, store
 from fal_notebook.gateway.queue import records
 from fal_notebook.gateway.storage import table
 
@@ -17,7 +16,7 @@ _KNOWN = {
 
 
 def examine(state: Path) -> None:
-    """Refuse a state folder of which one database is newer, before another is changed.
+    """Refuse a state folder of which one database is newer or damaged, before any is changed.
 
     Raises
     ------
@@ -25,4 +24,4 @@ def examine(state: Path) -> None:
         When there is one; all stay as they are.
     """
     for name, migrations in _KNOWN.items():
-        refuse_newer(state / name, len(migrations))
+        database.examine(state / name, len(migrations))

@@ -340,7 +340,7 @@ class Store:
     Raises
     ------
     StoreError
-        When the file was written by a newer version (it is left untouched) or cannot be used.
+        When the file cannot be used; `schemas.examine` has refused before what is newer or damaged.
     """
 
     def __init__(self, path: Path) -> None:
