@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,14 @@ def processes_of(state: Path) -> list[psutil.Process]:
             if str(state) in text and process.pid != os.getpid():
                 found.append(process)
     return found
+
+
+def other_gateway(state: Path) -> subprocess.CompletedProcess[str]:
+    """Start one more gateway on a state folder and wait for its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "fal_notebook.gateway"],
+        env={**os.environ, "FAL_NOTEBOOK_STATE": str(state)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )

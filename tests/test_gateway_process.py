@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from gateway_processes import WHO, deploy, end, processes_of, stop
+from gateway_processes import WHO, deploy, end, other_gateway, processes_of, stop
 from serving import Wire, control, fill, post, with_key
 
 from fal_notebook import discovery
@@ -31,16 +31,6 @@ from fal_notebook.gateway.store import App, Revision, RunnerRow, Store
 def who(gateway: GatewayInfo, **headers: str) -> Any:
     url = f"{gateway.url}/run/tester/who"
     return httpx.post(url, json={}, headers=headers, timeout=20).json()
-
-
-def other_gateway(state: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fal_notebook.gateway"],
-        env={**os.environ, "FAL_NOTEBOOK_STATE": str(state)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
 
 
 def test_there_is_one_gateway_on_a_state_folder(state: Path) -> None:

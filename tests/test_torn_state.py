@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from gateway_processes import deploy, processes_of, stop
+from gateway_processes import deploy, other_gateway, processes_of, stop
 from serving import eventually
 
 from fal_notebook import discovery
@@ -219,3 +219,61 @@ def test_one_that_is_damaged_is_refused_before_another_is_opened(
     with pytest.raises(StoreError, match=r"storage.db is damaged"):
         schemas.examine(folder)
     assert files(folder) == before
+
+
+NAMES = list(schemas.KNOWN)
+
+
+def made(folder: Path, count: int) -> None:
+    """Make the databases of a gateway, as it does, up to one of them."""
+    folder.mkdir()
+    for name, migrations in list(schemas.KNOWN.items())[:count]:
+        connect(folder / name, migrations).close()
+
+
+@pytest.mark.parametrize(("emptied", "there"), [(0, 2), (0, 3), (1, 3)])
+def test_a_database_that_was_emptied_is_refused(tmp_path: Path, emptied: int, there: int) -> None:
+    state = tmp_path / "state"
+    made(state, there)
+    (state / NAMES[emptied]).write_bytes(b"")
+    before = {path.name: path.read_bytes() for path in state.iterdir()}
+    with pytest.raises(StoreError, match=f"{NAMES[emptied]} is damaged .it is empty, though"):
+        schemas.examine(state)
+    assert {path.name: path.read_bytes() for path in state.iterdir()} == before
+    (state / NAMES[emptied]).rename(tmp_path / "elsewhere")  # as the refusal says
+    schemas.examine(state)
+
+
+@pytest.mark.parametrize("there", range(3))
+def test_a_first_start_that_was_cut_off_goes_on(tmp_path: Path, there: int) -> None:
+    state = tmp_path / "state"
+    made(state, there)
+    schemas.examine(state)
+    (state / NAMES[there]).touch()  # made, and nothing is written yet
+    schemas.examine(state)
+    connect(state / NAMES[there], schemas.KNOWN[NAMES[there]]).close()
+    schemas.examine(state)
+
+
+def test_an_emptied_store_is_one_sentence_of_a_gateway(state: Path) -> None:
+    stop(discovery.ensure(state), state)
+    content = (state / "store.db").read_bytes()
+    (state / "store.db").write_bytes(b"")
+    answer = other_gateway(state)
+    assert answer.returncode == 1
+    assert answer.stderr.endswith("move it elsewhere to go on without what it holds\n")
+    assert (state / "store.db").read_bytes() == b""
+    (state / "store.db").write_bytes(content)
+
+
+@pytest.mark.parametrize("stuck", range(3))
+def test_a_gateway_makes_its_databases_in_the_order_that_is_known(
+    tmp_path: Path, stuck: int
+) -> None:
+    """Else one that is empty would say nothing of those that stand after it."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / NAMES[stuck]).symlink_to(tmp_path / "nowhere" / "x.db")
+    assert other_gateway(state).returncode == 1
+    assert [name for name in NAMES if (state / name).exists()] == NAMES[:stuck]
+    assert all((state / name).stat().st_size for name in NAMES[:stuck])
