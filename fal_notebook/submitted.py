@@ -114,8 +114,8 @@ class Submitted:
     def cancel(self) -> bool:
         """Cancel the request; False when it is completed already.
 
-        One that waits never runs. One at work is told: an async function is cancelled, another
-        one finishes and its result stands.
+        One that waits never runs. One at work finishes, and its result stands, unless the app has
+        a route for its cancel that ends it.
         """
         return sync.wait(self.withdraw())
 

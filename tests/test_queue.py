@@ -455,27 +455,26 @@ def test_cancel_of_a_thread_at_work_lets_it_finish(act: Client, gate: Gate) -> N
     assert act.cancel(gate.request).json()["status"] == "ALREADY_COMPLETED"
 
 
-def test_cancel_of_an_async_function_ends_it(gateway: GatewayInfo, eventually: Eventually) -> None:
+def test_cancel_of_an_async_function_lets_it_finish(
+    gateway: GatewayInfo, eventually: Eventually
+) -> None:
     source = (
         "import asyncio\nasync def nap(n: float = 0) -> float:\n"
         "    await asyncio.sleep(n)\n    return n\n"
     )
     with deployed(source, serve=True, auth="public") as handle, Client(gateway, handle) as nap:
-        request = nap.submit(n=30)
+        request = nap.submit(n=0.5)
         eventually(lambda: nap.state(request)["status"] == "IN_PROGRESS")
         assert nap.cancel(request).status_code == 202
-        answer = nap.finish(request)
-        assert (answer.status_code, answer.headers["x-fal-error-type"]) == (499, CANCELLED[1])
-        assert answer.json() == dict(zip(("detail", "error_type"), CANCELLED, strict=True))
-        state = nap.state(request)
-        assert (state["error"], state["error_type"]) == CANCELLED
-        assert nap.finish(nap.submit(n=0.01)).json() == 0.01
+        assert nap.finish(request).json() == 0.5
         # at any moment
         for pause in (0, 0.001, 0.003, 0.01):
-            request = nap.submit(n=30)
+            request = nap.submit(n=0.1)
             time.sleep(pause)
             assert nap.cancel(request).status_code == 202
-            assert nap.finish(request, 5).status_code == 499
+            status = nap.finish(request, 5).status_code
+            told = status, nap.state(request).get("error_type")
+            assert told in ((200, None), (499, CANCELLED[1]))
 
 
 # --- deadlines --------------------------------------------------------------------------------

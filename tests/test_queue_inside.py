@@ -101,6 +101,23 @@ async def die(gateway: Gateway) -> None:
     await close_gateway(gateway)
 
 
+async def test_what_a_deleted_app_left_holds_up_no_start(tmp_path: Path) -> None:
+    gateway = open_gateway(tmp_path)
+    left = [
+        QueuedRequest(n, f"{n:032x}", "tester", "deleted", "POST", b"/", [], None)
+        for n in range(1, 1001)
+    ]
+    await asyncio.gather(*(gateway.queue.records.accept(request, b"") for request in left))
+    await die(gateway)
+    gateway = open_gateway(tmp_path)
+    records = gateway.queue.records
+    await gateway.take_up_queue()
+    assert len(records.unfinished()) == len(left)
+    await until(lambda: not records.unfinished())
+    assert {records.answer(request).status for request in left} == {404}
+    await close_gateway(gateway)
+
+
 async def test_the_end_of_a_gateway_ends_an_attempt(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     source = (

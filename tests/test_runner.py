@@ -342,31 +342,6 @@ def test_a_blocking_handler_does_not_stop_health(bench: Bench) -> None:
         assert not busy.done()
 
 
-def cancel(runner: LiveRunner, request: str) -> int:
-    with runner.client() as client:
-        headers = {"x-fal-request-id": request}
-        return client.post("/cancel", content=b"", headers=headers).status_code
-
-
-def test_cancel_ends_an_async_handler_and_lets_a_sync_one_finish(
-    bench: Bench, eventually: Any
-) -> None:
-    body = "def f(n: float = 0) -> float:\n    {}; return n"
-    for source, status in (
-        ("import asyncio\nasync " + body.format("await asyncio.sleep(n)"), 499),
-        ("import time\n" + body.format("time.sleep(n)"), 200),
-    ):
-        runner = bench.start(source, max_multiplexing=2)
-        assert cancel(runner, "r1") == 404
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(runner.post, {"n": 1.5})
-            eventually(lambda runner=runner: cancel(runner, "r1") != 404)
-            assert cancel(runner, "r2") == 404
-            assert answer.result().status_code == status
-        assert runner.value(n=0) == 0
-        assert cancel(runner, "r1") == 404
-
-
 def test_an_async_handler_is_cancelled_when_its_caller_goes(bench: Bench, eventually: Any) -> None:
     source = (
         "import asyncio\nasync def f():\n    print('begun')\n    try: await asyncio.sleep(30)\n"

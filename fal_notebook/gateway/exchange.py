@@ -316,13 +316,10 @@ class Exchange:
         head = self._empty(runner, b"/", (LINK, word))
         return await runner.pool.notify(head)
 
-    async def post(self, runner: Runner, path: bytes) -> int:
-        """Post nothing to a path below the request's own, on its behalf; return the status.
-
-        0 when the runner did not answer.
-        """
+    async def post(self, runner: Runner, path: bytes) -> None:
+        """Post nothing to a path below the request's own, on its behalf."""
         below = self._request.path.rstrip(b"/") + path
-        return await runner.traffic.notify(self._empty(runner, below))
+        await runner.traffic.notify(self._empty(runner, below))
 
     def _empty(self, runner: Runner, target: bytes, *more: Header) -> bytes:
         """Return a request of ours: what the caller's says of its body is not true of it."""

@@ -67,12 +67,10 @@ class Callers:
             if self._gone.get(request) is gone:
                 del self._gone[request]
 
-    def cancel(self, request: str) -> bool:
-        """Let a request end as if its caller had gone, a thread not; say whether it is at work."""
-        gone = self._gone.get(request)
-        if gone is not None:
+    def cancel(self, request: str) -> None:
+        """Let a request end, for its caller has gone; a thread does not."""
+        if (gone := self._gone.get(request)) is not None:
             gone.cancel()
-        return gone is not None
 
 
 class CutError(Exception):

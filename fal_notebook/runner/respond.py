@@ -90,7 +90,7 @@ class Asked:
 
     async def _other(self) -> Response:
         """Answer what is no call of a route."""
-        served, path, method = self.served, self.scope["path"], self.scope["method"]
+        served, path = self.served, self.scope["path"]
         if served.find(path) is not None and path != "/health":
             return error_response(405, "Method Not Allowed", {"allow": "POST"})
         if path == "/health":
@@ -100,15 +100,7 @@ class Asked:
         if served.socket(path) is not None:
             detail = f"Path {path} is a WebSocket: ask for it with wss:// or ws://"
             return error_response(426, detail)
-        base = served.own_path(path.removesuffix("/cancel") or "/")
-        if method == "POST" and base != path and served.find(base) is not None:
-            return self._cancel()
         return error_response(404, f"Path {path} not found")
-
-    def _cancel(self) -> Response:
-        if not self.callers.cancel(self._id):
-            return error_response(404, "no such request is at work here")
-        return Response(status_code=202)
 
 
 async def _health(served: Served) -> Response:

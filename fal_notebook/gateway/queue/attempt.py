@@ -35,8 +35,7 @@ from fal_notebook.gateway.tracing import Trace
 from fal_notebook.gateway.upstream import RefusedError, UpstreamError
 from fal_notebook.runner import frames
 
-# A runner that has only just got a request may not know it yet when it hears of its cancel.
-CANCEL_TRIES = 5
+# How often it is looked whether a cancelled request is with its runner (seconds).
 CANCEL_PAUSE = 0.1
 # Of a failed answer so many characters are told.
 LONGEST_ERROR = 1000
@@ -113,17 +112,17 @@ class Attempt:
         return birth.watched(self._send, clock.now() - age)
 
     def cancel(self) -> None:
-        """Tell the app, on this runner, that nobody wants the answer any more."""
+        """Tell the app, on this runner, that nobody wants the answer any more.
+
+        One without a cancel route finishes, and its answer stands.
+        """
         if self._cancelling is None:
             self._cancelling = asyncio.ensure_future(self._tell_of_cancel())
 
     async def _tell_of_cancel(self) -> None:
         while not self._exchange.sent:
             await asyncio.sleep(CANCEL_PAUSE)
-        for _ in range(CANCEL_TRIES):
-            if await self._exchange.post(self._runner, b"/cancel") != 404:
-                return
-            await asyncio.sleep(CANCEL_PAUSE)
+        await self._exchange.post(self._runner, b"/cancel")
 
     # --- what the exchange takes for a caller ------------------------------------------------
     async def _receive(self) -> MutableMapping[str, Any]:

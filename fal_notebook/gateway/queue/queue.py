@@ -267,25 +267,32 @@ class Queue:
 
     # --- beginning and end -------------------------------------------------------------------
     async def recover(self, find: Callable[[str, str], Fleet | None]) -> None:
-        """Take up what the last gateway left: what waited waits, what was at work is retried."""
+        """Take up what the last gateway left: what waited waits, what was at work is retried.
+
+        What waited for a deleted app is completed later: that may be much.
+        """
         self.records.sweep()
+        dropped = []
         for request in self.records.unfinished():
             fleet = find(request.owner, request.app)
-            if fleet is None or request.cancelled:
-                await self._complete(fleet, request, _CANCELLED if fleet else _NO_APP)
+            if fleet is None:
+                dropped.append(request.number)
+            elif request.cancelled:
+                await self._complete(fleet, request, _CANCELLED)
             elif request.state == IN_PROGRESS:
                 # Its attempt counts: what it runs may be what ends gateways.
                 lost = retry.Failure(503, "runner_disconnected")
                 await self._settle(fleet, request, _LOST, lost)
             else:
                 self._enqueue(fleet, request)
+        self._spawn(self._drop(None, dropped))
 
     def drop(self, fleet: Fleet) -> None:
         """Complete every request that waits for an app that was deleted."""
         waiting = [fleet.waiting.backlog.pop() for _ in range(len(fleet.waiting.backlog))]
         self._spawn(self._drop(fleet, waiting))
 
-    async def _drop(self, fleet: Fleet, waiting: list[int]) -> None:
+    async def _drop(self, fleet: Fleet | None, waiting: list[int]) -> None:
         for start in range(0, len(waiting), LARGEST_BATCH):
             requests = map(self.records.load, waiting[start : start + LARGEST_BATCH])
             await asyncio.gather(*(self._complete(fleet, r, _NO_APP) for r in requests))

@@ -53,7 +53,7 @@ def _id(headers: dict[bytes, bytes], number: int) -> str:
     if chosen is None:
         return f"{number:016x}{os.urandom(8).hex()}"
     if not _ID.fullmatch(chosen):
-        raise RefusedRequestError(422, "x-fal-submit-id is 32 hexadecimal digits")
+        raise RefusedRequestError(422, "x-fal-submit-id is 32 hexadecimal digits in lower case")
     return chosen.decode()
 
 
