@@ -230,7 +230,7 @@ def _is_among(path: str, files: Collection[str]) -> bool:
 def _known_inside(
     function: ast.FunctionDef | ast.AsyncFunctionDef, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what is known in a function: not what it binds itself, but defaults of parameters."""
+    """Return what is known in a function: not what it binds more than once, but its defaults."""
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     parameters = [*positional, *arguments.kwonlyargs]
@@ -242,9 +242,14 @@ def _known_inside(
         # The value of `p=FILE` is among those given: here that is a name of another scope.
         value = known.get(parameter.arg) if default is not None and path is None else path
         inside[parameter.arg] = value
-    for node in _module_level(function):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            inside.pop(node.id, None)
+    nodes = list(_module_level(function))
+    bound = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    for name in bound:
+        inside.pop(name, None)
+    for node in nodes:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)]) if bound.count(name) == 1:
+                inside[name] = path_of(node.value, inside)
     return inside
 
 

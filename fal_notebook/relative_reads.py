@@ -11,6 +11,8 @@ from typing import Any
 
 _Path = str | PurePath
 _READERS = re.compile(r"read_\w+|load|loadtxt|genfromtxt|fromfile|open|imread|open_dataset")
+# What these call their first parameter.
+_KEYWORDS = ("file", "filename", "fname", "path", "io", "filepath_or_buffer", "path_or_buf")
 _LOOKS_LIKE_FILE = re.compile(r"[^\s*?<>|]+\.\w{1,8}")
 
 
@@ -80,7 +82,8 @@ def _called(call: ast.Call, known: Mapping[str, Any]) -> _Path | None:
 
 
 def _first(call: ast.Call, known: Mapping[str, Any]) -> _Path | None:
-    return path_of(call.args[0], known) if call.args else None
+    named = [keyword.value for keyword in call.keywords if keyword.arg in _KEYWORDS]
+    return path_of([*call.args, *named][0], known) if call.args or named else None
 
 
 def _opens_to_write(name: str, call: ast.Call) -> bool:

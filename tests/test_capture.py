@@ -366,6 +366,18 @@ def test_what_cannot_be_pickled_is_named_with_the_path_to_it(source: str) -> Non
     )
 
 
+def test_what_a_class_says_against_its_pickling_is_told() -> None:
+    source = "class Bad:\n    def __reduce__(self): raise RuntimeError('not me')\nbad = Bad()\n"
+    with pytest.raises(UnpicklableError, match=r"cannot be pickled \(RuntimeError: not me\); cre"):
+        capture(notebook(source + "def f(): return bad")["f"])
+
+
+def test_a_lock_in_an_array_of_objects_is_found() -> None:
+    array = np.array([[1, threading.Lock()]], dtype=object)
+    with pytest.raises(UnpicklableError, match=r"`data`, whose \.flat\[1\] is a _thread\.lock"):
+        capture(notebook("def f(): return data", data=array)["f"])
+
+
 def test_a_lock_in_a_big_object_is_found() -> None:
     cell = notebook("def f(): return data", data=[*range(1000), {"lock": threading.Lock()}])
     with pytest.raises(

@@ -120,6 +120,8 @@ def test_every_defined_function_can_be_the_entry(names: list[str]) -> None:
         "Path('data', 'x').open('rb')",
         "Path('data').joinpath('x').read_text()",
         "(Path('data/x.csv').parent / 'y.csv').read_text()",
+        "open(file='a.txt')",
+        "np.loadtxt(fname='a.txt')",
     ],
 )
 def test_a_relative_read_is_warned_about(statement: str) -> None:
@@ -159,6 +161,13 @@ def test_a_relative_read_is_warned_about(statement: str) -> None:
 )
 def test_other_calls_are_not_warned_about(statement: str) -> None:
     assert warnings(f"def f():\n    return {statement}\n") == ()
+
+
+def test_a_relative_file_that_a_variable_names_is_warned_about() -> None:
+    (sentence,) = warnings("def f():\n    p = 'a.txt'\n    return open(p)\n")
+    assert sentence.startswith("`f` reads the relative file 'a.txt' (line 3)")
+    assert warnings("def f(x):\n    p = 'a'\n    p = x\n    return open(p)\n") == ()
+    assert warnings("def f(x):\n    for p in x: open(p)\n    p = 'a'\n") == ()
 
 
 @pytest.mark.parametrize(

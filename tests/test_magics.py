@@ -207,6 +207,14 @@ def test_going_back_to_the_running_cell_cancels_the_changed_one(shell) -> None:
         changed()
 
 
+def test_a_function_whose_app_another_one_takes_is_named(shell, capsys) -> None:
+    for name in ("Same", "same"):
+        shell.run(f"%%fal_function wait=true\ndef {name}(): return {name!r}")
+    note = "note: `Same` is a handle of the app same too, and runs `same` now; give one of them"
+    assert note in capsys.readouterr().out
+    assert shell["Same"]() == shell["same"]() == "same"
+
+
 def test_cancel_ends_a_deploy_and_leaves_what_runs(shell) -> None:
     shell.run("import time\ndef load(): time.sleep(60)")
     shell.run(cell("wait=true", ONE))

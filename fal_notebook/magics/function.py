@@ -113,10 +113,23 @@ class FunctionMagic:
         with self._detached_by_interrupt(entry, deployment):
             if not at_once:
                 deployment.accepted.result()
+            deployment.progress.notices += self._others(entry, deployment.handle)
             self._shell.user_ns[entry] = deployment.handle
             output.follow(deployment.progress)
             if cell.wait:
                 self._wait(deployment, output)
+
+    def _others(self, entry: str, handle: Handle) -> Iterator[str]:
+        """Yield a note for each other function of the notebook whose app runs this one now."""
+        at, names = (handle.owner, handle.name), self._shell.user_ns
+        for name, other in names.items():
+            if isinstance(other, Handle) and (other.owner, other.name) == at and name != entry:
+                function = getattr(other, "__wrapped__", None)
+                if name == getattr(function, "__name__", None):
+                    yield (
+                        f"`{name}` is a handle of the app {handle.name} too, and runs `{entry}` "
+                        "now; give one of them another name: %%fal_function NAME"
+                    )
 
     def _wait(self, deployment: deploying.Deployment, output: Output) -> None:
         try:

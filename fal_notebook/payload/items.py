@@ -6,6 +6,7 @@ A value that cannot be pickled is found here and reported with the path that lea
 from __future__ import annotations
 
 import itertools
+import pickle
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -171,9 +172,17 @@ def _unpicklable(item: Item, error: Exception) -> str:
     else:
         end = f", whose {path} is {what}" if path else f", {what}"
     return (
-        f"{item.sentence()}{end}, which cannot be pickled; "
+        f"{item.sentence()}{end}, which cannot be pickled{_reason(error)}; "
         "create it in setup_function or inside the function"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return what a class of the user's says against it; others say what the sentence says."""
+    if isinstance(error, (TypeError, AttributeError, pickle.PicklingError)):
+        return ""
+    said = f"{type(error).__name__}: {error}"
+    return f" ({said[:_LONGEST_PATH]})"
 
 
 def _culprit(value: Any) -> tuple[str, Any]:
