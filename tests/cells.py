@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from typing import Any
 
@@ -12,6 +13,13 @@ from IPython.core.error import UsageError
 from fal_notebook import cli, sync
 from fal_notebook.handle import shared_client
 
+# Old releases of which there are wheels for this Python.
+OLD = (
+    {"pydantic": "2.6.0", "typing-extensions": "4.8.0"}
+    if sys.version_info < (3, 13)
+    else {"pydantic": "2.8.0", "typing-extensions": "4.12.2"}
+)
+OLD_PINS = [f"{name}=={version}" for name, version in OLD.items()]
 ONE = "def one() -> int:\n    return 1\n"
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cells import OLD_PINS
 from serving import deployed
 
 from fal_notebook.container import ContainerImage
@@ -27,7 +28,7 @@ def image(*pins: str) -> ContainerImage:
     "pins",
     [
         ["typing-extensions==4.12.2"],
-        ["pydantic==2.6.0", "typing-extensions==4.9.0"],
+        OLD_PINS,
         ["anyio==4.0.0"],
     ],
 )

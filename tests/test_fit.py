@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cells import OLD, OLD_PINS
 from IPython.core.error import UsageError
 from packaging.requirements import Requirement
 
@@ -119,7 +120,7 @@ def {name}(package: str) -> str:
 """
 
 
-SERVER = """%%fal_function dated requirements=typing-extensions==4.8.0 exposed_port=8000 wait=true
+SERVER = f"""%%fal_function dated requirements={OLD_PINS[1]} exposed_port=8000 wait=true
 def dated() -> None:
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from importlib.metadata import version
@@ -134,9 +135,7 @@ def dated() -> None:
 """
 
 
-@pytest.mark.parametrize(
-    "pin", ["typing-extensions==4.12.2", "anyio==4.0.0", "pydantic==2.6.0,typing-extensions==4.9.0"]
-)
+@pytest.mark.parametrize("pin", ["typing-extensions==4.12.2", "anyio==4.0.0", ",".join(OLD_PINS)])
 def test_old_dependencies_of_the_runners_libraries_are_kept_and_work(shell: Any, pin: str) -> None:
     shell.run(CELL.format(name="dated", options=f"requirements={pin}"))
     for name, _, version in (word.partition("==") for word in pin.split(",")):
@@ -145,7 +144,7 @@ def test_old_dependencies_of_the_runners_libraries_are_kept_and_work(shell: Any,
 
 def test_a_server_may_have_them_too(shell: Any) -> None:
     shell.run(SERVER)
-    assert shell["dated"].request("GET", "/").text == "4.8.0"
+    assert shell["dated"].request("GET", "/").text == OLD["typing-extensions"]
 
 
 @pytest.mark.parametrize(
