@@ -378,6 +378,11 @@ def test_a_lock_in_an_array_of_objects_is_found() -> None:
         capture(notebook("def f(): return data", data=array)["f"])
 
 
+def test_a_cached_function_is_listed_once() -> None:
+    source = "import functools\n@functools.cache\ndef held(x): return x\ndef f(): return held(1)"
+    assert [part.name for part in capture(notebook(source)["f"]).captured] == ["f", "held"]
+
+
 def test_a_lock_in_a_big_object_is_found() -> None:
     cell = notebook("def f(): return data", data=[*range(1000), {"lock": threading.Lock()}])
     with pytest.raises(

@@ -35,6 +35,7 @@ KEYS = {
     "openai": "s" + "k-" + B62 + "Zz9",
     "openai project": "s" + "k-proj-" + B62[:20] + "_-" + B62,
     "anthropic": "s" + "k-ant-" + "api03-" + B62,
+    "openrouter": "s" + "k-or-" + "v1-" + HEX,
     "hugging face": "h" + "f_" + B62[:34],
     "slack": "xo" + "xb-" + "123456789012-" + B62[:24],
     "slack webhook": "https://hooks.slack" + ".com/services/" + "T0AB1CD2E/B0AB1CD2E/" + B62[:24],

@@ -158,13 +158,13 @@ def capture(
 
 
 def _captured(items: list[Item]) -> tuple[Captured, ...]:
-    """Return what people are shown: methods count as a part of their class."""
+    """Return what people are shown: methods count as a part of their class, say."""
     methods = collections.Counter[int]()
     for item in items:
-        if item.is_method:
+        if item.is_inside:
             methods[id(item.owner)] += item.size
     made = {id(item) for item in items if item.is_generated}
-    hidden = {id(i) for i in items if _is_inner(i) or i.is_method or id(i.owner) in made}
+    hidden = {id(i) for i in items if _is_inner(i) or i.is_inside or id(i.owner) in made}
     shown = [item for item in items if id(item) not in hidden]
     return tuple(Captured(i.name, _kind(i), i.size + methods[id(i)]) for i in shown)
 

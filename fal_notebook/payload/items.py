@@ -17,6 +17,7 @@ from fal_notebook.exceptions import UnpicklableError
 from fal_notebook.payload.pickling import CountingSink, can_pickle, parts, pickled_alone
 from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
+    CachedFunction,
     Reference,
     imported_names,
     is_by_value,
@@ -73,6 +74,12 @@ class Item:
         """Whether this is a function of a class that is captured."""
         owner = self.owner.value if self.owner is not None else None
         return self.how == "part" and is_class(owner) and is_function(self.value)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this is a part of what is captured by the same name: a method, or one cached."""
+        owner = self.owner.value if self.owner is not None else None
+        return self.is_method or isinstance(owner, CachedFunction)
 
     @property
     def is_generated(self) -> bool:

@@ -29,7 +29,7 @@ from fal_notebook.payload.references import (
     is_function,
     local_module_of,
 )
-from fal_notebook.runner.pickles import Pickler
+from fal_notebook.runner.pickles import Pickler, cached
 
 _ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
 # What the import system puts into a module and a runner must not inherit.
@@ -131,12 +131,7 @@ def _reduce_text_array(array: Any) -> tuple[Any, ...]:
 def _reduce_cached(function: Any) -> tuple[Any, ...]:
     options = function.cache_parameters()
     state = {k: v for k, v in vars(function).items() if k != "cache_parameters"}
-    info = functools._CacheInfo
-    return (
-        CachedFunction,
-        (function.__wrapped__, options["maxsize"], options["typed"], info),
-        state,
-    )
+    return cached, (function.__wrapped__, options["maxsize"], options["typed"]), state
 
 
 def _reduce_alias(alias: Any) -> tuple[Any, ...]:

@@ -76,6 +76,7 @@ FORMATS: tuple[Format, ...] = (
     _format("a GitHub token", "github_pat_", r"[A-Za-z0-9_]{50,}"),
     _format("a GitLab token", "glpat-", r"[A-Za-z0-9_-]{20,}"),
     _format("an Anthropic key", "sk-ant-", r"[A-Za-z0-9_-]{32,}"),
+    _format("an OpenRouter key", "sk-or-v1-", r"[0-9a-f]{64}"),
     _format("an OpenAI key", "sk-", r"(?:(?:proj|svcacct|admin)-[\w-]{32,}|[A-Za-z0-9]{32,})"),
     _format("a Hugging Face token", "hf_", r"[A-Za-z0-9]{34,40}(?![A-Za-z0-9])"),
     _format("a Slack token", "xox", r"[abeprs]-[0-9]+-[A-Za-z0-9-]{12,}"),

@@ -50,6 +50,11 @@ def reduced(value: Any) -> tuple[Any, ...] | None:
     return None
 
 
+def cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    """Return a function with an empty cache of its own."""
+    return functools.lru_cache(maxsize, typed)(function)
+
+
 def _reduced_dispatcher(function: Any) -> tuple[Any, ...]:
     names = {name: getattr(function, name) for name in functools.WRAPPER_ASSIGNMENTS}
     state = dict(function.registry), names
