@@ -23,12 +23,16 @@ def track() -> None:
 
     Of those that a function makes there may be several alike, so they keep a random one.
     """
+    by_class, by_id = (
+        cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS,
+        cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID,
+    )
     for cls in _classes(vars(sys.modules["__main__"])):
-        known = str(cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls, ""))
+        known = by_class.get(cls, "")
         identity = known if known.startswith(_PREFIX) else _PREFIX + definition_digest(cls)
-        with cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
-            cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls] = identity
-            cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[identity] = cls
+        if by_id.get(identity) is not cls:
+            with cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:
+                by_class[cls], by_id[identity] = identity, cls
 
 
 def _classes(namespace: Mapping[str, Any], path: str = "") -> Iterator[Any]:
