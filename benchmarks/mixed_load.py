@@ -29,9 +29,11 @@ _APPS = (
     "def rare(x: int) -> int:\n    return x + 1\n",
     "%%fal_app Streams auth=public max_multiplexing=16 min_concurrency=1 max_concurrency=1 "
     "wait=true\n"
-    "import asyncio\n"
+    "import asyncio, collections\n"
     "import fal_notebook as fal\n"
     "class Streams(fal.App):\n"
+    "    def setup(self):\n"
+    "        self.ended = collections.defaultdict(asyncio.Event)\n"
     "    @fal.endpoint('/count')\n"
     "    async def count(self, n: int):\n"
     "        for number in range(n):\n"
@@ -39,8 +41,15 @@ _APPS = (
     "            yield number\n"
     "    @fal.endpoint('/nap')\n"
     "    async def nap(self, seconds: float) -> str:\n"
-    "        await asyncio.sleep(seconds)\n"
-    "        return 'awake'\n",
+    "        request = self.current_request.request_id\n"
+    "        try:\n"
+    "            await asyncio.wait_for(self.ended[request].wait(), seconds)\n"
+    "            return 'ended'\n"
+    "        finally:\n"
+    "            del self.ended[request]\n"
+    "    @fal.endpoint('/nap/cancel')\n"
+    "    async def end(self) -> None:\n"
+    "        self.ended[self.current_request.request_id].set()\n",
     "%%fal_server files exposed_port=8000 min_concurrency=1 max_multiplexing=8 wait=true\n"
     f"echo hello > hello.txt; {sys.executable} -m http.server $PORT --bind 127.0.0.1\n",
 )
@@ -154,7 +163,7 @@ class MixedLoad:
                 time.sleep(0.01)
         request.cancel()
         with contextlib.suppress(RequestCancelledError):
-            _same(request.result(timeout=60), "cancelled")
+            _same(request.result(timeout=60), "ended")
 
     def _sse(self, x: int) -> None:
         _same(self._events(PIECES), list(range(PIECES)))
