@@ -224,7 +224,9 @@ def _complaints(
 def _is_among(path: str, files: Collection[str]) -> bool:
     """Say whether a relative path is that of one of these files, or of a folder of them."""
     path = posixpath.normpath(path)
-    return path in files or any(file.startswith(f"{path}/") for file in files)
+    beginning, more, _ = path.partition("{…}")
+    beginning += "" if more else "/"
+    return path in files or any(file.startswith(beginning) for file in files)
 
 
 def _known_inside(

@@ -48,12 +48,20 @@ def path_of(node: ast.expr, known: Mapping[str, Any]) -> _Path | None:
     if isinstance(node, ast.Name):
         value = known.get(node.id)
         return value if isinstance(value, (str, PurePath)) else None
+    if isinstance(node, ast.JoinedStr):
+        return _template(node)
     if isinstance(node, ast.BinOp):
         return _joined(node.op, path_of(node.left, known), path_of(node.right, known))
     if isinstance(node, ast.Attribute) and node.attr == "parent":
         owner = path_of(node.value, known)
         return owner.parent if isinstance(owner, PurePath) else None
     return _called(node, known) if isinstance(node, ast.Call) else None
+
+
+def _template(text: ast.JoinedStr) -> str | None:
+    """Return what an f-string says, with ``{…}`` for its values, if it begins with a text."""
+    words = [str(part.value) if isinstance(part, ast.Constant) else "{…}" for part in text.values]
+    return "".join(words) if words and words[0] != "{…}" else None
 
 
 def _joined(operator: ast.operator, left: _Path | None, right: _Path | None) -> _Path | None:

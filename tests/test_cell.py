@@ -121,6 +121,7 @@ def test_every_defined_function_can_be_the_entry(names: list[str]) -> None:
         "Path('data').joinpath('x').read_text()",
         "(Path('data/x.csv').parent / 'y.csv').read_text()",
         "open(file='a.txt')",
+        "open(f'data/{x}.csv')",
         "np.loadtxt(fname='a.txt')",
     ],
 )
@@ -157,6 +158,8 @@ def test_a_relative_read_is_warned_about(statement: str) -> None:
         "Path('x.csv').open(mode='a')",
         "gzip.open('x.gz', 'wb')",
         "'x.csv'.open()",
+        "open(f'{x}.csv')",
+        "open(f'/data/{x}.csv')",
     ],
 )
 def test_other_calls_are_not_warned_about(statement: str) -> None:
@@ -210,3 +213,9 @@ def test_a_write_by_way_of_globals_is_one_to_a_global() -> None:
 
 def test_text_that_does_not_parse_gives_no_warnings() -> None:
     assert warnings("key=lambda x: x)") == ()
+
+
+def test_files_that_travel_along_may_be_read_by_a_name_that_is_put_together() -> None:
+    source = "def f(x):\n    return open(f'data/{x}.csv')\n"
+    assert warnings(source, files=["data/a.csv"]) == ()
+    assert len(warnings(source, files=["other/a.csv"])) == 1

@@ -55,6 +55,7 @@ KEYS = {
     "google access": "ya" + "29." + "a0" + B62 + B62[:9],
     "telegram": "123456789" + ":A" + "A" + B62[:33],
     "fal": FAL_ID + ":" + HEX[:32],
+    "gateway": "kft3mqfzoz2nwe25" + ":" + HEX[:32],
     "google oauth": "GOC" + "SPX-" + B62[:13] + "-_" + B62[:13],
     "databricks": "da" + "pi" + HEX[:32],
     "databricks numbered": "da" + "pi" + HEX[:32] + "-2",

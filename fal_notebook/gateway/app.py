@@ -110,7 +110,8 @@ class GatewayApp:
         except UnauthorizedError as error:
             return error_reply(401, str(error))
         if principal is None:
-            return error_reply(401, "this needs the owner's token or an ADMIN key")
+            needed = "a key" if path == "/metrics" else "the owner's token or an ADMIN key"
+            return error_reply(401, f"this needs {needed}")
         if principal.controls or path == "/metrics":
             return None
         return error_reply(403, "this key may call apps but not control them: use an ADMIN key")

@@ -124,6 +124,7 @@ FORMATS: tuple[Format, ...] = (
         r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}:[0-9a-f]{32}(?![0-9a-f])",
         back=36,
     ),
+    _format("a key of a gateway", ":", r"[a-z2-7]{16}:[0-9a-f]{32}(?![0-9a-f])", back=16),
     _format(
         "a URL with a password",
         "://",
