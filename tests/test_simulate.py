@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate
@@ -77,6 +78,13 @@ def test_what_no_runner_takes_up_is_counted() -> None:
 
 def test_nothing_comes_of_no_requests() -> None:
     assert set(simulate([], Scaling(max_concurrency=3)).runners) == {0}
+
+
+@pytest.mark.parametrize("wrong", [(math.nan, 1), (math.inf, 1), (0, math.nan), (0, -1)])
+def test_a_request_of_what_is_no_number_is_refused(wrong: tuple[float, float]) -> None:
+    for trace in ([Request(*wrong)], [Request(0, 1), Request(*wrong)]):
+        with pytest.raises(ValueError, match=r"not in order|works for"):
+            simulate(trace, Scaling())
 
 
 def test_a_trace_that_goes_back_in_time_is_refused() -> None:

@@ -40,6 +40,9 @@ class Request(NamedTuple):
     seconds: float
 
 
+_FIRST = Request(-math.inf, 0.0)
+
+
 class Start(NamedTuple):
     """How long a runner is PENDING, which is not billed, and then in SETUP (seconds)."""
 
@@ -113,7 +116,7 @@ def simulate(
     Raises
     ------
     ValueError
-        When the trace is not in order.
+        When the trace is not in order, or a number of it is none.
     """
     return _World(scaling, start, tick, gpus).run(iter(trace))
 
@@ -163,7 +166,7 @@ class _World:
 
     def run(self, trace: Iterator[Request]) -> Simulation:
         """Live through the trace, tick by tick."""
-        following = next(trace, None)
+        following = _in_order(_FIRST, next(trace, None))
         self._now = following.at if following else 0.0
         wake = self._settle()
         while (due := self._next(following, wake)) is not None:
@@ -379,6 +382,8 @@ class _World:
 
 
 def _in_order(before: Request, following: Request | None) -> Request | None:
-    if following is not None and following.at < before.at:
+    if following is not None and not before.at <= following.at < math.inf:
         raise ValueError(f"the trace is not in order: {following.at} s comes after {before.at} s")
+    if following is not None and not 0 <= following.seconds < math.inf:
+        raise ValueError(f"a request works for {following.seconds} s: give seconds from 0 on")
     return following

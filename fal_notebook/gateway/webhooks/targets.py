@@ -25,7 +25,8 @@ CHECK_TIMEOUT = 3.0
 RESOLVER_THREADS = 256
 
 # The paths of one host and port are told apart as so many targets: a path that hangs holds no
-# other (but see PER_ADDRESS), and a server with a path for each request is no endless number of targets.
+# other (but see PER_ADDRESS), and a server with a path for each request is no endless number of
+# targets.
 LANES = 64
 
 _PORTS = {"http": 80, "https": 443}
