@@ -37,7 +37,8 @@ _HELP = """Deploy a server that you have: all requests go to its port, unchanged
 The cell is a shell command; with ``lang=python`` it is Python, whose last function starts the
 server. ``{{port}}`` in a command, ``$PORT`` and a function's parameter ``port`` are the runner's
 own port, so that several runners live on one machine; a server that listens on ``exposed_port``
-whatever they say gets one runner at a time.
+whatever they say gets one runner at a time. It runs in a folder of its own, into which
+``app_files=["server.py"]`` puts files from beside the notebook.
 
 A cell that begins with ``FROM`` (or ``from IMAGE``) or ``ARG`` is a Dockerfile, built beside the
 notebook. Its image, or with an empty cell that of ``image=``, runs as it is; its server has to
