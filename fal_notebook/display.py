@@ -17,6 +17,7 @@ from fal_notebook.payload import Payload
 
 _COLOURS = {"active": "#2e7d32", "up to date": "#2e7d32", "failed": "#c62828"}
 _STEPS_SHOWN = 6
+_CALLERS_SHOWN = 5
 # As wide are values of a status in text, such as an image's Dockerfile.
 _WIDEST = 100
 # Where options were given, by how their holder is called.
@@ -147,6 +148,8 @@ def status_table(app: dict[str, Any]) -> Table:
         "in flight / queued": f"{app['in_flight']} / {app['queued']}",
         "machine": f"{machine.name}: {figures(machine)}",
     }
+    if app["callers"]:
+        facts["called by"] = _callers(app["callers"])
     if app["step"]:
         facts["last step"] = app["step"]
     if app["last_error"]:
@@ -154,6 +157,15 @@ def status_table(app: dict[str, Any]) -> Table:
     rows = [(name, value, "") for name, value in facts.items()]
     rows += [(name, value, _origin(app, name)) for name, value in sorted(app["options"].items())]
     return Table(("", "value", "from"), rows, "", _WIDEST)
+
+
+def _callers(callers: Sequence[dict[str, Any]]) -> str:
+    told = [
+        f"{c['user'] or 'without a key'} {c['requests']} (last {_shortly(c['last_at'])})"
+        for c in callers[:_CALLERS_SHOWN]
+    ]
+    more = len(callers) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more else "")
 
 
 def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None = None) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,11 @@ def test_an_app_class_is_served_without_saying_so(shell, gateway, guest: str) ->
         assert [httpx.post(url, headers=h).status_code for h in callers] == expected
 
 
-def seen(gateway: GatewayInfo, headers: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def seen(gateway: GatewayInfo, headers: list[tuple[str, str]], app: str = "who") -> list[Any]:
     """What reaches the app of a direct request and of a queued one."""
     with httpx.Client(base_url=gateway.url, headers=headers, trust_env=False) as http:
-        direct = http.post("/run/tester/who").json()
-        queued = http.post("/queue/tester/who").json()
+        direct = http.post(f"/run/tester/{app}").json()
+        queued = http.post(f"/queue/tester/{app}").json()
         while http.get(queued["status_url"]).status_code == 202:
             pass
         return [direct, http.get(queued["response_url"]).json()]
@@ -163,6 +164,35 @@ def test_a_request_without_a_caller_is_found_by_its_id(gateway, guest: str) -> N
     with deployed("def one() -> int:\n    return 1", serve=True, auth="public"):
         url = httpx.post(queue).json()["status_url"]
         assert {httpx.get(url, headers=h).is_success for h in ({}, with_key(guest))} == {True}
+
+
+def test_an_apps_owner_is_told_who_called_it(gateway, guest: str) -> None:
+    with (
+        deployed("def one() -> int:\n    return 1", serve=True, auth="public") as handle,
+        control(gateway) as owner,
+    ):
+        assert owner.get("/api/apps/tester/one").json()["callers"] == []
+        assert httpx.post(f"{gateway.url}/run/tester/one").status_code == 200
+        begin = time.time()
+        assert httpx.post(f"{gateway.url}/run/tester/one/x").status_code == 404
+        assert seen(gateway, list(with_key(guest).items()), "one") == [1, 1]
+        told = owner.get("/api/apps/tester/one").json()["callers"]
+        assert [(each["user"], each["requests"]) for each in told] == [("guest", 2), ("", 2)]
+        guests, others = told
+        assert others["first_at"] < begin < others["last_at"] < guests["first_at"] < time.time()
+        assert guests["first_at"] < guests["last_at"]
+        assert handle.status()["callers"] == told
+        (line,) = [row for row in run("status", "one").splitlines() if "called by" in row]
+        assert "guest 2 (last " in line
+        assert "without a key 2 (last " in line
+
+
+def test_a_caller_who_is_refused_is_not_counted(gateway, guest: str) -> None:
+    with deployed("def one() -> int:\n    return 1", serve=True, auth="private") as handle:
+        url = f"{gateway.url}/run/tester/one"
+        assert httpx.post(url, headers=with_key(guest)).status_code == 403
+        assert handle() == 1
+        assert [(c["user"], c["requests"]) for c in handle.status()["callers"]] == [("tester", 1)]
 
 
 def with_owners_token(gateway: GatewayInfo) -> dict[str, str]:

@@ -128,6 +128,7 @@ STATUS = {
     "machine": {"name": "S", "memory_mb": 1, "cores": 1},
     "scaled": {},
     "last_error": "e" * 300,
+    "callers": [],
     "options": {"image": "x" * 500, "keep_alive": 1},
     "explicit": {"image": "x" * 500},
 }
@@ -151,6 +152,24 @@ def test_a_status_says_where_a_value_is_from_and_cuts_long_ones_in_text(
     assert len(lines["image"]) < 140
     assert lines["last"].endswith("e" * 300)
     assert "x" * 500 in table._repr_html_()
+
+
+def called(*users: str) -> str:
+    at = time.mktime((2020, 2, 3, 4, 5, 6, 0, 0, -1))
+    callers = [{"user": u, "requests": 3, "first_at": 0.0, "last_at": at} for u in users]
+    table = status_table({**STATUS, "notebook": "notebook /a.ipynb", "callers": callers})
+    assert EVIL not in table._repr_html_()
+    rows = [line for line in repr(table).splitlines() if line.startswith("called by")]
+    return rows[0].removeprefix("called by").strip() if rows else ""
+
+
+def test_a_status_says_who_called() -> None:
+    assert called() == ""
+    last = "3 (last 2020-02-03 04:05:06)"
+    assert called("bob", "") == f"bob {last}, without a key {last}"
+    assert called(EVIL) == f"{EVIL} {last}"
+    assert called(*"abcde").count("last") == 5
+    assert called(*"abcdefg").endswith(f"e {last} and 2 more")
 
 
 def test_a_failure_is_not_told_before_it_is_explained(payload) -> None:

@@ -30,7 +30,7 @@ from fal_notebook.gateway.endpoint_names import MOST, OTHER, EndpointNames
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.history import POINTS, TIERS, Counts, quantile, resolution, summed
 from fal_notebook.gateway.metrics import LATENCY_BUCKETS
-from fal_notebook.gateway.store import App, Store
+from fal_notebook.gateway.store import App, Caller, Store
 from fal_notebook.gateway.tally import AHEAD, PERIOD, Tally
 from fal_notebook.handle import Handle
 from fal_notebook.sparkline import sparkline
@@ -223,8 +223,8 @@ async def test_every_tier_has_every_count(store: Store, fleet: Fleet, clock: Clo
     count = tally.of(fleet)
     for seconds in range(0, 7200, 30):
         clock.now = NOW + seconds
-        count(b"/generate", 500 if seconds % 60 else 200, 0.2)
-        count(b"/%d" % seconds, 404, 0.0)
+        count(b"/generate", 500 if seconds % 60 else 200, 0.2, "")
+        count(b"/%d" % seconds, 404, 0.0, "")
         tally.write()
     for tier in TIERS:
         rows = kept(store, tier.step)
@@ -240,10 +240,10 @@ async def test_nothing_is_written_per_request(store: Store, fleet: Fleet, clock:
     tally = Tally(store, clock)
     count, before = tally.of(fleet), store._db.total_changes
     for _ in range(1000):
-        count(b"/generate", 200, 0.1)
+        count(b"/generate", 200, 0.1, "")
     assert store._db.total_changes == before
     tally.write()
-    assert store._db.total_changes == before + len(TIERS)
+    assert store._db.total_changes == before + len(TIERS) + 1  # and its caller
     assert kept(store) == [("/generate", 1_800_000_000, 1000)]
 
 
@@ -253,14 +253,48 @@ async def test_what_could_not_be_written_is_written_later(
     tally = Tally(store, clock)
     count = tally.of(fleet)
     store._db.execute("PRAGMA query_only = ON")
-    count(b"/generate", 200, 0.1)
+    count(b"/generate", 200, 0.1, "")
     tally.write()
-    count(b"/generate", 200, 0.1)
+    count(b"/generate", 200, 0.1, "")
     tally.write()
     store._db.execute("PRAGMA query_only = OFF")
     tally.close()
     for tier in TIERS:
         assert [number for _, _, number in kept(store, tier.step)] == [2]
+    assert store.select(Caller) == [Caller("o", "a", "", 2, NOW, NOW)]
+
+
+async def test_callers_are_told_before_and_after_they_are_written(
+    store: Store, fleet: Fleet, clock: Clock
+) -> None:
+    tally = Tally(store, clock)
+    count = tally.of(fleet)
+    assert tally.callers(fleet) == []
+    for user, at in (("bob", 1.0), ("", 2.0), ("ada", 3.0), ("bob", 4.0)):
+        clock.now = NOW + at
+        count(b"/generate", 500, 0.1, user)
+        if at == 2.0:
+            tally.write()
+    told = [
+        Caller("o", "a", "bob", 2, NOW + 1, NOW + 4),
+        Caller("o", "a", "ada", 1, NOW + 3, NOW + 3),
+        Caller("o", "a", "", 1, NOW + 2, NOW + 2),
+    ]
+    for _ in range(2):
+        assert tally.callers(fleet) == told
+        tally.write()
+    assert Tally(store, clock).callers(fleet) == told
+
+
+async def test_a_caller_of_a_wrong_time_is_told_of_the_right_one_later(
+    store: Store, fleet: Fleet, clock: Clock
+) -> None:
+    tally = Tally(store, clock)
+    count = tally.of(fleet)
+    for clock.now in (4e9, NOW, NOW + 1):
+        count(b"/generate", 200, 0.1, "bob")
+        tally.write()
+    assert tally.callers(fleet) == [Caller("o", "a", "bob", 3, NOW, NOW + 1)]
 
 
 async def test_an_app_that_was_deleted_leaves_nothing(
@@ -268,15 +302,16 @@ async def test_an_app_that_was_deleted_leaves_nothing(
 ) -> None:
     tally = Tally(store, clock)
     count = tally.of(fleet)
-    count(b"/generate", 200, 0.1)
+    count(b"/generate", 200, 0.1, "")
     tally.write()
-    count(b"/generate", 200, 0.1)
+    count(b"/generate", 200, 0.1, "")
     with store.transaction():
         store.delete_app("o", "a")
     fleet.retire()
-    count(b"/generate", 200, 0.1)  # its last runner still drains
+    count(b"/generate", 200, 0.1, "")  # its last runner still drains
     tally.close()
     assert [kept(store, tier.step) for tier in TIERS] == [[]] * len(TIERS)
+    assert store.select(Caller) == []
 
 
 async def test_each_tier_forgets_what_is_old(store: Store, fleet: Fleet, clock: Clock) -> None:
@@ -285,7 +320,7 @@ async def test_each_tier_forgets_what_is_old(store: Store, fleet: Fleet, clock: 
     ages = [0, 1800, 3 * 3600, 3 * 86400, 20 * 86400, 40 * 86400]
     for age in ages:
         clock.now = NOW - age
-        count(b"/generate", 200, 0.1)
+        count(b"/generate", 200, 0.1, "")
         tally.write()
     tally.prune(NOW, NOW)
     assert [len(kept(store, tier.step)) for tier in TIERS] == [2, 3, 4, 5]
@@ -297,12 +332,12 @@ async def test_a_clock_that_is_wrong_for_a_while_takes_nothing_away(
 ) -> None:
     tally = Tally(store, clock)
     count = tally.of(fleet)
-    count(b"/generate", 200, 0.1)
+    count(b"/generate", 200, 0.1, "")
     clock.now = wrong
-    count(b"/generate", 200, 0.1)  # goes to the time at which it was begun to count
+    count(b"/generate", 200, 0.1, "")  # goes to the time at which it was begun to count
     tally.write()
     assert kept(store) == [("/generate", 1_800_000_000, 2)]
-    count(b"/generate", 200, 0.1)
+    count(b"/generate", 200, 0.1, "")
     tally.write()
     tally.prune(wrong, NOW)
     assert ("/generate", 1_800_000_000, 2) in kept(store)
@@ -326,7 +361,7 @@ def test_no_clock_and_no_caller_breaks_the_tally(
         tally = Tally(store, clock)
         count = tally.of(fleet)
         for clock.now, path, status, seconds in events:
-            count(path, status, seconds)
+            count(path, status, seconds, f"user{status % 3}")
             if status % 2:
                 tally.write()
         tally.close()
@@ -336,6 +371,7 @@ def test_no_clock_and_no_caller_breaks_the_tally(
         asyncio.run(tallied(store))
         for tier in TIERS:
             assert sum(number for _, _, number in kept(store, tier.step)) == len(events)
+        assert sum(caller.requests for caller in store.select(Caller)) == len(events)
         store.close()
 
 
@@ -464,6 +500,11 @@ def test_history_outlives_its_gateway_and_goes_with_the_app(state: Path) -> None
         assert answer["requests"] == sum(requests_of(answer).values())
         return requests_of(answer)
 
+    def callers(info: GatewayInfo) -> list[tuple[str, int]]:
+        with control(info) as client:
+            answer = client.get("/api/apps/tester/who").json()["callers"]
+        return [(caller["user"], caller["requests"]) for caller in answer]
+
     def rows() -> int:
         with contextlib.closing(sqlite3.connect(state / "store.db")) as store:
             found = store.execute("SELECT SUM(s1 + s2 + s3 + s4 + s5) FROM history")
@@ -478,15 +519,19 @@ def test_history_outlives_its_gateway_and_goes_with_the_app(state: Path) -> None
     end(first, state, signal.SIGKILL)
     second = discovery.ensure(state)
     assert told(second) == {"/": 3, OTHER: 1}
-    assert httpx.post(f"{second.url}/run/tester/who", json={}).status_code == 200
+    assert callers(second) == [("", 4)]
+    with control(second) as client:
+        assert client.post("/run/tester/who", json={}).status_code == 200
     stop(second, state, keep_runners=True)  # at once: what was not written yet is written then
     third = discovery.ensure(state)
     assert told(third) == {"/": 4, OTHER: 1}
+    assert callers(third) == [("tester", 1), ("", 4)]
     with control(third) as client:
         client.delete("/api/apps/tester/who")
     assert rows() == 0
     deploy(third)
     assert told(third) == {}
+    assert callers(third) == []
 
 
 TRIES = """

@@ -19,6 +19,7 @@ from fal_notebook.gateway.store import (
     EVENTS_KEPT,
     MIGRATIONS,
     App,
+    Caller,
     Env,
     ErrorGroup,
     Event,
@@ -112,7 +113,10 @@ def test_a_file_of_the_first_version_is_migrated_once(tmp_path: Path) -> None:
         assert (found.name, found.scaling, found.created_at) == ("app", {"keep_alive": 5}, 1.5)
         assert store.select(ErrorGroup) == []
         assert store.select(Secret) == [Secret("WORD", "encrypted", "main", 2.5)]
+        store.add_caller(Caller("me", "app", "bob", 1, 3.5, 3.5))
+        callers = store.select(Caller)
         store.close()
+    assert callers == [Caller("me", "app", "bob", 2, 3.5, 3.5)]
     with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as new:
         assert new.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
 

@@ -76,7 +76,9 @@ class DirectRequest:
         finally:
             seconds = time.perf_counter() - self._started
             status = self._exchange.raised or self._exchange.status
-            self._app.answered(self._request.path, status, seconds)
+            principal = self._request.principal
+            user = principal.user if principal else None
+            self._app.answered(self._request.path, status, seconds, user)
             self._request.trace.end(self._exchange.status, self._failed_as)
 
     async def _refuse(

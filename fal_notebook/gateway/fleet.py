@@ -154,7 +154,7 @@ class Fleet:
         self.samples: deque[Sample] = deque(maxlen=round(SAMPLES_KEPT / SAMPLE_PERIOD))
         self.on_sample: Callable[[dict[str, Any]], None] = lambda sample: None
         self.on_error: Callable[[ErrorGroup], None] = lambda failure: None
-        self.on_answer: Callable[[bytes, int, float], None] = lambda path, status, seconds: None
+        self.on_answer: Callable[[bytes, int, float, str], None] = lambda *of_the_answer: None
         self.waiting = Waiting()
         self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()
@@ -188,10 +188,10 @@ class Fleet:
         self._on_need(self)
 
     # --- requests ----------------------------------------------------------------------------
-    def answered(self, path: bytes, status: int, seconds: float) -> None:
-        """Count a request that has ended, direct or queued."""
+    def answered(self, path: bytes, status: int, seconds: float, user: str | None) -> None:
+        """Count a request that has ended, direct or queued; `user` None for one without a key."""
         self.metrics.complete(status, seconds)
-        self.on_answer(path, status, seconds)
+        self.on_answer(path, status, seconds, user or "")
 
     def serving(self, hint: bytes | None = None) -> Runner | None:
         """Return the least loaded runner with a free slot, or None.

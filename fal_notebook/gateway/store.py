@@ -100,6 +100,11 @@ CREATE TABLE starts (
 CREATE INDEX starts_by_app ON starts (owner, app, at);
 """
 _FAILURES = "ALTER TABLE runners ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;"
+_CALLERS = """
+CREATE TABLE callers (
+  owner TEXT NOT NULL, app TEXT NOT NULL, user TEXT NOT NULL, requests INTEGER NOT NULL,
+  first_at REAL NOT NULL, last_at REAL NOT NULL, PRIMARY KEY (owner, app, user)) WITHOUT ROWID;
+"""
 MIGRATIONS = (
     _FIRST,
     _ERRORS,
@@ -112,6 +117,7 @@ MIGRATIONS = (
     _HISTORY,
     _BILLING,
     _FAILURES,
+    _CALLERS,
 )
 
 
@@ -294,6 +300,21 @@ class Start:
     first_byte: float | None
 
 
+@dataclass(slots=True)
+class Caller:
+    """How many requests of a user an app has answered, the first and the last when (unix seconds).
+
+    `user` is whose key it was, "" for all who sent none.
+    """
+
+    owner: str
+    app: str
+    user: str
+    requests: int
+    first_at: float
+    last_at: float
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that changed; `seq` orders events over restarts."""
@@ -307,7 +328,18 @@ class Event:
 
 
 Row = TypeVar(
-    "Row", App, Revision, RunnerRow, Key, Env, Secret, RetiredSecret, ErrorGroup, Billed, Start
+    "Row",
+    App,
+    Revision,
+    RunnerRow,
+    Key,
+    Env,
+    Secret,
+    RetiredSecret,
+    ErrorGroup,
+    Billed,
+    Start,
+    Caller,
 )
 _TABLES: dict[type, str] = {
     App: "apps",
@@ -320,6 +352,7 @@ _TABLES: dict[type, str] = {
     ErrorGroup: "errors",
     Billed: "billed",
     Start: "starts",
+    Caller: "callers",
 }
 _JSON = frozenset(
     (
@@ -455,7 +488,7 @@ class Store:
         """Remove an app with what belongs to it; return files that nothing uses any more."""
         used = self.blobs("owner = ? AND app = ?", owner, name)
         self._execute("DELETE FROM apps WHERE owner = ? AND name = ?", (owner, name))
-        for table in ("revisions", "errors", "history", "starts"):
+        for table in ("revisions", "errors", "history", "starts", "callers"):
             self._execute(f"DELETE FROM {table} WHERE owner = ? AND app = ?", (owner, name))
         return sorted(used - self.blobs())
 
@@ -579,6 +612,19 @@ class Store:
                 f"AND step = ? AND at {outside} ?",
                 (step, limit),
             )
+
+    def add_caller(self, caller: Caller) -> None:
+        """Add answers to those that the caller has had before.
+
+        Its last one is the last to be written: a clock that was ahead for a while is forgotten.
+        """
+        names = [f.name for f in fields(Caller)]
+        self._execute(
+            f"INSERT INTO callers VALUES ({', '.join(f':{name}' for name in names)}) "
+            "ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, "
+            "first_at = MIN(first_at, excluded.first_at), last_at = excluded.last_at",
+            asdict(caller),
+        )
 
     def add_billed(self, billed: Billed) -> None:
         """Add seconds to those of the same day and state."""

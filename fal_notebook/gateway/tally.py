@@ -1,4 +1,4 @@
-"""Counts the requests of every app by endpoint, in memory, and writes them every few seconds."""
+"""Counts requests of every app by endpoint and by caller; written every few seconds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from fal_notebook.exceptions import StoreError
 from fal_notebook.gateway.endpoint_names import EndpointNames
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.history import TIERS, Counts, Tier
-from fal_notebook.gateway.store import HistoryRow, Store
+from fal_notebook.gateway.store import Caller, HistoryRow, Store
 
 # However many requests there are, the store is written so many seconds apart; the finest step of
 # the history is a multiple of it, so that what is written together is of one step.
@@ -21,6 +23,14 @@ PERIOD = 5.0
 AHEAD = 24 * 3600.0
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counted:
+    """What was counted of an app: endpoints and callers, both by name."""
+
+    endpoints: dict[str, Counts] = field(default_factory=dict)
+    callers: dict[str, Caller] = field(default_factory=dict)
 
 
 class Tally:
@@ -35,22 +45,23 @@ class Tally:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._pending: dict[Fleet, dict[str, Counts]] = {}
+        self._pending: dict[Fleet, Counted] = {}
         self._at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def of(self, fleet: Fleet) -> Callable[[bytes, int, float], None]:
-        """Return what counts an answer of an app: ``count(path, status, seconds)``."""
+    def of(self, fleet: Fleet) -> Callable[[bytes, int, float, str], None]:
+        """Return what counts an answer of an app: ``count(path, status, seconds, user)``."""
         names = EndpointNames(functools.partial(self._known, fleet))
 
-        def count(path: bytes, status: int, seconds: float) -> None:
+        def count(path: bytes, status: int, seconds: float, user: str) -> None:
             if fleet.revision is None:  # the app was deleted
                 return
             name = names.of(path, status, fleet.revision.openapi)
             counted = self._of(fleet)
-            if name not in counted:
-                counted[name] = Counts()
-            counted[name].count(status, seconds)
+            if name not in counted.endpoints:
+                counted.endpoints[name] = Counts()
+            counted.endpoints[name].count(status, seconds)
+            self._called(fleet, counted.callers, user)
 
         return count
 
@@ -65,6 +76,9 @@ class Tally:
             with self._store.transaction():
                 for tier in TIERS:
                     self._store.add_history(self._rows(tier))
+                for _, counted in self._there():
+                    for caller in counted.callers.values():
+                        self._store.add_caller(caller)
         except StoreError as error:
             _LOG.warning("counts of requests are written later: %s", error)
             self._arm()
@@ -76,6 +90,16 @@ class Tally:
         for *of, _, at, endpoint, values in self._rows(tier):
             if of == [owner, app]:
                 yield at, endpoint, Counts(values)
+
+    def callers(self, fleet: Fleet) -> list[Caller]:
+        """Return who has called an app, also what is not in the store; the last to call first."""
+        where = "owner = ? AND app = ?"
+        found = {c.user: c for c in self._store.select(Caller, where, fleet.owner, fleet.name)}
+        for user, new in self._pending.get(fleet, Counted()).callers.items():
+            old = found.get(user, replace(new, requests=0))
+            requests, first_at = old.requests + new.requests, min(old.first_at, new.first_at)
+            found[user] = replace(new, requests=requests, first_at=first_at)
+        return sorted(found.values(), key=attrgetter("last_at"), reverse=True)
 
     def prune(self, *times: float) -> None:
         """Remove what each tier has kept for long enough at all of these times (unix seconds).
@@ -94,10 +118,19 @@ class Tally:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _of(self, fleet: Fleet) -> dict[str, Counts]:
+    def _of(self, fleet: Fleet) -> Counted:
         if self._timer is None:
             self._arm()
-        return self._pending.setdefault(fleet, {})
+        if fleet not in self._pending:
+            self._pending[fleet] = Counted()
+        return self._pending[fleet]
+
+    def _called(self, fleet: Fleet, callers: dict[str, Caller], user: str) -> None:
+        now = self._clock()
+        if user not in callers:
+            callers[user] = Caller(fleet.owner, fleet.name, user, 0, now, now)
+        callers[user].requests += 1
+        callers[user].last_at = now
 
     def _arm(self) -> None:
         self._at = self._clock()
@@ -106,10 +139,13 @@ class Tally:
 
     def _rows(self, tier: Tier) -> Iterator[HistoryRow]:
         at = tier.begin(self._at)
-        for fleet, counted in self._pending.items():
-            if fleet.revision is not None:
-                for endpoint, counts in counted.items():
-                    yield fleet.owner, fleet.name, tier.step, at, endpoint, counts.values
+        for fleet, counted in self._there():
+            for endpoint, counts in counted.endpoints.items():
+                yield fleet.owner, fleet.name, tier.step, at, endpoint, counts.values
+
+    def _there(self) -> list[tuple[Fleet, Counted]]:
+        """Return what was counted of apps that were not deleted since."""
+        return [(fleet, of) for fleet, of in self._pending.items() if fleet.revision is not None]
 
     def _known(self, fleet: Fleet) -> Collection[str]:
         """Return what endpoints were counted under; the coarsest tier has all of them."""

@@ -17,6 +17,8 @@ from fal_notebook.options import parse_options, parse_scaling
 
 # Ended runners are shown, and their logs kept, for this long.
 RUNNERS_KEPT = 7 * 24 * 3600.0
+# So many callers of an app are told, those that called last.
+CALLERS_TOLD = 100
 
 
 def list_apps(gateway: Gateway) -> list[dict[str, Any]]:
@@ -66,8 +68,15 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "crash_backoff": fleet.failures > 0 and not fleet.active(),
         "next_try_at": fleet.next_try_at(),
         "last_error": fleet.last_error if fleet.failures else "",
+        "callers": _callers(gateway, fleet),
         **fleet.sample()._asdict(),
     }
+
+
+def _callers(gateway: Gateway, fleet: Fleet) -> list[dict[str, Any]]:
+    shown = ("user", "requests", "first_at", "last_at")
+    callers = gateway.tally.callers(fleet)[:CALLERS_TOLD]
+    return [{name: getattr(caller, name) for name in shown} for caller in callers]
 
 
 def _found_or_deploying(gateway: Gateway, owner: str, name: str) -> tuple[App, Revision]:

@@ -215,8 +215,8 @@ class Queue:
         if request.number in self._deadlines:
             self._deadlines.pop(request.number).cancel()
         if fleet is not None:
-            path = request.target.partition(b"?")[0]
-            fleet.answered(path, _meant(answer), clock.now() - request.number / 1e6)
+            path, seconds = request.target.partition(b"?")[0], clock.now() - request.number / 1e6
+            fleet.answered(path, _meant(answer), seconds, request.user)
         if fleet is not None and answer.error_type in errors.PLATFORM:
             await self._record(fleet, request, answer)
         self.followers.tell(request.number)
