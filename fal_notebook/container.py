@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,11 @@ from fal_notebook.option_types import Flag, PathText, Text, option
 
 _NO_EFFECT = "accepted for fal's sake, without effect"
 _COMMAND = "one text or a list of texts"
+# What shlex says of a text that it cannot cut.
+_UNCUT = {
+    "No closing quotation": "a quote that has no end",
+    "No escaped character": "a backslash with nothing behind it",
+}
 
 
 def _dockerfile(text: str) -> str:
@@ -31,6 +37,23 @@ def _dockerfile(text: str) -> str:
     ):
         raise ValueError("the text of a Dockerfile, with a FROM line")
     return text
+
+
+def _words(text: str) -> str:
+    """Refuse what the engine cannot cut into words; it stays the text that it is."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(
+            f"it is cut into words as a shell does, and has {_UNCUT.get(str(error), error)}; "
+            "correct that, or give a list of texts, which is not cut"
+        ) from None
+    if not words:
+        raise ValueError("there is no word in it; write a command, or leave it out")
+    return text
+
+
+_Command = Annotated[Text, AfterValidator(_words)]
 
 
 class Registry(BaseModel):
@@ -84,8 +107,8 @@ class ContainerImage(BaseModel):
     secrets: dict[str, SecretStr] = option(
         {}, "secrets of the build", "a dict of name to value, both text", exclude=True
     )
-    entrypoint: Text | list[str] | None = option(None, "entry point", _COMMAND)
-    cmd: Text | list[str] | None = option(None, "command", _COMMAND)
+    entrypoint: _Command | list[str] | None = option(None, "entry point", _COMMAND)
+    cmd: _Command | list[str] | None = option(None, "command", _COMMAND)
     context_dir: PathText | None = option(
         None, "folder of the build context (unset: the working folder)", "a path"
     )

@@ -108,6 +108,8 @@ REFUSED = {
     IMAGE + "image = 'a'\ncontext_dir = 'x'": "line 4: [tool.fal.apps.my-server.image] has the unk",
     IMAGE + "image = 'a'\ncmds = 'x'": "did you mean 'cmd'?",
     IMAGE + "image = 'a'\ncmd = 3": "line 4: cmd=3 is not allowed: one text or a list of texts",
+    IMAGE
+    + "image = 'a'\ncmd = 'a \"b'": "line 4: cmd='a \"b' is not allowed: it is cut into words",
     IMAGE + "image = 'a'\nregistries = {a = {username = 'u'}}": "line 4: registries is not allowed",
 }
 

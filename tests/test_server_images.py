@@ -465,6 +465,7 @@ def test_a_failed_revision_leaves_the_one_before_serving(containers: Path, image
         ("exposed_port=8000", "RUN true\nCMD x\n", "begins like a Dockerfile.* lang=dockerfile"),
         ("exposed_port=8000", "# syntax=a/b\nrun c\n", "begins like a Dockerfile"),
         ("exposed_port=8000 image=a/b cmd=3", "", "cmd=3"),
+        ('exposed_port=8000 image=a/b cmd="a \'b"', "", "a quote that has no end"),
     ],
 )
 def test_what_contradicts_itself_is_refused(cells: Any, line: str, cell: str, why: str) -> None:
