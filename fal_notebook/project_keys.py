@@ -50,7 +50,7 @@ class ProjectApp:
     name : str
         That of its table.
     label : str
-        Where its table stands.
+        Where it is said what it is: `ref`, `python_entry_point` or, without code, its table.
     folder : Path
         That of the file.
     identity : str
@@ -86,7 +86,7 @@ def read_app(name: str, table: Table, folder: Path, identity: str) -> ProjectApp
     _check_what_it_is(table, options)
     return ProjectApp(
         name,
-        table.text.where(table.path),
+        table.where(*_code_keys(table)),
         folder,
         identity,
         table.values.get("ref", ""),
@@ -176,8 +176,12 @@ def _from_no_scale(table: Table) -> bool:
     return not table.values["no_scale"]
 
 
+def _code_keys(table: Table) -> list[str]:
+    return [key for key in ("ref", "python_entry_point") if key in table.values]
+
+
 def _check_what_it_is(table: Table, options: Mapping[str, Any]) -> None:
-    code = [key for key in ("ref", "python_entry_point") if key in table.values]
+    code = _code_keys(table)
     if len(code) > 1:
         raise table.error(f"{table} has both ref and python_entry_point; keep one", code[1])
     if not code and "image" not in options:

@@ -27,9 +27,13 @@ class Table:
         """Return a table in this one."""
         return Table(self.text, (*self.path, key), self.values[key])
 
+    def where(self, *keys: str) -> str:
+        """Return file and line of a key, or of the table."""
+        return self.text.where((*self.path, *keys))
+
     def error(self, sentence: str, *keys: str) -> OptionError:
         """Return the refusal of a key, or of the table, with file and line."""
-        return OptionError(f"{self.text.where((*self.path, *keys))}: {sentence}")
+        return OptionError(f"{self.where(*keys)}: {sentence}")
 
     def refuse_unknown(self, known: Collection[str]) -> None:
         """Refuse what is no table, and keys that are not known, with the nearest one."""

@@ -104,7 +104,7 @@ def test_nothing_is_deployed_when_code_is_missing(
 ) -> None:
     last = f'{ref} = "{instead}"\n'.join(APPS.rsplit('ref = "apps.py::shift"\n', 1))
     text = refusal(shell, f"%%fal_pyproject wait=true\n{last}")
-    assert text.startswith(f"the cell, line 7: {ref}='{instead}'")
+    assert text.startswith(f"the cell, line 8: {ref}='{instead}'")
     assert words in text
     assert "pm_painter" not in shell.ip.user_ns
 
