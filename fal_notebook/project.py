@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import OptionError
-from fal_notebook.project_keys import ProjectApp, read_app
+from fal_notebook.project_keys import KEYS, ProjectApp, read_app
 from fal_notebook.project_table import Table
 from fal_notebook.toml_text import TomlText, parse
 
@@ -70,7 +70,15 @@ class Project:
                 raise OptionError(f"{self.text.where(path)}: {'.'.join(path)} is to be a table")
         if not values:
             raise OptionError(self._without((*_APPS, "NAME"), values))
+        self._refuse_others()
         return dict(values)
+
+    def _refuse_others(self) -> None:
+        """Refuse what stands beside the apps: fal itself would pass over it without a word."""
+        table = Table(self.text, _APPS[:-1], self.text.values["tool"]["fal"])
+        for key in table.values:
+            if key != _APPS[-1]:
+                raise table.error(f"{table} has the unknown key '{key}'; {_meant(key)}", key)
 
     def _without(self, path: tuple[str, ...], values: Mapping[str, Any]) -> str:
         near = get_close_matches(path[-1], values, n=1) if path == _APPS else []
@@ -151,3 +159,13 @@ def _parsed(path: Path) -> TomlText:
 def _instead(name: str, names: Mapping[str, Any]) -> str:
     near = get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+
+
+def _meant(key: str) -> str:
+    """Return what was meant by a key beside the apps."""
+    near = next(iter(get_close_matches(key, (_APPS[-1], *KEYS), n=1)), "")
+    if near == _APPS[-1]:
+        return f"did you mean '{near}'?"
+    if near:
+        return f"{near} is said of an app: under [tool.fal.apps.NAME]"
+    return "apps are all that it may have, each as [tool.fal.apps.NAME]"

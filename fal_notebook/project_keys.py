@@ -38,6 +38,7 @@ _OTHERS: dict[str, tuple[type, str]] = {
     "_scheduler": (str, "text"),
     "_scheduler_options": (dict, "a table"),
 }
+KEYS = OPTIONS | _OTHERS.keys()
 _IGNORED = ("_scheduler", "_scheduler_options")
 
 
@@ -80,7 +81,7 @@ def read_app(name: str, table: Table, folder: Path, identity: str) -> ProjectApp
     OptionError
         One sentence that names file and line, about the first mistake.
     """
-    table.refuse_unknown(OPTIONS | _OTHERS.keys())
+    table.refuse_unknown(KEYS)
     _check_types(table)
     options = _options(name, table, folder)
     _check_what_it_is(table, options)

@@ -69,6 +69,8 @@ EVERY = {
     "termination_grace_period_seconds": "10",
     "health_check": '{path = "/health", method = "GET", call_regularly = false}',
 }
+UNKNOWN = "[tool.fal] has the unknown key"
+OF_APP = "keep_alive is said of an app: under [tool.fal.apps.NAME]"
 REFUSED = {
     "keep_alives = 3": "line 2: {t} has the unknown key 'keep_alives'; did you mean 'keep_alive'?",
     "serve = true": "line 2: {t} has the unknown key 'serve'; that option is given in the code",
@@ -209,6 +211,11 @@ def test_other_apps_and_tables_may_be_wrong(tmp_path: Path) -> None:
         ("[tool.fal]\napps = 3", "line 2: tool.fal.apps is to be a table"),
         ("[tool.fal.apps]\nmy-server = 3", "line 2: tool.fal.apps.my-server is to be a table"),
         ("[tool.fal.apps]\n", "there is no app"),
+        (f"[tool.fal]\nkeep_alive = 3\n{APP}", f"line 2: {UNKNOWN} 'keep_alive'; {OF_APP}"),
+        (f"[tool.fal]\nkeep_alives = 3\n{APP}", "'keep_alives'; keep_alive is said of an app"),
+        (f"{APP}[tool.fal.image]\n", f"line 2: {UNKNOWN} 'image'; image is said of an app: under"),
+        (f"{APP}[tool.fal.app.x]\n", f"line 2: {UNKNOWN} 'app'; did you mean 'apps'?"),
+        (f"{APP}[tool.fal.zzz]\n", f"line 2: {UNKNOWN} 'zzz'; apps are all that it may have"),
         ("[tool.fal.apps.my-servr]\n", "has no app 'my-server'; did you mean 'my-servr'?"),
         ("[tool.fal.apps.z]\n", "has no app 'my-server'; there are z"),
         ("[tool.fal.apps.my-server\n", "line 1: this is no TOML: Expected ']'"),
