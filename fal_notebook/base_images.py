@@ -65,6 +65,20 @@ def of_dockerfile(text: str, build_args: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(name for _, names in found for name in names.values()))
 
 
+def platforms(text: str, build_args: Mapping[str, str]) -> Iterator[tuple[int, str, str]]:
+    """Yield line, platform and image of each FROM that says for which platform it is.
+
+    What only the builder knows, such as ``$BUILDPLATFORM``, is left out of the platform.
+    """
+    text = stages.without_unused(text, build_args)
+    known = dockerfile.arguments(dockerfile.instructions(text), build_args)
+    for instruction, names in _named(text, build_args):
+        said = instruction.flag("platform") if instruction.name == "FROM" else None
+        if said:
+            platform = dockerfile.replaced(said, known)
+            yield from ((instruction.line, platform, name) for name in names.values())
+
+
 def held(text: str, build_args: Mapping[str, str], instead: Mapping[str, str]) -> str:
     """Return a Dockerfile that names its base images otherwise.
 

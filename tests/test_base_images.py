@@ -6,7 +6,8 @@ import pytest
 
 from fal_notebook import dockerfile
 from fal_notebook.base_images import bases, default, held, of_dockerfile
-from fal_notebook.exceptions import SettingError
+from fal_notebook.exceptions import BuildError, SettingError
+from fal_notebook.platforms import refuse_other
 
 TEXT = """# syntax=docker/dockerfile:1
 ARG BASE=python:3.11-slim
@@ -80,3 +81,48 @@ def test_base_images_are_named_otherwise_and_nothing_else(text: str, instead: st
     assert [(i.name, i.heredocs, i.end) for i in before] == [
         (i.name, i.heredocs, i.end) for i in after
     ]
+
+
+# --- platforms -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("FROM --platform=linux/arm64 a", 1),
+        ("# for others\nfrom --platform=linux/aarch64 \\\n a as b", 2),
+        ("FROM a\nFROM --platform=linux/arm64/v8 b", 2),
+        ("FROM --platform=arm64 a", 1),
+        ("FROM --platform=linux/386 a", 1),
+        ("ARG P=linux/arm64\nFROM --platform=$P a", 2),
+        ("ARG P\nFROM --platform=${P:-linux/arm64} a", 2),
+    ],
+)
+def test_a_base_that_is_made_for_another_platform_is_refused(text: str, line: int) -> None:
+    with pytest.raises(
+        BuildError, match=f"^line {line} of the Dockerfile says --platform="
+    ) as told:
+        refuse_other(text, {}, {"a": "amd64", "b": "amd64"})
+    assert "is made for amd64: leave out --platform, or" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FROM a",
+        "FROM --platform=linux/amd64 a",
+        "FROM --platform=linux/x86_64 a",
+        "FROM --platform=LINUX/AMD64/v2 a",
+        "FROM --platform=linux a",
+        "FROM --platform=$BUILDPLATFORM a",
+        "FROM --platform=${TARGETPLATFORM} a",
+        "ARG TARGETARCH\nFROM --platform=linux/$TARGETARCH a",
+        "ARG P=linux/arm64\nFROM --platform=$P a",
+        "FROM --platform=linux/arm64 scratch",
+        "FROM --platform=linux/arm64/v8 other",
+        "FROM a AS first\nFROM --platform=linux/arm64 first",
+        "FROM --platform=linux/arm64 a AS unused\nFROM a",
+        "FROM --platform=linux/arm64 nobody-knows",
+    ],
+)
+def test_a_base_that_is_made_for_the_platform_that_is_asked_for_is_taken(text: str) -> None:
+    refuse_other(text, {"P": "linux/amd64"}, {"a": "amd64", "other": "arm64"})

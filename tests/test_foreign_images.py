@@ -120,6 +120,27 @@ def test_a_function_in_an_image_for_another_machine_is_named(
         assert handle(1) == 2
 
 
+def test_a_base_of_another_machine_than_is_asked_for_is_not_taken_in_its_place(
+    containers: Path, other: str
+) -> None:
+    image = ContainerImage(f"# one\nFROM --platform=linux/{other} {BASE}\nENV A=b\n")
+    words = f"line 2 of the Dockerfile says --platform=linux/{other}, and the image {BASE} that is"
+    with pytest.raises(DeployError, match=words):
+        deploying.deploy(image=image, name="asked", exposed_port=8000, wait=True)
+    with pytest.raises(DeployError, match=words), deployed("def h(): return 1", image=image):
+        pass
+
+
+def test_a_base_of_the_machine_that_is_asked_for_is_taken(
+    containers: Path, engine: docker.APIClient, labelled: str, other: str
+) -> None:
+    own = engine.version()["Arch"]
+    for platform, base in ((f"linux/{other}/v8", labelled), (f"linux/{own}", BASE)):
+        image = ContainerImage(f"FROM --platform={platform} {base}\nENV A=b\n")
+        with deployed("def k(x: int): return x + 1", image=image) as handle:
+            assert handle(1) == 2
+
+
 def test_what_runs_runs_whatever_its_image_says(containers: Path, labelled: str) -> None:
     with deployed("def g(x: int): return x + 1", image=labelled) as handle:
         assert isinstance(handle, Handle)

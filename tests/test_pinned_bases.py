@@ -29,7 +29,8 @@ DOCKERFILES = {
     "one": "FROM NAME\nRUN true\n",
     "argument": "ARG TAG=none\nARG FULL=REPOSITORY:${TAG}\nFROM $FULL\nRUN true\n",
     "stages": (
-        f"FROM --platform=linux/amd64 \\\n  NAME \\\n  AS tools\nRUN true\nFROM {BASE} AS last\n"
+        f"FROM --platform=linux/{os.uname().machine} \\\n  NAME \\\n  AS tools\nRUN true\n"
+        f"FROM {BASE} AS last\n"
         "COPY --from=tools /text /text\n"
     ),
     "copied": f"FROM {BASE}\nCOPY --from=NAME \\\n  # the text\n  /text /text\n",

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fal_notebook import base_images, dockerfile, heredocs, image
+from fal_notebook import base_images, dockerfile, heredocs, image, platforms
 from fal_notebook.backends import buildkit, fit, image_python, local_packages, logins
 from fal_notebook.backends.base import BuildOrder, Placement, Progress
 from fal_notebook.backends.bundle import write_compiled
@@ -188,6 +188,7 @@ class Images:
         if bases and dockerfile.is_reference(text):  # there is nothing to build
             (held,) = bases.values()
             return held
+        platforms.refuse_other(text, arguments, await self._made_for(bases))
         own = UserImage(text, order.context, arguments, bases)
         known = await logins.logins(hosts_of(bases), order.credentials.get("registries", {}))
         secrets = order.credentials.get("secrets", {})
@@ -198,6 +199,11 @@ class Images:
             make = self._built(own, progress, anew, known)
         await self._ensure(own.tag, make, anew)
         return own.tag
+
+    async def _made_for(self, bases: Mapping[str, str]) -> dict[str, str]:
+        """Return the architectures of base images by their names in a Dockerfile."""
+        found = {name: await self._call(self._engine.image, bases[name]) or {} for name in bases}
+        return {name: about.get("Architecture", "") for name, about in found.items()}
 
     async def _named(self, base: str) -> str:
         """Return a name of a base image for BuildKit, which knows none by its id."""
