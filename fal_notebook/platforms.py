@@ -41,7 +41,7 @@ def refuse_other(text: str, build_args: Mapping[str, str], made_for: Mapping[str
             raise BuildError(
                 f"line {line} of the Dockerfile says --platform={platform}, and the image {name} "
                 f"that is here is made for {here}: leave out --platform, or, where programs for "
-                f"{wanted} run, fetch that one first: docker pull --platform={platform} {name}"
+                f"{wanted} run, bring the image for {wanted} to this machine"
             )
 
 

@@ -201,8 +201,14 @@ class Images:
         return own.tag
 
     async def _made_for(self, bases: Mapping[str, str]) -> dict[str, str]:
-        """Return the architectures of base images by their names in a Dockerfile."""
-        found = {name: await self._call(self._engine.image, bases[name]) or {} for name in bases}
+        """Return the architectures of base images by their names in a Dockerfile.
+
+        Of those that are here only: what a registry has, a builder may fetch for another one.
+        """
+        local = {name: held for name, held in bases.items() if "@" not in held}
+        found = {
+            name: await self._call(self._engine.image, held) or {} for name, held in local.items()
+        }
         return {name: about.get("Architecture", "") for name, about in found.items()}
 
     async def _named(self, base: str) -> str:
