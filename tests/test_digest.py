@@ -76,6 +76,14 @@ def test_a_set_has_no_order_and_a_dict_has_its_own(keys: list[Any]) -> None:
         assert (digest_of(forth) == digest_of(back)) == (list(forth) == list(back))
 
 
+def test_one_list_twice_is_not_two_lists() -> None:
+    one = [1]
+    assert digest_of([one, one]) == digest_of(copy.deepcopy([one, one]))
+    assert digest_of([one, one]) != digest_of([one, [1]]) == digest_of([[1], [1]])
+    text = "V = [1]\nW = {}\ndef f(): return V, W"
+    assert of(text.format("V")) == of(text.format("V")) != of(text.format("[1]"))
+
+
 def test_attributes_have_no_order() -> None:
     one, other = SimpleNamespace(a=1, b=[2]), SimpleNamespace(b=[2], a=1)
     assert digest_of(one) == digest_of(other)
@@ -122,9 +130,10 @@ def test_values_of_another_kind_or_shape_differ(one: Any, other: Any) -> None:
     assert digest_of(one) == digest_of(one)
 
 
-def test_arrays_hash_by_their_values_whatever_the_memory_order() -> None:
+def test_arrays_hash_by_their_values_and_their_memory_order() -> None:
     array = np.arange(12).reshape(3, 4)
-    assert digest_of(array) == digest_of(np.asfortranarray(array))
+    assert digest_of(array) != digest_of(np.asfortranarray(array))
+    assert digest_of(array) == digest_of(array.copy())
     assert digest_of(array[:, ::2]) == digest_of(array[:, ::2].copy())
     times = np.array(["2024-01-01"], "M8[s]")
     assert digest_of(times) == digest_of(times.copy())

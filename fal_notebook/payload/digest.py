@@ -32,6 +32,7 @@ from fal_notebook.payload.sources import source_of
 from fal_notebook.payload.used_values import unused
 
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
+_CHANGEABLE = {list, dict, set, bytearray}
 _SORTABLE = ({str}, {int}, {bytes})
 _ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
 
@@ -63,7 +64,7 @@ class _Digester:
     def __init__(self, reductions: Reductions, with_references: bool = True) -> None:
         self._reductions = reductions
         self._with_references = with_references
-        self._done: dict[int, bytes] = {}
+        self._done: dict[int, tuple[int, bytes]] = {}  # in which order values were met
         self._depth: dict[int, int] = {}  # values being hashed, to end cycles
         self._alive: list[Any] = []  # an id is only good while its object lives
 
@@ -72,7 +73,10 @@ class _Digester:
             return _hash(b"scalar", marshal.dumps(value, 2))
         key = id(value)
         if key in self._done:
-            return self._done[key]
+            number, found = self._done[key]
+            # Of what can change it counts that it is the same one.
+            again = type(value) in _CHANGEABLE
+            return _hash(b"again", struct.pack("<q", number)) if again else found
         if key in self._depth:
             return _hash(b"cycle", struct.pack("<q", self._depth[key]))
         self._depth[key] = len(self._depth)
@@ -83,7 +87,7 @@ class _Digester:
             found = os.urandom(32)
         finally:
             del self._depth[key]
-        self._done[key] = found
+        self._done[key] = len(self._done), found
         return found
 
     def _compound(self, value: Any) -> bytes:
@@ -163,7 +167,8 @@ class _Digester:
         return _hash(b"class", self.digest(source_of(cls)), self._mapping(class_parts(cls)))
 
     def _array(self, array: Any) -> bytes:
-        head = repr((array.dtype.descr if array.dtype.names else array.dtype.str, array.shape))
+        kind = array.dtype.descr if array.dtype.names else array.dtype.str
+        head = repr((kind, array.shape, array.flags.fnc))  # a runner has it in the same order
         if array.dtype.names:  # field by field, for the padding between them may hold anything
             return _hash(
                 b"record", head.encode(), *(self._array(array[n]) for n in array.dtype.names)
