@@ -42,7 +42,7 @@ def endpoint(
     Raises
     ------
     AppDefinitionError
-        When the path is none, or the method has one already.
+        When the path or the health check is none, or the method has one already.
     """
     if billing is not None:
         raise AppDefinitionError("billing declarations are fal's own; leave billing out here")
@@ -61,6 +61,11 @@ def mark(route: RouteSignature) -> Callable[[F], F]:
 
     def decorate(method: F) -> F:
         _refuse_wrong(method, route.path)
+        if route.health_check is not None and not hasattr(route.health_check, "model_copy"):
+            raise AppDefinitionError(
+                f"{where_of(method)} has health_check={route.health_check!r}; write "
+                "health_check=fal_notebook.HealthCheck(), with its options"
+            )
         if route.is_websocket and route.health_check is not None:
             raise AppDefinitionError(f"{where_of(method)} is a WebSocket and no health check")
         if route.is_websocket and route.realtime is None:

@@ -83,6 +83,9 @@ REFUSED = {
         "class `A`: `other` (line 26) has the path '/count', which is that of `counted`"
     ),
     METHOD.format("'x'"): "`A.f` (line 26) has the path 'x', which does not begin with '/'",
+    METHOD.format("'/a', health_check={'path': '/h'}"): (
+        "endpoint `A.f` (line 26) has health_check={'path': '/h'}; write health_check="
+    ),
     METHOD.format("'/a', is_websocket=True, health_check=fal.HealthCheck()"): (
         "endpoint `A.f` (line 26) is a WebSocket and no health check"
     ),
