@@ -62,6 +62,19 @@ def test_a_direct_request_is_found_by_its_lines(gateway: GatewayInfo, tells: Han
         assert messages(tells, part) == ["told direct"]
 
 
+def test_a_part_of_a_queued_and_of_a_direct_request_is_not_one(gateway: GatewayInfo) -> None:
+    with deployed(SOURCE.replace("tells", "both"), serve=True, auth="public") as both:
+        answer = httpx.post(run_url(gateway, both), json={"text": "direct"})
+        direct = answer.headers["x-fal-request-id"].replace("-", "")
+        queued = direct[:8] + "0" * 24
+        given = {"x-fal-submit-id": queued}
+        httpx.post(f"{gateway.url}/queue/tester/both", json={"text": "queued"}, headers=given)
+        assert both.request(queued).result() == 0
+        with pytest.raises(OptionError, match="is a part of several requests' ids"):
+            messages(both, direct[:8])
+        assert messages(both, queued) == ["told queued"]
+
+
 @pytest.mark.parametrize("part", ["nowhere", "f" * 32, "a/b c", "%", "_"])
 def test_what_is_nowhere_is_one_sentence(tells: Handle, part: str) -> None:
     with pytest.raises(NotFoundError, match=f"no request {part} of tester/tells"):

@@ -29,13 +29,11 @@ async def find(gateway: Gateway, owner: str, name: str, part: str) -> dict[str, 
         When there are several.
     """
     find_app(gateway, owner, name)
-    ids = (
-        await gateway.queue.records.ids(owner, name, part)
-        or {group.request for group in failed(gateway, owner, name, part)}
-        or await asyncio.to_thread(
-            _in_logs, gateway.state, part, past_runners(gateway, owner, name)
-        )
-    )
+    ids = await gateway.queue.records.ids(owner, name, part)
+    ids |= {group.request for group in failed(gateway, owner, name, part)}
+    if part not in ids and len(ids) < 2:
+        runners = past_runners(gateway, owner, name)
+        ids |= await asyncio.to_thread(_in_logs, gateway.state, part, runners)
     if not ids:
         raise NotFoundError(
             f"no request {part} of {owner}/{name}; '%fal logs {name}' shows the last 8 characters "
