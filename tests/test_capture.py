@@ -18,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
@@ -376,6 +377,12 @@ def test_a_lock_in_an_array_of_objects_is_found() -> None:
     array = np.array([[1, threading.Lock()]], dtype=object)
     with pytest.raises(UnpicklableError, match=r"`data`, whose \.flat\[1\] is a _thread\.lock"):
         capture(notebook("def f(): return data", data=array)["f"])
+
+
+def test_a_lock_in_a_series_is_found() -> None:
+    series = pd.Series([1, threading.Lock()])
+    with pytest.raises(UnpicklableError, match=r"uses global `data`, .* cannot be pickled; create"):
+        capture(notebook("def f(): return data", data=series)["f"])
 
 
 def test_a_cached_function_is_listed_once() -> None:

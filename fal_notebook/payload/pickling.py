@@ -253,7 +253,9 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{index}]", part) for index, part in enumerate(value))
     elif isinstance(value, (set, frozenset)):
         yield from ((f"{{{part!r}}}", part) for part in value)
-    elif getattr(getattr(value, "dtype", None), "hasobject", False):
+    elif (
+        type(value) is getattr(sys.modules.get("numpy"), "ndarray", None) and value.dtype.hasobject
+    ):
         yield from ((f".flat[{index}]", part) for index, part in enumerate(value.flat))
     else:
         yield from _attributes(value)
