@@ -50,6 +50,8 @@ def ready(function: Any, options: Options, cell: CellOptions) -> tuple[Any, Opti
 def _checked(options: Options, cell: CellOptions) -> Options:
     """Refuse options that cannot be sent from here; return them with absolute paths."""
     _check_python(options)
+    image_request.target(cell.target, options)
+    variables(options)
     for name, value in explicit(options).items():
         found = scan(json.dumps(value, ensure_ascii=False).encode())
         if found and name not in cell.allow_secret:

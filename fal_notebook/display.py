@@ -323,9 +323,12 @@ class DiffView:
     def __init__(self, name: str, diff: Mapping[str, Any]) -> None:
         self._head = f"{name}: from revision {diff['from']} to {diff['to']}, which serves"
         self._parts = {part: diff[part] for part in self._PARTS if diff[part]}
+        self._identical = diff["identical"]
 
     def _empty(self) -> str:
         alike = ", ".join(self._PARTS[:-1])
+        if self._identical:
+            return f"{alike} and schema are the same, and so is all else"
         return f"{alike} and schema are the same; values or the rest of the cell may have changed"
 
     def __repr__(self) -> str:

@@ -130,6 +130,18 @@ def test_the_star_parameter_of_a_setup_or_of_a_server_is_not_noted() -> None:
     assert dry_run(_star(), options, cell, "")[2] == []
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"image": "a/b", "target": "local"}, "image and target=local exclude each other"),
+        ({"pass_env": ["NOT_SET_ANYWHERE"]}, "NOT_SET_ANYWHERE, not set in this kernel"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_deploy_would(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        dry_run(double, *split_options(values), "")
+
+
 def test_the_star_parameter_of_an_endpoint_is_noted() -> None:
     class A(fal_notebook.App):
         @fal_notebook.endpoint("/")

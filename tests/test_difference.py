@@ -75,6 +75,14 @@ def test_captured_values_and_the_schema_are_compared() -> None:
     }
 
 
+def test_of_functions_the_source_tells_and_not_the_size() -> None:
+    def taken(size: int) -> Revision:
+        return revision(captured=[{"name": "f", "kind": kind, "size": size}])
+
+    for kind in ("function", "class", "module", "function, of outer", "function, a default"):
+        assert changes(taken(184), taken(185)) == {}
+
+
 def test_files_that_travel_along_are_compared_by_their_digest() -> None:
     older, newer = revision(context="a" * 64), revision(context="b" * 64)
     (gone, came) = changes(older, newer)["captured"]

@@ -245,6 +245,7 @@ def test_a_list_annotated_as_iterable_is_not_a_stream() -> None:
         ("def f(a: int = 1): pass", False),
         ("def f(a: int): pass", True),
         ("def f(p: Point): pass", True),
+        ("class D(BaseModel):\n    x: int = 1\ndef f(d: D): pass", True),
         ("def f(p: Point | None = None): pass", False),
         ("class L(RootModel[list[int]]): pass\ndef f(l: L): pass", True),
     ],

@@ -12,6 +12,9 @@ from fal_notebook.gateway.store import Revision
 # Shown as requirements, and not once more as options.
 _ENVIRONMENT = ("requirements", "python_version")
 
+# What changes in these is in the source; their size changes with the line they begin at.
+_OF_SOURCE = ("function", "class", "module")
+
 
 def of(older: Revision, newer: Revision) -> dict[str, str]:
     """Return diffs of source, options, requirements, captured values and schema, by these names.
@@ -69,7 +72,8 @@ def _captured(revision: Revision) -> Iterator[str]:
     if context := revision.manifest.get("context"):
         yield f"files of the build context or of app_files: {context[:12]}"
     for value in revision.manifest.get("captured", ()):
-        yield f"{value['name']}: {value['kind']}, {value['size']:,} bytes"
+        size = "" if value["kind"].split(",")[0] in _OF_SOURCE else f", {value['size']:,} bytes"
+        yield f"{value['name']}: {value['kind']}{size}"
 
 
 def _schema(revision: Revision) -> Iterator[str]:

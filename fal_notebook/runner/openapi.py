@@ -107,10 +107,9 @@ def _is_required(request: dict[str, Any], components: dict[str, Any], signature:
     """Whether an empty body is refused."""
     if signature.whole_body:
         (parameter,) = signature.parameters
-        if parameter.default is not parameter.empty:
-            return False
+        return bool(parameter.default is parameter.empty)
     target = components.get(request.get("$ref", "").rsplit("/", 1)[-1], request)
-    return bool(target.get("required")) or ("properties" not in target and signature.whole_body)
+    return bool(target.get("required"))
 
 
 def _response(description: str, media: str, schema: dict[str, Any]) -> dict[str, Any]:

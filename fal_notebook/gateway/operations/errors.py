@@ -47,7 +47,7 @@ def error(gateway: Gateway, owner: str, name: str, request_id: str) -> dict[str,
     raise NotFoundError(
         f"request {request_id} is not the sample of an error of {owner}/{name}; "
         f"'%fal errors {name}' lists those that are, '%fal logs {name} --request {request_id}' "
-        "shows what it wrote"
+        "shows what it wrote, where there was one"
     )
 
 

@@ -57,7 +57,8 @@ def diff(gateway: Gateway, owner: str, name: str, number: int | None = None) -> 
     """Return what changed from a revision, by default the last that served before, to the active.
 
     ``source``, ``options``, ``requirements``, ``captured`` and ``schema`` are unified diffs of
-    text, "" where nothing changed; ``from`` and ``to`` are the two numbers.
+    text, "" where nothing changed; ``from`` and ``to`` are the two numbers, ``identical`` says
+    whether both serve the same code and values, the rest of the cell included.
 
     Raises
     ------
@@ -66,7 +67,9 @@ def diff(gateway: Gateway, owner: str, name: str, number: int | None = None) -> 
     """
     app, active = find(gateway, owner, name)
     older = _wanted(gateway, app, active, number)
-    return {"from": older.number, "to": active.number, **difference.of(older, active)}
+    identical = older.digest == active.digest
+    numbers = {"from": older.number, "to": active.number}
+    return {**numbers, "identical": identical, **difference.of(older, active)}
 
 
 def rollback(gateway: Gateway, owner: str, name: str, number: int | None = None) -> DeployReply:
