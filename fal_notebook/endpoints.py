@@ -14,6 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "route_signature"
 RESERVED = "/requests"
+# A part of a path that varies, as Starlette has it.
+_PLACEHOLDER = re.compile(r"\{[a-zA-Z_]\w*(:(str|path|int|float|uuid))?\}")
 
 
 class RouteSignature(NamedTuple):
@@ -87,6 +89,10 @@ def _refuse_wrong(method: Any, path: str) -> None:
         raise AppDefinitionError(
             f"{where} has the path {path!r}, which no request can have; leave out spaces, '?' and "
             "'#'"
+        )
+    if re.search(r"[{}]", _PLACEHOLDER.sub("", path)):
+        raise AppDefinitionError(
+            f"{where} has the path {path!r}; write a part that varies as in '/items/{{name}}'"
         )
     if path == RESERVED or path.startswith(RESERVED + "/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which belongs to the queue")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from fal_notebook.endpoints import F, RouteSignature, mark
 from fal_notebook.exceptions import AppDefinitionError
@@ -62,15 +62,20 @@ def realtime(
     Raises
     ------
     AppDefinitionError
-        When a number is out of its range, or `endpoint` would refuse.
+        When a number is none or out of its range, or `endpoint` would refuse.
     """
     for name, value in (("buffering", buffering), ("max_batch_size", max_batch_size)):
-        if value is not None and value < 1:
-            raise AppDefinitionError(f"{name}={value} of realtime {path!r} must be 1 or more")
-    if session_timeout is not None and session_timeout <= 0:
-        raise AppDefinitionError(f"session_timeout of realtime {path!r} must be above 0 seconds")
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            _refuse(path, name, value, "a whole number from 1")
+    timeout = session_timeout
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        _refuse(path, "session_timeout", timeout, "seconds above 0")
     options = RealtimeOptions(
         *(buffering, session_timeout, input_modal, output_modal),
         *(max_batch_size, content_type, encode_message, decode_message),
     )
     return mark(RouteSignature(path, is_websocket=True, realtime=options))
+
+
+def _refuse(path: str, name: str, value: Any, allowed: str) -> NoReturn:
+    raise AppDefinitionError(f"{name}={value!r} of realtime {path!r} must be {allowed}")

@@ -17,7 +17,7 @@ from typing import Any
 from fal_notebook.app_definition import app_name_of
 from fal_notebook.container import ContainerImage
 from fal_notebook.exceptions import AppDefinitionError, CaptureError, OptionError
-from fal_notebook.options import Options
+from fal_notebook.options import Options, split_options
 from fal_notebook.runner.sdk_server import SdkServer
 
 UPLOADS = (
@@ -77,8 +77,17 @@ def options_of(cls: Any) -> dict[str, Any]:
     Raises
     ------
     OptionError
-        When the class holds an option that does not exist.
+        When the class gives an option that does not exist or is wrong.
     """
+    given = _options_of(cls)
+    try:
+        split_options(given)
+    except OptionError as error:
+        raise OptionError(f"class `{cls.__name__}`: {error}") from None
+    return given
+
+
+def _options_of(cls: Any) -> dict[str, Any]:
     told = {n: cls.host_kwargs[n] for n in cls._explicit_host_kwargs if n in cls.host_kwargs}
     values = {**told, **dict(_attributes(cls)), "exposed_port": PORT}
     values = {_OTHER_NAMES.get(n, n): v for n, v in values.items() if n not in _FALS_OWN}

@@ -94,6 +94,8 @@ REFUSED = {
     "fal.HealthCheck(failure_threshold=0)": "HealthCheck: failure_threshold=0 is not allowed",
     "fal.HealthCheck(threshold=2)": "HealthCheck: unknown option 'threshold'",
     METHOD.format("'/a b'"): "has the path '/a b', which no request can have",
+    METHOD.format("'/a/{x'"): "'/a/{x'; write a part that varies as in '/items/{name}'",
+    METHOD.format("'/a/{x:what}'"): "write a part that varies as in",
     METHOD.format("'/a/{x}?y'"): "has the path '/a/{x}?y', which no request can have",
     "class A(fal.App, setup_function=print): pass": "an app has the method setup(self)",
     METHOD.format("'/requests'"): "belongs to the queue",

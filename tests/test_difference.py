@@ -76,11 +76,11 @@ def test_captured_values_and_the_schema_are_compared() -> None:
 
 
 def test_of_functions_the_source_tells_and_not_the_size() -> None:
-    def taken(size: int) -> Revision:
+    def taken(kind: str, size: int) -> Revision:
         return revision(captured=[{"name": "f", "kind": kind, "size": size}])
 
     for kind in ("function", "class", "module", "function, of outer", "function, a default"):
-        assert changes(taken(184), taken(185)) == {}
+        assert changes(taken(kind, 184), taken(kind, 185)) == {}
 
 
 def test_files_that_travel_along_are_compared_by_their_digest() -> None:

@@ -394,8 +394,10 @@ def test_the_document_tells_of_realtime(live: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"buffering": 0}, "buffering=0 of realtime '/r' must be 1 or more"),
-        ({"session_timeout": 0}, "must be above 0 seconds"),
+        ({"buffering": 0}, "buffering=0 of realtime '/r' must be a whole number from 1"),
+        ({"max_batch_size": "4"}, "max_batch_size='4' of realtime '/r' must be a whole number"),
+        ({"session_timeout": 0}, "session_timeout=0 of realtime '/r' must be seconds above 0"),
+        ({"session_timeout": "9s"}, "session_timeout='9s' of realtime '/r' must be seconds"),
     ],
 )
 def test_wrong_options_are_refused(options: Any, said: str) -> None:

@@ -304,7 +304,7 @@ def test_a_diff_has_the_source_the_options_and_the_schema(apps: ExitStack) -> No
     assert "options\n-keep_alive=20\n+keep_alive=30" in told
     one.rollback(1)
     assert one.diff(1)["source"] == one.diff(1)["schema"] == ""
-    assert not found["identical"] and one.diff(1)["identical"]
+    assert (found["identical"], one.diff(1)["identical"]) == (False, True)
     assert "first" not in shown("revisions", "one")
 
 

@@ -224,7 +224,7 @@ def test_a_setup_that_raises_says_what(answers: dict[str, Any]) -> None:
 
 REFUSED = {
     "decorated": "write @fal_notebook.function",
-    "keyword": "unknown option 'keep_alives'; did you mean 'keep_alive'?",
+    "keyword": "class `Odd`: unknown option 'keep_alives'; did you mean 'keep_alive'?",
     "endpoints": "class `Bare` has no endpoint",
     "local": "requirements names ./own, but /nowhere/own does not exist",
 }

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fal_notebook.payload.class_parts import class_parts
+from fal_notebook.payload.pickling import is_array
 from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
@@ -209,7 +210,7 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: type(v) is dict, _Digester._dict),
     (lambda v: type(v) is types.MappingProxyType, _Digester._mapping),
     (lambda v: type(v) in (set, frozenset), _Digester._set),
-    (lambda v: type(v) is _numpy_array(), _Digester._array),
+    (is_array, _Digester._array),
     (lambda v: type(v) is pickle.PickleBuffer, _Digester._buffer),
     (lambda v: isinstance(v, types.ModuleType), _Digester._module),
     (lambda v: (is_function(v) or is_class(v)) and not is_by_value(v), _Digester._imported),
@@ -220,11 +221,6 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: isinstance(v, _ALIASES), _Digester._alias),
     (lambda v: type(v) is typing.ForwardRef, _Digester._forward),
 )
-
-
-def _numpy_array() -> Any:
-    """Return numpy's array type if the notebook has loaded it."""
-    return getattr(sys.modules.get("numpy"), "ndarray", None)
 
 
 def _without_addresses(state: Any) -> Any:

@@ -113,13 +113,14 @@ class PayloadPickler(Pickler):
         return reduced
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether it is numpy's array, of no subclass; numpy is not loaded for the question."""
     return type(value) is getattr(sys.modules.get("numpy"), "ndarray", None)
 
 
 def _holds_text(value: Any) -> bool:
     """Whether it is numpy's array of strings, perhaps within records; of a loaded numpy only."""
-    if not _is_array(value) or not value.size:
+    if not is_array(value) or not value.size:
         return False
     dtype = value.dtype
     fields = [field[0] for field in (dtype.fields or {}).values()]
@@ -256,7 +257,7 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{index}]", part) for index, part in enumerate(value))
     elif isinstance(value, (set, frozenset)):
         yield from ((f"{{{part!r}}}", part) for part in value)
-    elif _is_array(value) and value.dtype.hasobject:
+    elif is_array(value) and value.dtype.hasobject:
         yield from ((f".flat[{index}]", part) for index, part in enumerate(value.flat))
     else:
         yield from _attributes(value)

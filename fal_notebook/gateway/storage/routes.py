@@ -145,7 +145,7 @@ class StorageRoutes:
             return Principal(user, "UPLOAD")
         principal = self._auth.identify(authorization)
         if principal is None:
-            raise UnauthorizedError("uploads need a key: send 'Authorization: Key id:secret'")
+            raise UnauthorizedError("stored files need a key: send 'Authorization: Key id:secret'")
         return principal
 
     # --- the files themselves ----------------------------------------------------------------
