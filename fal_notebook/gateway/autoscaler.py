@@ -269,7 +269,8 @@ def decide(scaling: Scaling, observed: Observed, now: float) -> Decision:
         return _start(target, target - live, observed, due, now)
     if live > target:
         surplus = _Surplus(scaling, target, observed, now)
-        surplus.stop_starting()
+        if runners.starting:
+            surplus.stop_starting()
         surplus.stop_idle()
         return Decision(target, stop=tuple(surplus.stop), wake_at=_wake(now, due, surplus.wake_at))
     return Decision(target, wake_at=_wake(now, due))
@@ -314,7 +315,8 @@ class _Surplus:
         self._now = now
         self._runners = observed.runners
         self._asked = observed.asked
-        self._live = len(self._runners.starting) + self._runners.ready
+        self._ready = self._runners.ready
+        self._live = len(self._runners.starting) + self._ready
         self._target = target
         self._left = self._live - target
         self._excess = self._live - scaling.max_concurrency
@@ -326,8 +328,6 @@ class _Surplus:
 
     def stop_starting(self) -> None:
         """Let surplus starts go, the least advanced and youngest first."""
-        if not self._runners.starting:
-            return
         hold = max(UNUSED_KEEP_ALIVE, self._scaling.keep_alive)
         asked_for = memory(self._scaling)
         first = max(min(map(_since, self._runners.starting)) + hold, self._last_asked() + asked_for)
@@ -344,12 +344,13 @@ class _Surplus:
         keep_alive = self._scaling.keep_alive
         # A runner that was used goes by its requests, unless it is there for a buffer.
         by_target = keep_alive if self._scaling.buffered else None
-        kinds = [
-            (self._runners.unused, UNUSED_KEEP_ALIVE, memory(self._scaling)),
-            (self._runners.used, keep_alive, by_target),
-        ]
-        heads = [(kind[0], 0, kind, hold, asked_for) for kind, hold, asked_for in kinds if kind]
-        spare = self._runners.ready - self._target
+        unused, used = self._runners.unused, self._runners.used
+        heads: list[tuple[Idle, int, Sequence[Idle], float, float | None]] = []
+        if unused:
+            heads.append((unused[0], 0, unused, UNUSED_KEEP_ALIVE, memory(self._scaling)))
+        if used:
+            heads.append((used[0], 0, used, keep_alive, by_target))
+        spare = self._ready - self._target
         while heads and self._left and spare > 0:
             # Of at most two, the one that is idle for longer.
             (since, runner), place, kind, hold, asked_for = heads.pop(heads[0] > heads[-1])
@@ -387,6 +388,10 @@ def _order(start: Starting) -> tuple[int, float, str]:
     return _STARTING[start.state], -start.since, start.id
 
 
-def _wake(now: float, *times: float | None) -> float | None:
-    known = [time for time in times if time is not None]
-    return max(min(known), now + SHORTEST_WAIT) if known else None
+def _wake(now: float, first: float | None, second: float | None = None) -> float | None:
+    if first is None or (second is not None and second < first):
+        first = second
+    if first is None:
+        return None
+    soonest = now + SHORTEST_WAIT
+    return first if first > soonest else soonest

@@ -171,7 +171,7 @@ class _World:
         wake = self._settle()
         while (due := self._next(following, wake)) is not None:
             # Never before what is due: that a tick is a rounded float must not stop the clock.
-            self._now = max(self._now, due, math.ceil(due / self._tick) * self._tick)
+            self._now = max(due, math.ceil(due / self._tick) * self._tick)
             following = self._happen(trace, following)
             wake = self._decide()
         return self._end()
@@ -195,15 +195,18 @@ class _World:
     # --- requests ----------------------------------------------------------------------------
     def _happen(self, trace: Iterator[Request], following: Request | None) -> Request | None:
         """Let everything happen until now, in its order; return the request that comes next."""
-        while True:
-            until = self._now if following is None else min(self._now, following.at)
-            while self._coming and self._coming[0][0] <= until:
-                at, _, runner = heapq.heappop(self._coming)
-                self._advance(runner, at)
-            if following is None or following.at > self._now:
-                return following
+        while following is not None and following.at <= self._now:
+            self._pass(following.at)
             self._arrive(following)
             following = _in_order(following, next(trace, None))
+        self._pass(self._now)
+        return following
+
+    def _pass(self, until: float) -> None:
+        coming = self._coming
+        while coming and coming[0][0] <= until:
+            at, _, runner = heapq.heappop(coming)
+            self._advance(runner, at)
 
     def _arrive(self, request: Request) -> None:
         runner = self._least_loaded()
@@ -261,13 +264,18 @@ class _World:
     # --- runners -----------------------------------------------------------------------------
     def _decide(self) -> float | None:
         """Have the autoscaler decide, and do it; return when it wants to look again."""
-        queued, next_due_at = self._waiting()
+        queued, next_due_at = self._waiting() if self._left < len(self._line) else (0, None)
         target = self._wanted(self._in_flight + queued)
-        if target == len(self._runners) or self._is_calm(target):
-            self._asked = asked(self._asked, target, self._now, self._memory)
-            self._look()
-            return next_due_at if target == len(self._runners) else self._calm_until
+        if target == len(self._runners):
+            return self._keep(target, next_due_at)
+        if self._is_calm(target):
+            return self._keep(target, self._calm_until)
         return self._obey(queued, next_due_at)
+
+    def _keep(self, target: int, wake: float | None) -> float | None:
+        self._asked = asked(self._asked, target, self._now, self._memory)
+        self._look()
+        return wake
 
     def _obey(self, queued: int, next_due_at: float | None) -> float | None:
         decision = decide(self._scaling, self._observed(queued, next_due_at), self._now)
@@ -299,8 +307,6 @@ class _World:
     def _waiting(self) -> tuple[int, float | None]:
         """Return how many wait longer than scaling_delay, and when the next one will."""
         known, delay = len(self._line), self._scaling.scaling_delay
-        if self._due == self._left == known:
-            return 0, None
         while self._due < known and self._line[self._due].at + delay <= self._now:
             self._due += 1
         oldest_young = max(self._due, self._left)
@@ -312,13 +318,13 @@ class _World:
         busy = len(self._runners) - len(self._starting) - idle
         starting = self._starting.values()
         runners = Runners(starting, self._unused, self._used, busy, self._in_flight)
-        return Observed(runners, queued, next_due_at, asked=self._asked)
+        return Observed(runners, queued, next_due_at, 0, None, True, self._asked)
 
     def _begin(self) -> None:
         self._result.started += 1
         runner = self._runners[self._result.started] = _Runner(self._result.started, self._now)
-        self._starting[runner.number] = Starting("PENDING", self._now, str(runner.number))
         if self._start.pending:
+            self._starting[runner.number] = Starting("PENDING", self._now, str(runner.number))
             self._come(self._now + self._start.pending, runner)
         else:
             self._advance(runner, self._now)
