@@ -163,10 +163,15 @@ def _walk(root: Path, folder: str, rules: IgnoreRules) -> Iterator[str]:
     for entry in found:
         path = posixpath.join(folder, entry.name)
         left_out = rules.leaves_out(path)
-        if not left_out:
+        if not left_out and _travels(entry):
             yield path
         if entry.is_dir(follow_symlinks=False) and (not left_out or rules.may_hold(path)):
             yield from _walk(root, path, rules)
+
+
+def _travels(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, a folder or a link, and no pipe or socket."""
+    return entry.is_symlink() or entry.is_file() or entry.is_dir()
 
 
 def _refuse_missing(
@@ -174,8 +179,10 @@ def _refuse_missing(
 ) -> None:
     for source in wanted:
         if source.path and not any(map(source.takes, paths)):
-            there = (root / source.path).exists() and rules.leaves_out(source.path)
-            why = "which the ignore rules leave out" if there else f"which is not in {root}"
+            why = f"which is not in {root}"
+            if (root / source.path).exists():
+                left_out = rules.leaves_out(source.path)
+                why = "which the ignore rules leave out" if left_out else "a pipe or a socket"
             raise OptionError(f"{source.said} takes {source.path}, {why}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,18 @@ def _words(text: str) -> str:
 _Command = Annotated[Text, AfterValidator(_words)]
 
 
+def _named(pattern: str, allowed: str) -> AfterValidator:
+    """Return what refuses a dict with a name that the builder would not understand."""
+
+    def checked(values: dict[str, Any]) -> dict[str, Any]:
+        for name in values:
+            if not re.fullmatch(pattern, name, re.ASCII):
+                raise ValueError(f"a name is {allowed}, and {name!r} is none")
+        return values
+
+    return AfterValidator(checked)
+
+
 class Registry(BaseModel):
     """Credentials for one registry, see `registries`; the password is in no pickle.
 
@@ -96,7 +109,9 @@ class ContainerImage(BaseModel):
     dockerfile_str: Annotated[str, AfterValidator(_dockerfile)] = option(
         None, "text of the Dockerfile", "the text of a Dockerfile"
     )
-    build_args: dict[str, str] = option({}, "build arguments", "a dict of text to text")
+    build_args: Annotated[
+        dict[str, str], _named(r"[A-Za-z_]\w*", "made of letters, digits and '_'")
+    ] = option({}, "build arguments", "a dict of text to text")
     registries: dict[str, Registry] = option(
         {},
         "credentials for registries",
@@ -104,9 +119,9 @@ class ContainerImage(BaseModel):
         "'$NAME', a command as a list, or a callable",
         exclude=True,
     )
-    secrets: dict[str, SecretStr] = option(
-        {}, "secrets of the build", "a dict of name to value, both text", exclude=True
-    )
+    secrets: Annotated[
+        dict[str, SecretStr], _named(r"[\w.-]+", "made of letters, digits, '_', '-' and '.'")
+    ] = option({}, "secrets of the build", "a dict of name to value, both text", exclude=True)
     entrypoint: _Command | list[str] | None = option(None, "entry point", _COMMAND)
     cmd: _Command | list[str] | None = option(None, "command", _COMMAND)
     context_dir: PathText | None = option(

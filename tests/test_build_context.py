@@ -147,6 +147,7 @@ def test_a_link_on_the_way_to_a_file_brings_what_it_leads_to(tmp_path: Path) -> 
         ("COPY gone /x", r"COPY gone \(line 2 of the Dockerfile\) takes gone, which is not in"),
         ("RUN a\n\nADD *.gone x", r"ADD \*.gone \(line 4 of the Dockerfile\) takes \*.gone"),
         ("COPY .env /x", "COPY .env .* takes .env, which the ignore rules leave out"),
+        ("COPY pipe /x", r"COPY pipe \(line 2 .*\) takes pipe, a pipe or a socket"),
         ("COPY ../x /x", "COPY ../x .* lies above the build context; .* set context_dir"),
     ],
 )
@@ -154,6 +155,7 @@ def test_what_cannot_be_copied_is_named_with_its_line(
     tmp_path: Path, line: str, refused: str
 ) -> None:
     tree(tmp_path, ".env", "x")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OptionError, match=refused):
         packed(tmp_path, line)
 

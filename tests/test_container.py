@@ -93,6 +93,8 @@ def test_a_missing_dockerfile_is_one_sentence(tmp_path: Path) -> None:
         ({"registries": {"h": {"password": PASSWORD}}}, "both given"),
         ({"secrets": {"A": 1}}, "secrets is not allowed"),
         ({"build_args": {"A": 1}}, "build_args is not allowed: a dict of text to text"),
+        ({"build_args": {"A B": "1"}}, "a name is made of letters, digits and '_', and 'A B' is"),
+        ({"secrets": {"a,b": "1"}}, "'-' and '.', and 'a,b' is none"),
         ({"cmd": 3}, "cmd=3 is not allowed: one text or a list of texts"),
         ({"cmd": "a 'b"}, "cut into words as a shell does, and has a quote that has no end; corr"),
         ({"entrypoint": "a \\"}, "and has a backslash with nothing behind it; correct that, or"),

@@ -202,3 +202,12 @@ def test_a_setting_that_names_no_image_is_refused(
         pass
     assert f"docker_base is {base!r}" in str(caught.value)
     assert 'write docker_base = "python:{python}-slim"' in str(caught.value)
+
+
+def test_a_base_of_the_settings_that_is_nowhere_says_which_setting_it_is(
+    containers: Path, configured: Callable[[str], None]
+) -> None:
+    configured("localhost:1/none:1")
+    said = "none:1 cannot be pulled: .*the setting docker_base may name another image"
+    with pytest.raises(DeployError, match=said), deployed(SOURCE, name="nowhere"):
+        pass

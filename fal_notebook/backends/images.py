@@ -113,8 +113,15 @@ class Images:
             again = functools.partial(self._pulls.again, given=registries, progress=tell)
             return {name: await again(name, was) for name, was in order.bases.items()}
         pinned = functools.partial(self._pulls.pinned, given=registries, progress=tell, anew=anew)
-        names = base_images.bases(order.options.get("image"), order.manifest["python"])
-        return {name: await pinned(name) for name in names}
+        brought = order.options.get("image")
+        names = base_images.bases(brought, order.manifest["python"])
+        try:
+            return {name: await pinned(name) for name in names}
+        except RegistryError as error:
+            if brought is not None:
+                raise
+            said = f"{error}; the setting docker_base may name another image"
+            raise RegistryError(said, error.log, error.host) from None
 
     async def _untouched(
         self, order: BuildOrder, bases: Mapping[str, str], progress: Progress
