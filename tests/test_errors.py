@@ -270,11 +270,12 @@ async def test_groups_add_up_and_show_the_newest(store: Store) -> None:
     errors.record(failure(at=2.0, count=5))
     errors.record(failure(at=3.0, input="newest"))
     assert store.select(ErrorGroup) == [group]  # nothing more within the second
-    errors.close()
+    errors.write()  # but for who asks
     (group,) = store.select(ErrorGroup)
     assert (group.count, group.first_seen, group.last_seen) == (7, 1.0, 3.0)
     assert (group.request, group.input) == ("r3.0", "newest")
     assert [data["count"] for data in told] == [1, 6]
+    errors.close()
 
 
 async def test_an_app_has_a_limited_number_of_groups(store: Store) -> None:
@@ -295,6 +296,18 @@ async def test_groups_go_with_their_app(store: Store) -> None:
     with store.transaction():
         store.delete_app("me", "app")
     errors.record(failure())  # a runner that still drains
+    errors.close()
+    assert store.select(ErrorGroup) == []
+
+
+async def test_an_app_of_the_name_of_a_deleted_one_has_none_of_its_failures(store: Store) -> None:
+    errors = Errors(store, lambda *told: None, plain(store))
+    errors.record(failure("first"))
+    errors.record(failure("second"))
+    with store.transaction():
+        store.delete_app("me", "app")
+        errors.forget("me", "app")
+        store.put(App("me", "app", None, "", {}))
     errors.close()
     assert store.select(ErrorGroup) == []
 
@@ -610,6 +623,21 @@ def test_a_follower_of_events_hears_of_failures(gateway: GatewayInfo, fails: Han
             lines = events.iter_lines()
             assert next(line for line in lines if line == "event: error")
             assert '"count": 1' in next(lines)
+
+
+def test_each_failure_is_there_for_who_asks_at_once(gateway: GatewayInfo, fails: Handle) -> None:
+    for number in range(20):
+        answer = httpx.post(run_url(gateway, fails), json={"how": "value", "n": number})
+        found = sample(fails, request=answer.headers["x-fal-request-id"])
+        assert found["message"] == f"bad {number}"
+
+
+def test_an_app_that_is_deployed_anew_begins_without_failures(gateway: GatewayInfo) -> None:
+    for _ in range(3):
+        with deployed("def anew():\n    1 / 0\n") as anew:
+            with pytest.raises(ZeroDivisionError):
+                anew()
+            assert counts(anew) == {"ZeroDivisionError": 1}
 
 
 def test_the_command_shows_groups_and_a_sample(

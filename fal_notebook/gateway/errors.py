@@ -64,21 +64,27 @@ class Errors:
             del self._pending[next(iter(self._pending))]
         self._pending[key] = failure
         if self._timer is None:
-            self._write()
+            self.write()
+
+    def forget(self, owner: str, app: str) -> None:
+        """Leave out what was not written yet of an app: it was deleted."""
+        kept = {key: group for key, group in self._pending.items() if key[:2] != (owner, app)}
+        self._pending = kept
 
     def close(self) -> None:
         """Write what was not written yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._write()
+        self.write()
         if self._timer is not None:
             self._timer.cancel()
 
-    def _write(self) -> None:
-        self._timer = None
+    def write(self) -> None:
+        """Write what was not written yet, now: somebody asks."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._pending:
             return
-        self._timer = asyncio.get_running_loop().call_later(PERIOD, self._write)
+        self._timer = asyncio.get_running_loop().call_later(PERIOD, self.write)
         groups = list(self._pending.values())
         self._redact(groups)
         try:

@@ -227,6 +227,8 @@ class Gateway:
         """Take an app off the map."""
         del self.fleets[fleet.owner, fleet.name]
         self.controller.forget(fleet)
+        fleet.on_error = lambda failure: None  # another app may have its name by then
+        self.errors.forget(fleet.owner, fleet.name)
         self.queue.drop(fleet)
 
     def request_stop(self, keep_runners: bool) -> None:

@@ -19,6 +19,7 @@ _ONLY_ASKED_FOR = ("traceback", "input")
 def errors(gateway: Gateway, owner: str, name: str) -> list[dict[str, Any]]:
     """Return the groups of an app's failures, the last seen first, without their samples."""
     find(gateway, owner, name)
+    gateway.errors.write()
     where = "owner = ? AND app = ? ORDER BY last_seen DESC"
     groups = gateway.store.select(ErrorGroup, where, owner, name)
     return [

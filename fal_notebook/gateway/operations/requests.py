@@ -53,6 +53,7 @@ def the_only(ids: set[str], part: str) -> str:
 
 def failed(gateway: Gateway, owner: str, name: str, part: str) -> list[ErrorGroup]:
     """Return the groups whose sample is such a request, the last seen first."""
+    gateway.errors.write()
     where = (
         "owner = ? AND app = ? AND (substr(request, 1, ?) = ? OR substr(request, ?) = ?) "
         "ORDER BY last_seen DESC"
