@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import pickle
 import struct
@@ -109,6 +110,63 @@ def test_an_exception_that_holds_a_secret_comes_as_masked_text(holder: str) -> N
         [(_, *content)] = answer_of(frames.raised(HOLDERS[holder](text), "Traceback …", redact))
         assert "horse" not in str(content)
         assert (type(frames.to_exception(*content)) is not RemoteError) == travels
+
+
+class CodedError(Exception):
+    def __init__(self, code: int, why: str) -> None:
+        super().__init__(f"{code}: {why}")
+        self.code = code
+
+
+class QuietError(CodedError):
+    pass
+
+
+class NamedError(ValueError):
+    def __init__(self, *, name: str) -> None:
+        self.name = name
+
+
+class SlottedError(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__("slotted")
+        self.code = code
+
+
+class LackingError(FileNotFoundError):
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.ENOENT, "lacking", path)
+
+
+class ModuleError(ImportError):
+    def __init__(self, module: str) -> None:
+        super().__init__("no module", name=module)
+
+
+ERRORS = [
+    (CodedError(3, "no"), ("args", "code")),
+    (QuietError(3, "no"), ("args", "code")),
+    (NamedError(name="n"), ("args", "name")),
+    (SlottedError(4), ("args", "code")),
+    (LackingError("/x"), ("args", "errno", "filename")),
+    (ModuleError("m"), ("args", "name")),
+]
+
+
+@pytest.mark.parametrize(("error", "parts"), ERRORS)
+@pytest.mark.parametrize("within", [False, True])
+def test_an_exception_that_takes_other_arguments_than_its_args_travels(
+    error: Exception, parts: tuple[str, ...], within: bool
+) -> None:
+    sent = RuntimeError([error]) if within else error
+    [(_, *content)] = answer_of(frames.raised(sent, "Traceback …"))
+    came: Any = frames.to_exception(*content)
+    came = came.args[0][0] if within else came
+    assert type(came) is type(error)
+    for part in parts:
+        assert getattr(came, part) == getattr(error, part)
 
 
 class OuterError(Exception):

@@ -122,34 +122,12 @@ def _ascii(name: str) -> str:
 
 def _pickled(error: BaseException) -> bytes | None:
     """Return an error as bytes that can be loaded, or None where it cannot travel."""
-    parts = _Rebuilt(type(error), error.args, vars(error))
-    for form in (error, parts):
-        try:
-            data = dump(form)
-            load(data)  # fails where __init__ takes other arguments than `args`
-        except Exception:
-            continue
-        return data
-    return None
-
-
-class _Rebuilt:
-    """An exception that is loaded without calling its ``__init__``."""
-
-    def __init__(self, *parts: Any) -> None:
-        self._parts = parts
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._parts
-
-
-def _rebuild(
-    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
-) -> BaseException:
-    error = kind.__new__(kind)
-    error.args = args
-    vars(error).update(state)
-    return error
+    try:
+        data = dump(error)
+        load(data)  # fails where its class pickles it as what it does not take
+    except Exception:
+        return None
+    return data
 
 
 def raised_in(answer: BinaryIO) -> str:

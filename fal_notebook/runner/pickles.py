@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import operator
 import pickle
@@ -38,16 +39,43 @@ def is_dispatcher(value: Any) -> bool:
 
 
 def reduced(value: Any) -> tuple[Any, ...] | None:
-    """Return how a property or method of functools is pickled, None for every other value.
+    """Return how an exception, or a property or method of functools is pickled, else None.
 
-    It goes without the lock that Python before 3.12 gives it, and the cache since 3.13.
+    These go without the lock that Python before 3.12 gives them, and the cache since 3.13.
     """
     if type(value) is functools.cached_property:
         state = {"attrname": value.attrname, "__doc__": value.__doc__}
         return functools.cached_property, (value.func,), state
+    if isinstance(value, BaseException):
+        return _reduced_error(value)
     if type(value) is functools.singledispatchmethod:
         return functools.singledispatchmethod, (value.func,), {"dispatcher": value.dispatcher}
     return None
+
+
+def _reduced_error(error: BaseException) -> tuple[Any, ...] | None:
+    """Spare an exception its ``__init__``, which may take other arguments than its ``args``."""
+    kind = type(error)
+    own = kind.__reduce__, kind.__reduce_ex__, kind.__new__
+    if _is_of_c(kind.__init__) or not all(map(_is_of_c, own)) or kind in copyreg.dispatch_table:
+        return None
+    made: tuple[Any, ...] = error.__reduce__()  # type: ignore[assignment]
+    state = dict(made[2]) if len(made) > 2 else {}
+    slots = copyreg._slotnames(kind)  # type: ignore[attr-defined]
+    state |= {name: getattr(error, name) for name in slots if hasattr(error, name)}
+    return error_of, (kind, made[1]), state or None
+
+
+def error_of(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    """Return an exception that was made as what it is, and not yet what its class makes of it."""
+    error = kind.__new__(kind, *args)
+    bases: tuple[Any, ...] = kind.__mro__
+    next(base for base in bases if _is_of_c(base.__init__)).__init__(error, *args)
+    return error
+
+
+def _is_of_c(method: Any) -> bool:
+    return not isinstance(method, types.FunctionType)
 
 
 def cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
