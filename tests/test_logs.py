@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.logs import bounds, pieces
+from fal_notebook.gateway.logs import reader as readers
 from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Wanted, parse
 from fal_notebook.gateway.logs.reader import LogReader
+from fal_notebook.gateway.operations.logs import Query, _page
 from fal_notebook.gateway.store import RunnerRow, Store
 from fal_notebook.runner import log_file
 
@@ -159,6 +162,24 @@ def test_the_last_words_of_a_runner_need_no_newline(tmp_path: Path) -> None:
     row = runner(tmp_path, "a", b"one\nSegmentation fault", ended=2.0)
     assert tail(tmp_path, [row], 10) == ["one", "Segmentation fault"]
     assert tail(tmp_path, [row], 1) == ["Segmentation fault"]
+
+
+@pytest.mark.parametrize("at_once", [readers.AT_ONCE, 200])
+@pytest.mark.parametrize("count", [3, 50, 399, 1000])
+def test_the_last_lines_of_many_runners_are_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, count: int
+) -> None:
+    monkeypatch.setattr(readers, "AT_ONCE", at_once)
+    rows = []
+    for n in range(200):
+        content = record(f"{n}", n + 0.5) + record(f"then {n}", n + 0.7)
+        ended = None if n % 50 == 7 else n + 0.9
+        row = runner(tmp_path, f"r{n}", content, ended)
+        rows.append(replace(row, created_at=float(n)))
+    expected = [text for n in range(200) for text in (f"{n}", f"then {n}")][-count:]
+    newest_first = sorted(rows, key=lambda row: -(row.ended_at or 1e12))
+    page = _page(LogReader(tmp_path, Wanted()), newest_first, Query(Wanted(), count), str)
+    assert messages(page) == expected
 
 
 @pytest.mark.parametrize("length", [99, 999, 50_000])

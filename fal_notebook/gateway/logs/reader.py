@@ -16,8 +16,8 @@ from fal_notebook.gateway.store import RunnerRow
 
 # One look goes through at most so many bytes, however few lines are wanted.
 AT_MOST = 64 * 1024 * 1024
-# And at so many runners that have something new; the others come next.
-AT_ONCE = 64
+# And at so many runners that what is new of them fits here, in bytes; the others come next.
+AT_ONCE = 64 * pieces.SIZE
 
 
 class _Step(NamedTuple):
@@ -63,7 +63,8 @@ class LogReader:
     def go_back(self, rows: Sequence[RunnerRow], tail: int) -> None:
         """Move the cursor so that the last `tail` lines come next; last ended runners first."""
         found: list[tuple[float, str, int]] = []
-        for row in self._readable(rows):
+        readable = self._readable(rows)
+        for row in readable:
             oldest = found[0][0] if len(found) >= tail and found else 0.0
             if row.ended_at is not None and (row.ended_at < oldest or not tail):
                 self.cursor.finish(row)  # every line of it is older
@@ -76,6 +77,10 @@ class LogReader:
             found = found[max(0, len(found) - tail) :]
         for _, name, start in found:
             self.cursor.offsets[name] = min(self.cursor.offsets[name], start)
+        shown = {name for _, name, _ in found}
+        for row in readable:
+            if row.ended_at is not None and row.id not in shown:
+                self.cursor.finish(row)
 
     def behind(self, rows: Sequence[RunnerRow]) -> bool:
         """Say whether there may be something new; it costs a stat of each file."""
@@ -95,7 +100,8 @@ class LogReader:
         """
         left, budget = limit, AT_MOST
         behind = sorted(filter(self._is_behind, self._readable(rows)), key=_age)
-        steps = heapq.merge(*map(self._steps, behind[:AT_ONCE]), key=lambda step: step.at)
+        together = behind[: self._fitting(behind)]
+        steps = heapq.merge(*map(self._steps, together), key=lambda step: step.at)
         self.more = True
         for step in steps:
             if not left or budget < 0:
@@ -105,7 +111,17 @@ class LogReader:
                 left -= 1
                 yield {**step.line, "message": redact(step.line["message"])}
         self.cursor.tidy(self._readable(rows))
-        self.more = len(behind) > AT_ONCE
+        self.more = len(behind) > len(together)
+
+    def _fitting(self, behind: Sequence[RunnerRow]) -> int:
+        """Return how many of the runners may be read together: of each a piece is held."""
+        held = 0
+        for number, row in enumerate(behind):
+            new = pieces.size_of(self._path(row)) - self.cursor.offsets.get(row.id, 0)
+            held += max(0, min(new, pieces.SIZE))
+            if held > AT_ONCE and number:
+                return number
+        return len(behind)
 
     def _move(self, step: _Step) -> int:
         """Move on and return by how many bytes."""

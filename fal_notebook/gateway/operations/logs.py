@@ -125,7 +125,10 @@ def _page(reader: LogReader, rows: Sequence[RunnerRow], query: Query, redact: Re
     if query.cursor is not None:
         return list(reader.lines(rows, query.limit, redact))
     reader.go_back(rows, query.tail)
-    lines = list(reader.lines(rows, query.tail + BATCH, redact))  # some may have come meanwhile
+    most = query.tail + BATCH  # some may have come meanwhile
+    lines = list(reader.lines(rows, most, redact))
+    while reader.more and len(lines) < most:
+        lines += reader.lines(rows, most - len(lines), redact)
     return lines[max(0, len(lines) - query.tail) :]
 
 
