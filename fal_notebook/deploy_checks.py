@@ -23,7 +23,7 @@ from fal_notebook.options import (
     with_absolute_paths,
 )
 from fal_notebook.payload.manifest import name_of
-from fal_notebook.payload.secret_scan import scan
+from fal_notebook.payload.secret_scan import environment_secrets, scan, scan_known
 from fal_notebook.runner.sdk_server import SdkServer
 from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_image import ServerImage
@@ -52,8 +52,10 @@ def _checked(options: Options, cell: CellOptions) -> Options:
     _check_python(options)
     image_request.target(cell.target, options)
     variables(options)
+    known = environment_secrets()
     for name, value in explicit(options).items():
-        found = scan(json.dumps(value, ensure_ascii=False).encode())
+        text = json.dumps(value, ensure_ascii=False).encode()
+        found = [*scan(text), *scan_known(text, known)]
         if found and name not in cell.allow_secret:
             raise OptionError(
                 f"{name} holds what looks like {found[0].label}, and options are stored as they "

@@ -12,7 +12,7 @@ import os
 import reprlib
 import types
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -198,6 +198,7 @@ def start(
         "digest": payload.digest,
         "manifest": {**payload.manifest, **imported, **image.manifest},
         "options": explicit(options),
+        "allow_secret": list(cell.allow_secret),
         "variables": variables(options),
         "credentials": image.credentials,
         "notebook": notebook or identity(),
@@ -224,7 +225,7 @@ def dry_run(
     find = functools.partial(_captured, function, options, cell, "", image.key)
     payload = find({})
     if options.secrets or (settings.state_folder() / settings.SECRETS_KEY).exists():
-        sync.wait(_check_secrets(payload, find, options.secrets or (), cell.env or MAIN))
+        sync.wait(_check_secrets(payload, find, options, cell))
     inherited = _inherited(app_identity(function, options, cell, name), options, cell)
     machine = choose(options.machine_type, options.num_gpus, this_host()).notice
     noted = [*([machine] if machine else []), *image.told, *notices(function, options)]
@@ -338,9 +339,15 @@ async def _accept(
     return reply
 
 
-async def _check_secrets(payload: Payload, find: Find, declared: Collection[str], env: str) -> None:
-    """Refuse of a payload what a deploy would refuse of it."""
-    client, request = shared_client(), {"declared": list(declared), "env": env}
+async def _check_secrets(payload: Payload, find: Find, options: Options, cell: CellOptions) -> None:
+    """Refuse of a payload and options what a deploy would refuse of them."""
+    client = shared_client()
+    request = {
+        "declared": list(options.secrets or ()),
+        "env": cell.env or MAIN,
+        "options": explicit(options),
+        "allow_secret": list(cell.allow_secret),
+    }
     await _until_taken(client, client.check_secrets, request, payload.content, find)
 
 

@@ -81,6 +81,9 @@ LEAKS = {
     "a class attribute": "import fal_notebook as fal\n%%fal_app\nclass Leak(fal.App):\n"
     f"    words = {VALUE!r}\n    @fal.endpoint('/')\n    def f(self) -> str:\n"
     "        return self.words\n",
+    "an option": f"%%fal_function message={VALUE!r}\ndef leak():\n    return 1\n",
+    "an option of a dry run": f"%%fal_function dry_run=true message={VALUE!r}\ndef leak(): pass\n",
+    "metadata": f'%%fal_function metadata={{"a": ["{VALUE}"]}}\ndef leak():\n    return 1\n',
     "a server": f"%%fal_server leak exposed_port=8000\necho {VALUE}\n",
 }
 
@@ -109,6 +112,22 @@ def test_allow_secret_lets_a_stored_secret_travel_in_one_variable(shell, stored)
     shell.run(f"words = {VALUE!r}")
     shell.run("%%fal_function allow_secret=words wait=true\ndef told() -> str:\n    return words\n")
     assert shell["told"]() == VALUE
+
+
+def test_allow_secret_lets_a_stored_secret_stand_in_one_option(shell, monkeypatch) -> None:
+    monkeypatch.setenv("A_STAGE", "production")
+    cli.run(["secrets", "set", "A_STAGE", "--from-env"], "fal-notebook")
+    source = "def said() -> int:\n    return 1\n"
+    with pytest.raises(UsageError, match="message holds the value of the stored secret A_STAGE"):
+        shell.run(f"%%fal_function allow_secret=metadata message='for production'\n{source}")
+    shell.run(f"%%fal_function allow_secret=message message='for production' wait=true\n{source}")
+    cli.run(["secrets", "delete", "A_STAGE"], "fal-notebook")
+
+
+def test_a_variable_that_holds_a_key_stands_in_no_option(shell, monkeypatch) -> None:
+    monkeypatch.setenv("OF_SOME_TOKEN", VALUE)
+    with pytest.raises(UsageError, match=r"message .* the environment variable OF_SOME_TOKEN"):
+        shell.run(f"%%fal_function message={VALUE!r}\ndef said(): pass\n")
 
 
 def test_a_secret_that_was_never_set_is_refused_at_deploy(shell) -> None:

@@ -50,6 +50,7 @@ class DeployRequest(BaseModel):
     env: EnvName = MAIN
     takeover: bool = False
     reset_scale: bool = False
+    allow_secret: list[str] = []
     allowed_secrets: list[str] = []
 
 
@@ -193,6 +194,7 @@ def _check_files(gateway: Gateway, request: DeployRequest) -> None:
     """Refuse when a file is not there, or holds a secret; the payload comes first."""
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy again")
+    secrets.refuse_in_options(gateway, request.options, request.allow_secret)
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
     context = rollout.context_of(gateway, request.manifest)
     if context is not None and not context.is_file():

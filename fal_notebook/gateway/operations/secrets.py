@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Collection
 from typing import Any
@@ -97,9 +98,14 @@ def prune(gateway: Gateway) -> None:
 
 
 class SecretsCheck(BaseModel):
-    """A payload that was uploaded, secrets that may stand in it, and those of `env` declared."""
+    """What a deploy would send: a payload that was uploaded, options, secrets it declares.
+
+    `allowed_secrets` may stand in the payload, and any in the options of `allow_secret`.
+    """
 
     payload: str = Field(pattern=r"^[0-9a-f]{64}$")
+    options: dict[str, Any] = {}
+    allow_secret: list[str] = []
     allowed_secrets: list[str] = []
     declared: list[str] = []
     env: str = MAIN
@@ -110,8 +116,9 @@ def check(gateway: Gateway, request: SecretsCheck) -> None:
 
     Raises
     ------
-    PayloadMissingError, StoredSecretError, NotFoundError
+    PayloadMissingError, StoredSecretError, OptionError, NotFoundError
     """
+    refuse_in_options(gateway, request.options, request.allow_secret)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy again")
     try:
@@ -132,16 +139,15 @@ def refuse_in_context(gateway: Gateway, context: str, app_files: bool = False) -
     OptionError
         With the secret's name and the file.
     """
-    path, known = paths.blob(gateway.state, context), gateway.store.select(Secret)
-    content = path.read_bytes() if known else b""
-    for secret in known:
-        value = gateway.vault.decrypt(secret.value).encode()
-        at = content.find(value) if len(value) >= _SHORTEST_LOOKED_FOR else -1
+    known = _looked_for(gateway)
+    content = paths.blob(gateway.state, context).read_bytes() if known else b""
+    for name, value in known:
+        at = content.find(value.encode())
         if at >= 0:
             file = _file_at(content, at)
             blobs.discard(gateway, context)
             whose, remedy = _APP_FILES if app_files else _BUILD_CONTEXT
-            held = f"{file} of {whose} holds the value of the stored secret {secret.name}"
+            held = f"{file} of {whose} holds the value of the stored secret {name}"
             raise OptionError(f"{held}; {remedy}")
 
 
@@ -165,12 +171,39 @@ def refuse_in_payload(gateway: Gateway, payload: str, allowed: Collection[str]) 
         With the secret's name and where in the payload it stands, so that the client, which has
         the same bytes, can say in which variable.
     """
-    secrets = [s for s in gateway.store.select(Secret) if s.name not in allowed]
-    content = paths.blob(gateway.state, payload).read_bytes() if secrets else b""
-    for secret in secrets:
-        value = gateway.vault.decrypt(secret.value).encode()
-        at = content.find(value) if len(value) >= _SHORTEST_LOOKED_FOR else -1
+    known = [(name, value) for name, value in _looked_for(gateway) if name not in allowed]
+    content = paths.blob(gateway.state, payload).read_bytes() if known else b""
+    for name, value in known:
+        at = content.find(value.encode())
         if at >= 0:
             blobs.discard(gateway, payload)
-            sentence = f"the payload holds the value of the stored secret {secret.name}"
-            raise StoredSecretError(sentence, secret.name, at, at + len(value))
+            sentence = f"the payload holds the value of the stored secret {name}"
+            raise StoredSecretError(sentence, name, at, at + len(value.encode()))
+
+
+def refuse_in_options(gateway: Gateway, options: dict[str, Any], allowed: Collection[str]) -> None:
+    """Look for the value of every stored secret in all but the `allowed` options.
+
+    Raises
+    ------
+    OptionError
+        With the names of option and secret.
+    """
+    texts = {n: _as_json(v) for n, v in options.items() if n not in allowed}
+    for secret, value in _looked_for(gateway):
+        for name, text in texts.items():
+            if _as_json(value)[1:-1] in text:
+                raise OptionError(
+                    f"{name} holds the value of the stored secret {secret}, and options are stored "
+                    f"as they are; leave it out, or give allow_secret={name} if it is no secret"
+                )
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _looked_for(gateway: Gateway) -> list[tuple[str, str]]:
+    """Return name and value of all stored secrets that do not stand somewhere by chance."""
+    known = ((s.name, gateway.vault.decrypt(s.value)) for s in gateway.store.select(Secret))
+    return [(name, value) for name, value in known if len(value) >= _SHORTEST_LOOKED_FOR]
