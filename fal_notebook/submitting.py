@@ -229,13 +229,20 @@ class Window:
 
 def _results(window: Window, rows: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
     __tracebackhide__ = True
+    end: Exception | None = None
     try:
-        for row in rows:
-            sync.wait(window.add(window.dump(row)))
-            if window.full:
+        while end is None or window:
+            if end is not None or window.full:
                 yield _shown(sync.wait(window.take()))
-        while window:
-            yield _shown(sync.wait(window.take()))
+                continue
+            try:
+                sent = window.dump(next(rows))
+            except Exception as error:  # raised at its place: the results before it come first
+                end = error
+            else:
+                sync.wait(window.add(sent))
+        if not isinstance(end, StopIteration):
+            raise end
     finally:
         closing = sync.submit(window.close())
         if threading.current_thread().name != sync.THREAD:  # there, it may only be collected
@@ -244,13 +251,20 @@ def _results(window: Window, rows: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
 
 
 async def _aresults(window: Window, rows: AsyncIterator[tuple[Any, ...]]) -> AsyncIterator[Any]:
+    end: Exception | None = None
     try:
-        async for row in rows:
-            await _there(window.add(window.dump(row)))
-            if window.full:
+        while end is None or window:
+            if end is not None or window.full:
                 yield _ashown(await _there(window.take()))
-        while window:
-            yield _ashown(await _there(window.take()))
+                continue
+            try:
+                sent = window.dump(await anext(rows))
+            except Exception as error:  # as in `_results`
+                end = error
+            else:
+                await _there(window.add(sent))
+        if not isinstance(end, StopAsyncIteration):
+            raise end
     finally:
         closing = asyncio.wrap_future(sync.submit(window.close()))
         await asyncio.wait((closing,), timeout=CANCEL_TIMEOUT)

@@ -96,6 +96,18 @@ class Work(fal.App, max_multiplexing=4, max_concurrency=1, auth="public"):
             await asyncio.sleep(3600)
         self.seen.append("put away")
 
+    @fal.endpoint("/told")
+    async def told(self, request: Request) -> dict:
+        async with cancel_on_disconnect(request):
+            await asyncio.sleep(3600)
+            return {"done": True}
+
+    @fal.endpoint("/told-with-header")
+    async def told_with_header(self, request: Request, x_a: str = Header("")) -> dict:
+        async with cancel_on_disconnect(request):
+            await asyncio.sleep(3600)
+            return {"done": True}
+
     @fal.endpoint("/careful/cancel")
     async def careful_cancel(self) -> None:
         self.seen.append("careful cancel")
@@ -241,6 +253,27 @@ def test_cancel_on_disconnect_leaves_its_block_when_the_caller_goes(
         eventually(lambda: "careful" in work.all_seen())
     eventually(lambda: "put away" in work.all_seen())
     eventually(lambda: in_flight(work) == 0)
+
+
+@pytest.mark.parametrize("path", ["/told", "/told-with-header"])
+@pytest.mark.parametrize("from_python", [False, True])
+def test_code_that_its_caller_left_returns_nothing_wrong(
+    gateway: GatewayInfo, work: Any, eventually: Eventually, path: str, from_python: bool
+) -> None:
+    async def leave() -> None:
+        call = asyncio.ensure_future(work[path].aio())
+        await asyncio.to_thread(eventually, lambda: in_flight(work) == 1)
+        call.cancel()
+        await asyncio.wait((call,))
+
+    if from_python:
+        asyncio.run(leave())
+    else:
+        with Wire(gateway) as wire:
+            wire.send(post(f"/run/tester/work{path}", {}))
+            eventually(lambda: in_flight(work) == 1)
+    eventually(lambda: in_flight(work) == 0)
+    assert [error for error in work.errors() if error["type"] == "TypeError"] == []
 
 
 def test_what_fastapi_serves_is_cancelled_too(

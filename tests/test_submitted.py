@@ -398,6 +398,27 @@ def test_map_raises_at_its_place_and_cancels_the_rest(gateway, eventually) -> No
         assert eventually(lambda: handle.status()["queued"] == 0)
 
 
+def test_what_an_iterable_raises_comes_behind_the_results_before_it(gateway) -> None:
+    def numbers() -> Iterator[int]:
+        yield from (1, 2)
+        raise LookupError("no third")
+
+    async def mapped() -> list[Any]:
+        values = handle.amap(numbers())
+        found = [await anext(values), await anext(values)]
+        with pytest.raises(LookupError, match="no third"):
+            await anext(values)
+        return found
+
+    with deployed(DOUBLE, max_multiplexing=4) as handle:
+        for given in (numbers(), [1, 2, threading.Lock()]):
+            values = handle.map(given)
+            assert [next(values), next(values)] == [2, 4]
+            with pytest.raises((LookupError, UnpicklableError)):
+                next(values)
+        assert asyncio.run(mapped()) == [2, 4]
+
+
 def test_map_returns_exceptions_in_place_if_asked(gateway) -> None:
     with deployed("def f(x): return 1 / x", max_multiplexing=8) as handle:
         first, second, third = handle.map([1, 0, 2], return_exceptions=True)

@@ -17,10 +17,11 @@ from starlette.types import Message, Receive, Scope
 
 from fal_notebook.app_exceptions import gpu_error
 from fal_notebook.runner import frames, shown
-from fal_notebook.runner.caller import Stream
+from fal_notebook.runner.caller import LEFT, Stream
 from fal_notebook.runner.escapes import contained
 from fal_notebook.runner.refusals import (
     STOP,
+    cancelled,
     invalid,
     is_refusal,
     refused,
@@ -69,7 +70,7 @@ async def _json(route: Route, call: Call) -> Response:
     except Exception as error:  # of a validator of the user's
         return refused(route.reports, error, given)
     try:
-        finish = functools.partial(_finished, route)
+        finish = functools.partial(_finished, route, call.scope)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
     except Exception as error:
         return refused(route.reports, error, given)
@@ -88,7 +89,9 @@ def _with_request(route: Route, call: Call, kwargs: dict[str, Any]) -> dict[str,
     return kwargs if name is None else {**kwargs, name: call.request()}
 
 
-def _finished(route: Route, result: Any) -> Any:
+def _finished(route: Route, scope: Scope, result: Any) -> Any:
+    if LEFT in scope:
+        return cancelled()
     return result if isinstance(result, Response) else route.signature.output.to_json(result)
 
 
@@ -125,7 +128,7 @@ async def _pickled(route: Route, call: Call) -> Response:
         given = functools.partial(shown.call, args, kwargs)
         call = _as_json(route, call, args, kwargs)
         args, kwargs = contained(route.signature.python_arguments, args, kwargs)
-        finish = functools.partial(_framed, route, headers)
+        finish = functools.partial(_framed, route, call.scope, headers)
         result = await route.call(args, _with_request(route, call, kwargs), finish)
     except Exception as error:
         result = _raised(route, error, given)
@@ -138,7 +141,9 @@ async def _pickled(route: Route, call: Call) -> Response:
     return Response(result, headers=headers, media_type=frames.CONTENT_TYPE)
 
 
-def _framed(route: Route, headers: dict[str, str], result: Any) -> Any:
+def _framed(route: Route, scope: Scope, headers: dict[str, str], result: Any) -> Any:
+    if LEFT in scope:
+        return frames.returned(None)
     headers.update(said_of_runner(result))
     if isinstance(result, StreamingResponse):
         return result

@@ -14,6 +14,9 @@ from fal_notebook.runner.link import disconnected
 
 # Code that can ask has so long to hear that its caller has gone, before it is cancelled (seconds).
 LEAVE = 0.5
+# What is true in a request's scope once its code has left a block because the caller had gone:
+# then nothing is wrong with what it returns, which nobody reads.
+LEFT = "fal_notebook.left"
 
 
 class Caller:

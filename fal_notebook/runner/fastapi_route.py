@@ -18,10 +18,11 @@ from fal_notebook.annotations import is_class_of
 from fal_notebook.exceptions import AppDefinitionError
 from fal_notebook.runner import shown
 from fal_notebook.runner.answers import Call, streamed
+from fal_notebook.runner.caller import LEFT
 from fal_notebook.runner.failures import defined_at, placed
 from fal_notebook.runner.fastapi_call import OUTCOME, PythonCall
 from fal_notebook.runner.fastapi_places import GIVEN, Places, is_model_or_request, of_fastapi
-from fal_notebook.runner.refusals import error_response, refused
+from fal_notebook.runner.refusals import cancelled, error_response, refused
 from fal_notebook.runner.reports import Reports
 from fal_notebook.runner.response_values import closed_in_time
 from fal_notebook.runner.results import output_of
@@ -147,6 +148,8 @@ class FastApiRoute:
                 if OUTCOME in fal_request.scope:
                     return _noted(fal_request, error)
                 return refused(self.reports, error, given)
+            if LEFT in fal_request.scope:
+                return cancelled()
             if OUTCOME in fal_request.scope:
                 return _noted(fal_request, result)
             if self._as_event and not isinstance(result, Response) and not is_stream(result):

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
+from fal_notebook.runner.caller import LEFT
+
 
 @asynccontextmanager
 async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
@@ -21,6 +23,7 @@ async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         if not gone.done():
             raise
+        request.scope[LEFT] = True
         if hasattr(task, "uncancel"):  # since Python 3.11
             task.uncancel()
     finally:
