@@ -329,7 +329,7 @@ class DiffView:
         alike = ", ".join(self._PARTS[:-1])
         if self._identical:
             return f"{alike} and schema are the same, and so is all else"
-        return f"{alike} and schema are the same; values or the rest of the cell may have changed"
+        return f"{alike} and schema are the same; the rest of the cell may have changed"
 
     def __repr__(self) -> str:
         parts = [f"{part}\n{text}" for part, text in self._parts.items()]

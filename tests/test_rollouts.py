@@ -308,6 +308,19 @@ def test_a_diff_has_the_source_the_options_and_the_schema(apps: ExitStack) -> No
     assert "first" not in shown("revisions", "one")
 
 
+@pytest.mark.parametrize(("before", "after"), [("0.5", "0.7"), ("{'a': [1]}", "{'a': [2]}")])
+def test_a_diff_has_a_value_that_is_another_of_the_same_size(
+    apps: ExitStack, before: str, after: str
+) -> None:
+    source = "LIMIT = {}\ndef one(): return LIMIT\n"
+    apps.enter_context(deployed(source.format(before)))
+    one = apps.enter_context(deployed(source.format(after)))
+    removed, added = one.diff()["captured"].splitlines()
+    assert (removed[:8], added[:8]) == ("-LIMIT: ", "+LIMIT: ")
+    apps.enter_context(deployed(source.format(after), keep_alive=33))
+    assert one.diff()["captured"] == ""
+
+
 def test_the_commands_show_what_came_of_them(apps: ExitStack) -> None:
     apps.enter_context(deployed(ONE, message="the first"))
     apps.enter_context(deployed(TWO))

@@ -12,9 +12,6 @@ from fal_notebook.gateway.store import Revision
 # Shown as requirements, and not once more as options.
 _ENVIRONMENT = ("requirements", "python_version")
 
-# What changes in these is in the source; their size changes with the line they begin at.
-_OF_SOURCE = ("function", "class", "module")
-
 
 def of(older: Revision, newer: Revision) -> dict[str, str]:
     """Return diffs of source, options, requirements, captured values and schema, by these names.
@@ -72,8 +69,8 @@ def _captured(revision: Revision) -> Iterator[str]:
     if context := revision.manifest.get("context"):
         yield f"files of the build context or of app_files: {context[:12]}"
     for value in revision.manifest.get("captured", ()):
-        size = "" if value["kind"].split(",")[0] in _OF_SOURCE else f", {value['size']:,} bytes"
-        yield f"{value['name']}: {value['kind']}{size}"
+        of_value = f", {value['size']:,} bytes ({value['digest']})" if value.get("digest") else ""
+        yield f"{value['name']}: {value['kind']}{of_value}"
 
 
 def _schema(revision: Revision) -> Iterator[str]:

@@ -13,7 +13,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any
@@ -42,6 +42,8 @@ from fal_notebook.runner.sdk_server import SdkServer
 
 WARN_BYTES = 10 * 1000 * 1000
 MAX_BYTES = 256 * 1000 * 1000
+# Of these the source tells what changes.
+_OF_CODE = ("function", "class", "module", "import", "handle")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ class Captured:
         value followed by ``, a default``, of a variable of a closure by ``, of`` and its name.
     size : int
         Bytes of it in the payload; 0 for what the runner imports.
+    digest : str
+        12 hex digits that tell one value from another; "" of code, which its source tells.
     """
 
     name: str
     kind: str
     size: int
+    digest: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,14 @@ def capture(
             *_file_warnings(items),
             *_unknown_names(items, allow_secret, identity.get("options", ())),
         )
-        captured = _captured(items)
+        captured = _captured(items, reductions)
     used = {module for item in items for module in item.modules}
     manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
     imported = frozenset(used - modules.keys())
     return Payload(pack(manifest, pickled), digest, manifest, captured, warnings, imported)
 
 
-def _captured(items: list[Item]) -> tuple[Captured, ...]:
+def _captured(items: list[Item], reductions: Reductions) -> tuple[Captured, ...]:
     """Return what people are shown: methods count as a part of their class, say."""
     methods = collections.Counter[int]()
     for item in items:
@@ -166,7 +171,13 @@ def _captured(items: list[Item]) -> tuple[Captured, ...]:
     made = {id(item) for item in items if item.is_generated}
     hidden = {id(i) for i in items if _is_inner(i) or i.is_inside or id(i.owner) in made}
     shown = [item for item in items if id(item) not in hidden]
-    return tuple(Captured(i.name, _kind(i), i.size + methods[id(i)]) for i in shown)
+    return tuple(
+        Captured(i.name, _kind(i), i.size + methods[id(i)], _digest(i, reductions)) for i in shown
+    )
+
+
+def _digest(item: Item, reductions: Reductions) -> str:
+    return "" if item.kind in _OF_CODE else digest_of(item.value, reductions)[:12]
 
 
 def _is_inner(item: Item) -> bool:

@@ -97,7 +97,7 @@ def _preference(header: bytes | None) -> dict[str, object]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise RefusedRequestError(400, "x-fal-object-lifecycle is not a JSON object")
+        raise RefusedRequestError(400, "x-fal-object-lifecycle(-preference) is not a JSON object")
     access = found.get("initial_acl") or {}
     if access != {} and access != {"default": "allow"}:
         detail = "initial_acl cannot be kept here: whoever has a file's URL can read it"
