@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,14 @@ SECRETS_KEY = "secrets.key"
 
 # Where apps can run.
 TARGETS = ("local", "docker")
+
+NAMES = (
+    *("owner", "target", "port", "tls_port", "prices", "orphan_timeout", "results_kept"),
+    *("max_body", "max_upload", "storage_quota", "storage_expiry", "logs_max_bytes"),
+    *("docker_base", "docker_host", "docker_port", "docker_read_only"),
+    *("download_allow", "webhook_allow"),
+)
+"""What config.toml may hold."""
 
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", str: "text"}
 
@@ -77,9 +86,13 @@ def setting(name: str, default: T, least: int | None = None) -> T:
 def _configured() -> dict[str, Any]:
     path = config_file()
     try:
-        return tomllib.loads(path.read_text()) if path.is_file() else {}
+        found = tomllib.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise SettingError(f"{path} cannot be read: {error}") from None
+    for name in found.keys() - set(NAMES):
+        nearest = get_close_matches(name, NAMES, n=1) or [", ".join(NAMES)]
+        raise SettingError(f"{path} holds {name}, which is no setting; there is {nearest[0]}")
+    return found
 
 
 def prices() -> dict[str, float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from fal_notebook import settings
-from fal_notebook.exceptions import SettingError
+from fal_notebook import discovery, settings
+from fal_notebook.exceptions import FalNotebookError, SettingError
 
 
 @pytest.fixture
@@ -35,6 +36,25 @@ def test_a_value_of_the_wrong_type_is_named_with_its_place(config, monkeypatch) 
     monkeypatch.setenv("FAL_NOTEBOOK_PORT", "8o8o")
     with pytest.raises(SettingError, match=r"FAL_NOTEBOOK_PORT is '8o8o', .* a whole number"):
         settings.setting("port", 0)
+
+
+def test_what_is_no_setting_is_refused_with_the_nearest(config) -> None:
+    config.write_text("max_bodi = 5")
+    with pytest.raises(SettingError, match="holds max_bodi, which is no setting; there is max_bod"):
+        settings.setting("port", 0)
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| setting | means |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(settings.NAMES)
+
+
+def test_a_limit_that_would_refuse_everything_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path))
+    monkeypatch.setenv("FAL_NOTEBOOK_MAX_BODY", "-1")
+    with pytest.raises(FalNotebookError, match="FAL_NOTEBOOK_MAX_BODY is -1, which is below 1"):
+        discovery.ensure(tmp_path)
 
 
 def test_a_file_that_is_no_toml_is_named(config) -> None:

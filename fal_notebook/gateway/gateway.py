@@ -93,7 +93,7 @@ class Gateway:
         self.info = info
         self.owner = settings.owner()
         self.host = this_host()
-        self.max_body = int(settings.setting("max_body", MAX_BODY))
+        self.max_body = int(settings.setting("max_body", MAX_BODY, least=1))
         self.stop_requested = asyncio.Event()
         self.keep_runners = True
         self.fleets: dict[tuple[str, str], Fleet] = {}

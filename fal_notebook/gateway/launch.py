@@ -68,7 +68,7 @@ class Launcher:
         self._open_tls = open_tls
         self._scrub = scrub
         self._key_secret = store.note("runner_key", lambda: secrets.token_hex(32)).encode()
-        self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT)
+        self._orphan_timeout = settings.setting("orphan_timeout", ORPHAN_TIMEOUT, least=1)
         self.gpus = Gpus(gpus_here())
         self._metrics_ports = MetricsPorts()
 

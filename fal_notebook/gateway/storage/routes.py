@@ -71,9 +71,9 @@ class StorageRoutes:
     @classmethod
     def of_state(cls, state: Path, store: Store, auth: Auth) -> StorageRoutes:
         """Return the storage of a state folder, with the limits that are set."""
-        files = Files(state, settings.setting("storage_quota", QUOTA))
+        files = Files(state, settings.setting("storage_quota", QUOTA, least=0))
         tickets = Tickets(store.note("storage_secret", lambda: secrets.token_hex(32)))
-        limit = settings.setting("max_upload", MAX_UPLOAD)
+        limit = settings.setting("max_upload", MAX_UPLOAD, least=1)
         expiry = settings.setting("storage_expiry", EXPIRY)
         return cls(files, auth, tickets, Uploads(files, tickets, limit, expiry))
 
