@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from serving import deleted_after
+from serving import defined, deleted_after
 
 import fal_notebook
 from fal_notebook.deploying import dry_run
@@ -140,6 +140,25 @@ def test_the_star_parameter_of_a_setup_or_of_a_server_is_not_noted() -> None:
 def test_a_dry_run_refuses_what_the_deploy_would(values: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         dry_run(double, *split_options(values), "")
+
+
+UNSERVABLE = """
+from typing import Annotated
+from pydantic import BaseModel, Field
+class Cat(BaseModel):
+    kind: str
+class Dog(BaseModel):
+    kind: str
+def double(pet: Annotated[Cat | Dog, Field(discriminator="kind")]): pass
+"""
+
+
+def test_annotations_of_which_pydantic_makes_no_schema_are_refused_in_a_sentence() -> None:
+    with pytest.raises(DeployError) as refused:
+        fal_notebook.deploy(defined(UNSERVABLE), wait=True)
+    said = "TypeError: the annotations of `double` cannot be served: Model 'Cat' needs field 'kind'"
+    assert said in str(refused.value)
+    assert "pydantic/" not in str(refused.value)
 
 
 def test_the_star_parameter_of_an_endpoint_is_noted() -> None:

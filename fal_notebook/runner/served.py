@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from pydantic.errors import PydanticUserError
+
 from fal_notebook.runner.fastapi_route import FastApiRoute, needs_fastapi
 from fal_notebook.runner.openapi import openapi
 from fal_notebook.runner.reports import Reports
@@ -102,7 +104,11 @@ class Served:
             self.routes[path] = route
             self.templates += [route] if "{" in path else []
             return
-        signature = read_signature(function, hints, skip_first=bool(first))
+        try:
+            signature = read_signature(function, hints, skip_first=bool(first))
+        except PydanticUserError as error:
+            said = f"the annotations of `{name}` cannot be served: {error.message}"
+            raise TypeError(said) from None
         self.routes[path] = Route(
             name, function, signature, self.workers, self.reports, first, aside
         )
