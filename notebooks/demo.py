@@ -7,6 +7,7 @@ status is non-zero when a cell failed, when something was left running, or after
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -117,6 +118,9 @@ def main() -> int:
             plain = re.sub(r"\x1b\[[\d;]*m", "", str(error))
             print(f"failed\n\n{plain}", file=sys.stderr)
         except KeyboardInterrupt:
+            logging.getLogger(
+                "asyncio"
+            ).disabled = True  # tells of tasks that nbclient leaves behind
             print("\nInterrupted.", file=sys.stderr)
         finally:
             # A second Ctrl-C must not leave anything behind.

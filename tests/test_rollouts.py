@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
 
 import inside
 import pytest
@@ -257,6 +256,10 @@ async def test_without_its_python_a_revision_is_said_to_need_its_cell(tmp_path: 
 class Gone:
     """A backend whose images are gone, and that of which they were made cannot be pulled."""
 
+    @classmethod
+    async def load(cls, *_: object) -> Gone:
+        return cls()
+
     async def restore(self, *_: object) -> bool:
         return False
 
@@ -277,7 +280,7 @@ async def test_an_image_that_is_gone_for_good_is_said_to_need_its_base(
     gateway.store.put(first)
     await inside.deployed(gateway, TWO)
     with monkeypatch.context() as patch:
-        patch.setattr(gateway.targets, "load", AsyncMock(return_value=Gone()))
+        patch.setattr(gateway.targets, "load", Gone.load)
         revisions.rollback(gateway, "tester", "app")
         await asyncio.wait([gateway.deployments["tester", "app"].task])
     failed = gateway.store.select(Revision, "number = 3")[0]

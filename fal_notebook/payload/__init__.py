@@ -90,9 +90,9 @@ class Payload:
         What the function and all that it leads to import, but for what travels inside.
     """
 
-    content: bytes
+    content: bytes = field(repr=False)
     digest: str
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
     captured: tuple[Captured, ...]
     warnings: tuple[str, ...]
     modules: frozenset[str] = frozenset()
