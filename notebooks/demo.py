@@ -118,9 +118,8 @@ def main() -> int:
             plain = re.sub(r"\x1b\[[\d;]*m", "", str(error))
             print(f"failed\n\n{plain}", file=sys.stderr)
         except KeyboardInterrupt:
-            logging.getLogger(
-                "asyncio"
-            ).disabled = True  # tells of tasks that nbclient leaves behind
+            # It would tell of tasks that nbclient leaves behind.
+            logging.getLogger("asyncio").disabled = True
             print("\nInterrupted.", file=sys.stderr)
         finally:
             # A second Ctrl-C must not leave anything behind.
