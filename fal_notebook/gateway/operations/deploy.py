@@ -191,10 +191,10 @@ def _revision(
 
 
 def _check_files(gateway: Gateway, request: DeployRequest) -> None:
-    """Refuse when a file is not there, or holds a secret; the payload comes first."""
+    """Refuse when options or a file hold a secret, or one is not there; the payload comes first."""
+    secrets.refuse_in_options(gateway, request.options, request.allow_secret)
     if not paths.blob(gateway.state, request.payload).is_file():
         raise PayloadMissingError("the payload was not uploaded; deploy again")
-    secrets.refuse_in_options(gateway, request.options, request.allow_secret)
     secrets.refuse_in_payload(gateway, request.payload, request.allowed_secrets)
     context = rollout.context_of(gateway, request.manifest)
     if context is not None and not context.is_file():
