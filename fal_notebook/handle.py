@@ -86,10 +86,7 @@ class Handle(Queued):
         """Run the function remotely: ``await handle.aio(…)``; a generator gives ``async for``."""
         __tracebackhide__ = True
         call = self._call(calls.dump(self.name, args, kwargs))
-        try:
-            result = await asyncio.wrap_future(sync.submit(call))
-        except Exception as error:
-            raise sync.for_the_caller(error)  # noqa: B904  it is the same error
+        result = await sync.there(call)
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
     def with_options(self, **options: Any) -> Submitter:
@@ -368,10 +365,7 @@ class Endpoint(Queued):
     async def aio(self, *args: Any, **kwargs: Any) -> Any:
         """Call it without blocking: ``await app.generate.aio(…)``."""
         __tracebackhide__ = True
-        try:
-            result = await asyncio.wrap_future(sync.submit(self._call(args, kwargs)))
-        except Exception as error:
-            raise sync.for_the_caller(error)  # noqa: B904  it is the same error
+        result = await sync.there(self._call(args, kwargs))
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:

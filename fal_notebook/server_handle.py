@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NoReturn
 
 import httpx
@@ -43,7 +42,7 @@ class ServerHandle(Handle):
 
     async def arequest(self, method: str, path: str = "/", **sent: Any) -> httpx.Response:
         """Send a request without blocking."""
-        return await asyncio.wrap_future(sync.submit(self._sent(method, path, sent)))
+        return await sync.there(self._sent(method, path, sent))
 
     async def _sent(self, method: str, path: str, sent: dict[str, Any]) -> httpx.Response:
         await self.ready()

@@ -105,10 +105,7 @@ class Submitted:
     async def aio(self, timeout: float | None = None) -> Any:
         """Wait as `result` does, without blocking: ``await submitted.aio()``."""
         __tracebackhide__ = True
-        try:
-            result = await asyncio.wrap_future(sync.submit(self.outcome(timeout)))
-        except Exception as error:
-            raise sync.for_the_caller(error)  # noqa: B904  it is the same error
+        result = await sync.there(self.outcome(timeout))
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
     def cancel(self) -> bool:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ class Submitter:
 
     async def asubmit(self, /, *args: Any, **kwargs: Any) -> Submitted:
         """Put a call into the queue without blocking."""
-        return await _there(self._submit(self.dump(args, kwargs)))
+        return await sync.there(self._submit(self.dump(args, kwargs)))
 
     def map(
         self, *iterables: Any, max_in_flight: int = IN_FLIGHT, return_exceptions: bool = False
@@ -255,14 +255,14 @@ async def _aresults(window: Window, rows: AsyncIterator[tuple[Any, ...]]) -> Asy
     try:
         while end is None or window:
             if end is not None or window.full:
-                yield _ashown(await _there(window.take()))
+                yield _ashown(await sync.there(window.take()))
                 continue
             try:
                 sent = window.dump(await anext(rows))
             except Exception as error:  # as in `_results`
                 end = error
             else:
-                await _there(window.add(sent))
+                await sync.there(window.add(sent))
         if not isinstance(end, StopAsyncIteration):
             raise end
     finally:
@@ -298,11 +298,3 @@ def _shown(value: Any) -> Any:
 
 def _ashown(value: Any) -> Any:
     return sync.aiterate(value.values) if isinstance(value, calls.Stream) else value
-
-
-async def _there(work: Coroutine[Any, Any, T]) -> T:
-    """Await something on the background loop."""
-    try:
-        return await asyncio.wrap_future(sync.submit(work))
-    except Exception as error:
-        raise sync.for_the_caller(error)  # noqa: B904  it is the same error

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from fal_notebook.exceptions import FalNotebookError, OutOfScopeError, RemoteError
+from fal_notebook.runner.escapes import awaited, original
 
 T = TypeVar("T")
 
@@ -33,16 +34,28 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop and return its result; Ctrl-C cancels it."""
     __tracebackhide__ = True
-    future = submit(coroutine)
+    future = submit(awaited(coroutine))
     try:
         return future.result()
     except BaseException as error:
         future.cancel()
-        raise for_the_caller(error)  # noqa: B904  it is the same error
+        raised = _for_the_caller(error)
+    raise raised  # outside of the handler: what carried it is no context of it
 
 
-def for_the_caller(error: BaseException) -> BaseException:
+async def there(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop and await its result on the caller's."""
+    __tracebackhide__ = True
+    try:
+        return await asyncio.wrap_future(submit(awaited(coroutine)))
+    except Exception as error:
+        raised = _for_the_caller(error)
+    raise raised
+
+
+def _for_the_caller(error: BaseException) -> BaseException:
     """Return an error without our frames where nothing of ours is at fault: they hide the rest."""
+    error = original(error)
     told = isinstance(error, (KeyboardInterrupt, FalNotebookError))
     if told or isinstance(error.__cause__, RemoteError):
         return error.with_traceback(None)
@@ -68,7 +81,7 @@ async def aiterate(items: AsyncIterator[T]) -> AsyncIterator[T]:
     try:
         while True:
             try:
-                item = await asyncio.wrap_future(submit(_next(items)))
+                item = await there(_next(items))
             except StopAsyncIteration:
                 return
             yield item

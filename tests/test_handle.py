@@ -234,6 +234,54 @@ def test_an_exception_class_of_the_notebook_is_caught_by_its_class(shell) -> Non
     assert caught.value.code == 7
 
 
+# Of what stands in concurrent.futures, asyncio makes errors of its own on their way.
+CONVERTED = """
+import concurrent.futures as cf
+def failing(name):
+    error = {'t': TimeoutError, 'c': cf.CancelledError, 'i': cf.InvalidStateError}[name]('mine')
+    error.code = 5
+    raise error
+def f(name): failing(name)
+"""
+ITEMS = CONVERTED.replace("def f(name):", "def f(name):\n    yield 1\n   ")
+ASYNC_ITEMS = ITEMS.replace("def f(", "async def f(")
+
+
+@pytest.mark.parametrize("name", ["t", "c", "i"])
+@pytest.mark.parametrize("body", [CONVERTED, CONVERTED.replace("def f(", "async def f(")])
+def test_an_exception_that_asyncio_knows_arrives_as_it_is(shell, body: str, name: str) -> None:
+    call = deploy(shell, body)
+    ways = (
+        lambda: call(name),
+        lambda: asyncio.run(call.aio(name)),
+        lambda: call.submit(name).result(),
+        lambda: asyncio.run(call.submit(name).aio()),
+        lambda: list(call.map([name])),
+    )
+    for way in ways:
+        with pytest.raises(Exception, match="mine") as caught:
+            way()
+        cause = caught.value.__cause__
+        assert isinstance(cause, RemoteError)
+        assert "in failing" in cause.remote_traceback
+        assert caught.value.code == 5
+    assert {group["type"].rpartition(".")[2] for group in call.errors()} == {cause.type_name}
+
+
+@pytest.mark.parametrize("body", [ITEMS, ASYNC_ITEMS])
+def test_an_exception_that_asyncio_knows_ends_a_generator_as_it_is(shell, body: str) -> None:
+    async def taken() -> None:
+        async for _ in await call.aio("t"):
+            pass
+
+    call = deploy(shell, body)
+    for way in (lambda: list(call("t")), lambda: asyncio.run(taken())):
+        with pytest.raises(TimeoutError, match="mine") as caught:
+            way()
+        assert "in failing" in caught.value.__cause__.remote_traceback
+        assert caught.value.code == 5
+
+
 def test_an_exception_that_holds_a_lock_is_a_remote_error(shell) -> None:
     body = "def f():\n    import threading\n    raise ValueError('held', threading.Lock())"
     with pytest.raises(RemoteError, match=r"ValueError: .*held") as caught:

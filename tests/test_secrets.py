@@ -84,6 +84,11 @@ LEAKS = {
     "an option": f"%%fal_function message={VALUE!r}\ndef leak():\n    return 1\n",
     "an option of a dry run": f"%%fal_function dry_run=true message={VALUE!r}\ndef leak(): pass\n",
     "metadata": f'%%fal_function metadata={{"a": ["{VALUE}"]}}\ndef leak():\n    return 1\n',
+    "a class": "import fal_notebook as fal\n%%fal_app\n"
+    f"class Leak(fal.App, metadata={{'a': {VALUE!r}}}):\n"
+    "    @fal.endpoint('/')\n    def f(self) -> int:\n        return 1\n",
+    "a Dockerfile": f"%%fal_server leak exposed_port=8000\nFROM a/b\nENV X='{VALUE}'\n",
+    "a command": f"%%fal_server leak exposed_port=8000 image=a/b cmd=['{VALUE}']\n",
     "a server": f"%%fal_server leak exposed_port=8000\necho {VALUE}\n",
 }
 

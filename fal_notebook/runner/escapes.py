@@ -1,13 +1,16 @@
-"""What the user's code raises that would end more than its call, carried as an ordinary error."""
+"""What would end more than the call that raised it, or arrive changed, in an ordinary error."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent import futures
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_CONVERTED = (futures.TimeoutError, futures.CancelledError, futures.InvalidStateError)
 
 
 class EscapedError(Exception):
@@ -55,8 +58,9 @@ def original(error: BaseException) -> BaseException:
 
 
 def _escapes(error: BaseException) -> bool:
-    # Futures and coroutines take a StopIteration for an end of their own.
-    return not isinstance(error, Exception) or isinstance(error, StopIteration)
+    # Futures and coroutines take a StopIteration for an end of their own, and asyncio makes bare
+    # errors of its own of those of concurrent.futures, of a TimeoutError too.
+    return not isinstance(error, Exception) or isinstance(error, (StopIteration, *_CONVERTED))
 
 
 def _is_cancel(error: BaseException) -> bool:
