@@ -209,6 +209,15 @@ def test_a_secret_is_taken_out_of_a_message_before_it_is_cut() -> None:
         assert told in failures.take()[0]["message"]
 
 
+def test_a_traceback_that_is_cut_keeps_its_frames_and_its_end() -> None:
+    failures = Failures(lambda: None)
+    failures.add(ValueError(), "File a, line 1\n" + "x" * 99_999 + "the end", str)
+    told = failures.take()[0]["traceback"]
+    assert told.startswith("File a, line 1\n")
+    assert told.endswith("the end")
+    assert len(told) < 17_000
+
+
 def test_what_no_gateway_hears_is_kept_up_to_a_limit() -> None:
     failures = Failures(lambda: None)
     for number in range(300):
@@ -606,6 +615,29 @@ def test_failures_of_the_platform_are_counted(
     assert found["input"].startswith("(a call from Python")
     time.sleep(1.2)
     assert grown(fails, before) == {"runner_disconnected": 3}
+
+
+STOPS = """
+import time
+from starlette.responses import JSONResponse
+def stops(seconds: float = 0):
+    time.sleep(seconds)
+    return JSONResponse({}, 200, {} if seconds else {"x-fal-stop-runner": "1"})
+"""
+
+
+def test_who_lost_a_runner_to_another_request_hears_to_which(
+    gateway: GatewayInfo, eventually: Any
+) -> None:
+    options = {"serve": True, "auth": "public", "max_multiplexing": 2, "max_concurrency": 1}
+    with deployed(STOPS, **options) as stops, ThreadPoolExecutor(1) as threads:
+        url = run_url(gateway, stops)
+        lost = threads.submit(httpx.post, url, json={"seconds": 30}, timeout=60)
+        eventually(lambda: stops.status()["in_flight"] == 1)
+        request = httpx.post(url, json={}, timeout=60).headers["x-fal-request-id"]
+        why = f"(x-fal-stop-runner in the answer of request {request})"
+        assert lost.result().json()["detail"].endswith(why)
+        assert sample(stops, type="runner_disconnected")["message"].endswith(why)
 
 
 def test_a_request_that_takes_too_long_is_counted(gateway: GatewayInfo, eventually: Any) -> None:

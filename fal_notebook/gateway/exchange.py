@@ -257,9 +257,9 @@ class Exchange:
             where = self._request.path.decode("latin-1")
             errors.answered(self._app, status, where, self._request.id, self._body, given)
         if any(told):
-            self._kill(runner, "the app asked for it: x-fal-stop-runner")
+            self._kill(runner, f"x-fal-stop-runner in the answer of request {self._request.id}")
         elif status == 503 and not told:
-            self._kill(runner, "the app answered 503")
+            self._kill(runner, f"the app answered request {self._request.id} with 503")
         elif status in (500, 502, 504):
             self._later(self._check(runner))
 
@@ -285,7 +285,7 @@ class Exchange:
         """Blame who is late: only a runner that works too long is ended."""
         if watch.with_caller or watch.body_expected:
             raise RefusedRequestError(408, "the caller kept the runner waiting for too long")
-        self._kill(runner, "request_timeout")
+        self._kill(runner, f"request_timeout of request {self._request.id}")
         detail = f"the request took longer than request_timeout={self._app.request_timeout:g} s"
         raise SchedulingError(504, "request_timeout", detail)
 
@@ -309,7 +309,7 @@ class Exchange:
         except asyncio.CancelledError:
             if not watch.timed_out:
                 raise
-            self._kill(runner, "request_timeout")
+            self._kill(runner, f"request_timeout of request {self._request.id}")
 
     async def _tell(self, runner: Runner, word: bytes) -> int:
         """Say something of this request over the runner's link; return the answer's status."""
@@ -460,6 +460,8 @@ async def _judged(runner: Runner, error: UpstreamError) -> UpstreamError:
             await runner.traffic.check()
             return UpstreamError("the app failed as it answered", 500, "runner_server_error")
     if error.kind in ("runner_disconnected", INCOMPLETE) and (how := await _ending(runner)):
+        if how == str(error):  # it was ended for this very failure
+            return error
         return UpstreamError(f"{error} ({how})", error.status, error.kind)
     return error
 

@@ -62,6 +62,7 @@ class Life:
         self._checking: asyncio.Task[Any] | None = None
         self._note = ""
         self._ending = ""
+        self._cause = ""  # for which it was killed here
         self._over = False  # it is being killed, or has gone
         self._killing = asyncio.Lock()
 
@@ -93,7 +94,7 @@ class Life:
         row, told = self._runner.row, "" if self._ending in PLAIN else self._ending
         if row.state == "TERMINATING" and row.cause and told and told not in row.cause:
             row.cause += how
-        self._runner.how.set_result(told)
+        self._runner.how.set_result(told or self._cause)
 
     def stop(self, cause: str, patient: bool = False) -> None:
         """Drain the runner and end it; after the grace it is killed.
@@ -113,6 +114,7 @@ class Life:
         elif not over:
             self._states.enter("TERMINATING", cause)
         if not over:
+            self._cause = cause
             self._spawn(self._kill())
 
     async def drain(self, patient: bool = False) -> None:

@@ -152,4 +152,4 @@ class Tunnel(Exchange):
             with contextlib.suppress(asyncio.TimeoutError):  # of a caller that does not answer
                 await asyncio.wait_for(server.lost.wait(), FAREWELL)
         except asyncio.TimeoutError:
-            self._kill(runner, "request_timeout")
+            self._kill(runner, f"request_timeout of request {self._request.id}")

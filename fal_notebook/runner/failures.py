@@ -90,7 +90,7 @@ class Failures:
         group.last = now
         group.request = log_context.current() or ""
         group.message = cut(self.redact(said(error)), LONGEST_MESSAGE)
-        group.traceback = cut(text, LONGEST_TRACEBACK, from_end=True)
+        group.traceback = cut(text, LONGEST_TRACEBACK, amid=True)
         group.given = given
         self._on_due()
 

@@ -8,13 +8,13 @@ from typing import Any
 LONGEST = 16 * 1024
 
 
-def cut(text: str, limit: int, from_end: bool = False) -> str:
-    """Return text that can be written everywhere, marked where it was cut."""
+def cut(text: str, limit: int, amid: bool = False) -> str:
+    """Return text that can be written everywhere, marked where it was cut: at its end, or amid."""
     text = text.encode(errors="backslashreplace").decode()
     if len(text) <= limit:
         return text
     mark = f"… ({len(text)} characters in all)"
-    return f"{mark}\n{text[-limit:]}" if from_end else text[:limit] + mark
+    return f"{text[: limit // 2]}\n{mark}\n{text[-limit // 2 :]}" if amid else text[:limit] + mark
 
 
 def body(content: bytes) -> str:

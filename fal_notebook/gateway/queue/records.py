@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sqlite3
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from fal_notebook.gateway.queue.table import Answer, QueuedRequest
 from fal_notebook.gateway.webhooks import table as webhooks
 
 MIGRATIONS = (table.SCHEMA + webhooks.SCHEMA,)
-# So many forgotten requests share one change.
-FORGOTTEN_AT_ONCE = 500
+# So many forgotten requests share one change, and the rest after it is so many times as long.
+FORGOTTEN_AT_ONCE = 50
+REST = 4
 
 
 class Records:
@@ -138,12 +140,18 @@ class Records:
                 path.unlink(missing_ok=True)
 
     async def forget(self, before: float) -> None:
-        """Forget requests that were completed before `before` (unix seconds)."""
+        """Forget requests that were completed before `before` (unix seconds).
+
+        A few at a time, with rests between, for those who submit wait for the same disk.
+        """
         change = functools.partial(table.forget, before=before, limit=FORGOTTEN_AT_ONCE)
+        began = time.monotonic()
         while ids := await self.journal.write(change):
             for request_id in ids:
                 self._body_path(request_id).unlink(missing_ok=True)
                 self.answer_path(request_id).unlink(missing_ok=True)
+            await asyncio.sleep(REST * (time.monotonic() - began))
+            began = time.monotonic()
 
     def close(self) -> None:
         """Write what was asked for before, then close."""
