@@ -117,20 +117,31 @@ class Handle(Queued):
         """
         __tracebackhide__ = True
         original = self.original
+        if self._first is None and inspect.iscoroutinefunction(self._setup_function):
+            return self._local_async(original, args, kwargs)
         if self._first is None:
-            self._first = self._set_up()
-        return original(*self._first, *args, **kwargs)
+            self._keep(self._setup_function() if self._setup_function is not None else None)
+        return original(*(self._first or ()), *args, **kwargs)
 
-    def _set_up(self) -> tuple[Any, ...]:
-        if self._setup_function is None:
-            return ()
-        if inspect.iscoroutinefunction(self._setup_function):
+    def _local_async(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Run the function after a setup that has to be awaited, as the function itself has."""
+        if not inspect.iscoroutinefunction(original):
             raise FalNotebookError(
-                f"{self.name} has an async setup_function, which only a runner can run; "
-                f"call {self.name}.original with what it returns"
+                f"{self.name} has an async setup_function, which can be awaited here for an async "
+                "function only; call the handle's .original with what it returns"
             )
-        result = self._setup_function()
-        return () if result is None else (result,)
+
+        async def run() -> Any:
+            if self._first is None and self._setup_function is not None:
+                self._keep(await self._setup_function())
+            return await original(*(self._first or ()), *args, **kwargs)
+
+        return run()
+
+    def _keep(self, made: Any) -> None:
+        self._first = () if made is None else (made,)
 
     @property
     def original(self) -> Callable[..., Any]:

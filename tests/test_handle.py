@@ -99,6 +99,35 @@ def test_an_answer_leaves_the_classes_of_the_notebook_alone(shell) -> None:
     assert (len(shell["told"]), call(None)) == (1, subclasses)
 
 
+HOOKED = """
+class Plugin:
+    known = {}
+    def __init_subclass__(cls, *, key, **more):
+        super().__init_subclass__(**more)
+        Plugin.known.setdefault(key, []).append(cls.__name__)
+class First(Plugin, key="first"): pass
+class Second(First, key="second"): pass
+class Kind(type):
+    made = []
+    def __new__(kind, name, bases, members):
+        Kind.made.append(name)
+        return super().__new__(kind, name, bases, members)
+class Made(metaclass=Kind): pass
+class Below(Made): pass
+"""
+
+
+@pytest.mark.parametrize("named", ["First, Second, Below", "Plugin, Second, Kind, Below"])
+def test_classes_are_not_defined_once_more_in_a_runner(shell, named: str) -> None:
+    shell.run(HOOKED)
+    body = f"def f(x):\n    ({named})\n    return Second.known, Below.made, type(Below) is Kind, x"
+    call = deploy(shell, body.replace("Below.made", "type(Below).made"))
+    known, made = {"first": ["First"], "second": ["Second"]}, ["Made", "Below"]
+    for given in (None, shell["Second"], shell["Below"]):
+        assert call(given) == (known, made, True, given)
+    assert (shell["Plugin"].known, shell["Kind"].made) == (known, made)
+
+
 SLOTTED = """
 import dataclasses, functools, typing
 @dataclasses.dataclass(slots=True)
@@ -144,6 +173,23 @@ def test_local_runs_here_and_the_signature_is_the_functions(shell) -> None:
     assert call.local() == os.getpid() != call()
     assert str(inspect.signature(call)) == "(a: int = 1) -> int"
     assert call.__doc__ == "Say where."
+
+
+def test_local_awaits_a_setup_that_is_async(shell) -> None:
+    setup = "calls = []\nasync def load():\n    calls.append(1)\n    return [1]\n"
+    shell.run(setup)
+    call = deploy(
+        shell,
+        "async def f(state, x):\n    state.append(x)\n    return state",
+        "setup_function=load",
+    )
+    assert asyncio.run(call.local(2)) == [1, 2]
+    assert asyncio.run(call.local(3)) == [1, 2, 3]
+    assert shell["calls"] == [1]
+    assert call(4) == [1, 4]
+    call = deploy(shell, "def f(state, x): return state", "setup_function=load wait=true")
+    with pytest.raises(FalNotebookError, match="can be awaited here for an async function only"):
+        call.local(2)
 
 
 def test_local_of_a_handle_from_elsewhere_is_one_sentence() -> None:

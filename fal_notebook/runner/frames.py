@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 from fal_notebook.app_exceptions import said
 from fal_notebook.exceptions import PythonMismatchError, RemoteError
+from fal_notebook.runner import unpickling
 from fal_notebook.runner.escapes import original
-from fal_notebook.runner.pickles import Pickler, Unpickler
+from fal_notebook.runner.pickles import Pickler
 
 # Names the type of what the function raised; the answer is well, the call was not.
 RAISED = "x-fal-raised"
@@ -60,9 +61,7 @@ def load(content: bytes) -> Any:
             f"{_HERE}, which got them; call over JSON, httpx.post(handle.url, json={{…}}), or from "
             "a kernel of the app's Python"
         )
-    buffer = io.BytesIO(content)
-    buffer.seek(len(head) + 1)
-    return Unpickler(buffer).load()
+    return unpickling.load(content, len(head) + 1)
 
 
 def dump_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

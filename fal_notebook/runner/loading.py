@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
 from pathlib import Path
 
+from fal_notebook.runner import unpickling
 from fal_notebook.runner.app_class import ServedApp
 from fal_notebook.runner.envelope import packages_compared, unpack
 from fal_notebook.runner.function import ServedFunction
@@ -22,9 +22,10 @@ def load(payload: str, max_multiplexing: int) -> Served:
     PayloadFormatError
         When it is none, or was made by another Python or by packages of other versions.
     """
-    manifest, pickled = unpack(Path(payload).read_bytes())
+    content = Path(payload).read_bytes()
+    manifest, pickled = unpack(content)
     with packages_compared(manifest):
-        loaded = pickle.loads(pickled)
+        loaded = unpickling.load(content, len(content) - len(pickled))
     for name, module in loaded["modules"].items():
         sys.modules.setdefault(name, module)
     kind = ServedApp if manifest.get("kind") == "app" else ServedFunction

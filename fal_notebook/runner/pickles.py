@@ -1,12 +1,9 @@
-"""Pickles what cloudpickle would change or refuse; loading leaves classes that are there alone."""
+"""Pickles what cloudpickle would change or refuse; `unpickling` loads it."""
 
 from __future__ import annotations
 
 import copyreg
 import functools
-import operator
-import pickle
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -95,44 +92,3 @@ def _dispatch(function: Any, state: tuple[dict[type, Any], dict[str, Any]]) -> N
         function.register(kind, implementation)
     for name, value in names.items():
         setattr(function, name, value)
-
-
-class Unpickler(pickle.Unpickler):
-    """Leaves the classes of ``__main__`` alone.
-
-    cloudpickle would set each attribute of such a class again, to the pickle's copies: its methods
-    would no longer see the variables of the notebook, or those of the runner.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what the pickle names, or our own way of making a class."""
-        ours = _MAKERS.get(name) if module == cloudpickle.__name__ else None
-        return ours or super().find_class(module, name)
-
-
-def _is_own(cls: Any) -> bool:
-    """Whether ``__main__`` has this very class under the name that it was defined by."""
-    if cls.__module__ != "__main__":
-        return False
-    try:
-        found = operator.attrgetter(cls.__qualname__)(sys.modules["__main__"])
-    except AttributeError:
-        return False
-    return found is cls
-
-
-def _made(make: Callable[..., Any], place: int, *parts: Any) -> Any:
-    """Return the class itself, for one more would be told to its bases and metaclass."""
-    known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(parts[place])
-    return known if known is not None and _is_own(known) else make(*parts)
-
-
-def _set_state(cls: Any, state: Any) -> Any:
-    return cls if _is_own(cls) else cloudpickle._class_setstate(cls, state)
-
-
-_MAKERS = {
-    "_make_skeleton_class": functools.partial(_made, cloudpickle._make_skeleton_class, 4),
-    "_make_skeleton_enum": functools.partial(_made, cloudpickle._make_skeleton_enum, 5),
-    "_class_setstate": _set_state,
-}

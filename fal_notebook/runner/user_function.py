@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import pickle
 import sys
 import traceback
 import types
 from pathlib import Path
 from typing import Any
 
-from fal_notebook.runner import logs
+from fal_notebook.runner import logs, unpickling
 from fal_notebook.runner.envelope import packages_compared, unpack
 
 
@@ -43,9 +42,10 @@ def _tell(told: str, error: BaseException | None) -> None:
 
 def _call(payload: str, port: int) -> None:
     sys.modules["__main__"] = main_module = types.ModuleType("__main__")
-    manifest, pickled = unpack(Path(payload).read_bytes())
+    content = Path(payload).read_bytes()
+    manifest, pickled = unpack(content)
     with packages_compared(manifest):
-        loaded: dict[str, Any] = pickle.loads(pickled)
+        loaded: dict[str, Any] = unpickling.load(content, len(content) - len(pickled))
     for name, module in loaded["modules"].items():
         sys.modules.setdefault(name, module)
     function = loaded["function"]

@@ -1,0 +1,117 @@
+"""Loads what `pickles` and payloads hold: classes as they were, without defining them again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import operator
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cloudpickle import cloudpickle
+
+_HOOK = "__init_subclass__"
+# The classes that travel by value.
+_known_as = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+
+
+def load(content: bytes, begin: int = 0) -> Any:
+    """Return what was pickled from `begin` on; the bytes, which may be many, are not copied."""
+    buffer = io.BytesIO(content)
+    buffer.seek(begin)
+    return Unpickler(buffer).load()
+
+
+class Unpickler(pickle.Unpickler):
+    """Leaves the classes of ``__main__`` alone, and makes others without running their hooks.
+
+    cloudpickle would set each attribute of a class that is there again, to the pickle's copies: its
+    methods would no longer see the variables of the notebook, or those of the runner.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what the pickle names, or our own way of making a class."""
+        ours = _MAKERS.get(name) if module == cloudpickle.__name__ else None
+        return ours or super().find_class(module, name)
+
+
+def _is_own(cls: Any) -> bool:
+    """Whether ``__main__`` has this very class under the name that it was defined by."""
+    if cls.__module__ != "__main__":
+        return False
+    try:
+        found = operator.attrgetter(cls.__qualname__)(sys.modules["__main__"])
+    except AttributeError:
+        return False
+    return found is cls
+
+
+def _class(
+    kind: type, name: str, bases: tuple[Any, ...], members: dict[str, Any], identity: str, _: Any
+) -> Any:
+    return _made(identity, bases, functools.partial(_skeleton, kind, name, bases, members))
+
+
+def _enum(bases: tuple[Any, ...], *parts: Any) -> Any:
+    make = functools.partial(cloudpickle._make_skeleton_enum, bases, *parts)
+    return _made(parts[-2], bases, make)
+
+
+def _made(identity: str, bases: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """Return the class itself where it is known, for one more would be told to its bases."""
+    known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
+    if known is not None and _is_own(known):
+        return known
+    with _unheard_of(types.resolve_bases(bases)):
+        return cloudpickle._lookup_class_or_track(identity, make())
+
+
+def _skeleton(kind: Any, name: str, bases: tuple[Any, ...], members: dict[str, Any]) -> Any:
+    """Make a class without the ``__new__`` and ``__init__`` of a metaclass of the notebook."""
+    imported = next(base for base in kind.__mro__ if base not in _known_as)
+    if imported is kind:
+        return types.new_class(
+            name, bases, {"metaclass": kind}, lambda space: space.update(members)
+        )
+    resolved = types.resolve_bases(bases)
+    generic = {} if resolved is bases else {"__orig_bases__": bases}
+    return imported.__new__(kind, name, resolved, {**members, **generic})
+
+
+@contextlib.contextmanager
+def _unheard_of(bases: tuple[Any, ...]) -> Iterator[None]:
+    """Have classes of the notebook not hear of a subclass: they did when it was defined.
+
+    What they made of it travels with them. Those that are imported begin anew here, and hear.
+    """
+    every = {base for direct in bases for base in direct.__mro__ if base in _known_as}
+    hooks = {base: vars(base)[_HOOK] for base in every if _HOOK in vars(base)}
+    for base in hooks:
+        type.__setattr__(base, _HOOK, classmethod(_passing_on(base)))
+    try:
+        yield
+    finally:
+        for base, hook in hooks.items():
+            type.__setattr__(base, _HOOK, hook)
+
+
+def _passing_on(base: Any) -> Callable[..., None]:
+    def hook(cls: Any, **options: Any) -> None:
+        super(base, cls).__init_subclass__(**options)
+
+    return hook
+
+
+def _set_state(cls: Any, state: Any) -> Any:
+    return cls if _is_own(cls) else cloudpickle._class_setstate(cls, state)
+
+
+_MAKERS = {
+    "_make_skeleton_class": _class,
+    "_make_skeleton_enum": _enum,
+    "_class_setstate": _set_state,
+}
