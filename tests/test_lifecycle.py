@@ -164,6 +164,7 @@ async def test_crash_backoff_tells_waiting_callers_and_one_success_resets_it(
         await ask(fleet)
     assert refused.value.status == 503
     assert "the second start fails" in refused.value.for_owner
+    assert apps.status(gateway, "tester", "app")["crash_backoff"]  # its process has not ended yet
     await until(lambda: not fleet.runners)
     (crashed,) = apps.runners(gateway, "tester", "app")
     assert crashed["state"] == "CRASH_BACKOFF"

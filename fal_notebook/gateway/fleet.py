@@ -109,6 +109,11 @@ class Runner:
         """Whether it serves or is on its way to."""
         return self.row.state in LIVE
 
+    @property
+    def failed(self) -> bool:
+        """Whether its start has failed, also when its process has not ended yet."""
+        return self.ready.done() and self.ready.exception() is not None
+
 
 class Fleet:
     """Runners and waiting requests of one app, and the options that each request needs.
