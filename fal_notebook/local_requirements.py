@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 # Nothing of a build is made from these; notebooks change whenever they are saved.
 _LEFT_OUT = {"__pycache__", "node_modules", "venv", "build", "dist"}
 _ENDINGS = (".pyc", ".ipynb", ".egg-info")
+_PROJECT = ("pyproject.toml", "setup.py", "setup.cfg")
 # Of a larger file size and time say enough.
 _MOST_READ = 1_000_000
 
@@ -37,6 +39,8 @@ def _folders(requirements: Iterable[Any]) -> Iterator[Path]:
 
 
 def _fingerprint(folder: Path) -> str:
+    if not any((folder / name).is_file() for name in _PROJECT):  # uv will refuse it
+        return ""
     digest = hashlib.sha256()
     for path in _files(folder):
         digest.update(f"{path.relative_to(folder)}\0{_said_by(path)}\0".encode())
@@ -57,6 +61,8 @@ def _counting(names: Sequence[str]) -> list[str]:
 def _said_by(path: Path) -> str:
     try:
         about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would not end, a device neither
+            return ""
         if about.st_size > _MOST_READ:
             return f"{about.st_size} {about.st_mtime_ns}"
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -73,7 +73,9 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: str) -> list[Request]:
-    """Return the requests of a CSV file, sorted by their arrival; a first line may name columns.
+    """Return the requests of a CSV file, sorted by their arrival.
+
+    A first line may name the columns, and may name the duration first.
 
     Raises
     ------
@@ -91,11 +93,13 @@ def read(path: str) -> list[Request]:
 
 
 def _requests(path: str, rows: Iterator[list[str]]) -> Iterator[Request]:
+    turned = False
     for number, row in enumerate(rows, 1):
         if not row or (number == 1 and not any(char.isdigit() for char in "".join(row))):
+            turned = bool(row) and row[0].strip().lower().startswith("duration")
             continue
         try:
-            at, seconds = (float(cell) for cell in row)
+            at, seconds = (float(cell) for cell in (reversed(row) if turned else row))
         except ValueError:
             at = seconds = math.nan
         if not (0 <= at < math.inf and 0 <= seconds < math.inf):

@@ -46,6 +46,8 @@ def test_folders_are_told_from_the_rest(tmp_path: Path) -> None:
 
 
 def test_what_a_build_is_made_of_changes_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    os.mkfifo(tmp_path / "pipe")
     seen = [fingerprints([str(tmp_path)])]
 
     def changes(path: str, content: bytes) -> bool:
@@ -63,6 +65,13 @@ def test_what_a_build_is_made_of_changes_the_fingerprint(tmp_path: Path) -> None
     assert not changes("my.ipynb", b"1")
     os.symlink("nowhere", tmp_path / "broken")
     assert fingerprints([str(tmp_path)])  # a link that leads nowhere is no error
+
+
+def test_what_is_no_project_is_not_read(tmp_path: Path) -> None:
+    before = fingerprints([str(tmp_path)])
+    (tmp_path / "a.py").write_text("1")
+    assert fingerprints([str(tmp_path)]) == before == {str(tmp_path): ""}
+    assert fingerprints(["/"]) == {"/": ""}
 
 
 @pytest.fixture

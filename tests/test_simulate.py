@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from click import UsageError
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import deployed, eventually
 
-from fal_notebook import cli
+from fal_notebook import cli, simulation
 from fal_notebook.exceptions import OptionError
 from fal_notebook.gateway import simulate as simulated
 from fal_notebook.gateway.autoscaler import Scaling
@@ -85,6 +86,19 @@ def test_a_request_of_what_is_no_number_is_refused(wrong: tuple[float, float]) -
     for trace in ([Request(*wrong)], [Request(0, 1), Request(*wrong)]):
         with pytest.raises(ValueError, match=r"not in order|works for"):
             simulate(trace, Scaling())
+
+
+def test_a_first_line_may_name_the_duration_first(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    for text in ("arrival,duration\n1,2\n", "Duration,arrival\n2,1\n", "1,2\n"):
+        trace.write_text(text)
+        assert simulation.read(str(trace)) == [Request(1, 2)]
+
+
+@pytest.mark.parametrize("wrong", [{"tick": 0}, {"tick": -1.0}, {"start": Start(-1, 1)}])
+def test_a_tick_or_start_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give seconds from 0 on for a start, and more for a tick"):
+        simulate([Request(0, 1)], Scaling(), **wrong)
 
 
 def test_a_trace_that_goes_back_in_time_is_refused() -> None:

@@ -116,8 +116,12 @@ def simulate(
     Raises
     ------
     ValueError
-        When the trace is not in order, or a number of it is none.
+        When the trace is not in order, or a number of it, of `start` or `tick` is none.
     """
+    if not 0 < tick < math.inf or not all(0 <= seconds < math.inf for seconds in start):
+        raise ValueError(
+            f"give seconds from 0 on for a start, and more for a tick: {start}, {tick}"
+        )
     return _World(scaling, start, tick, gpus).run(iter(trace))
 
 

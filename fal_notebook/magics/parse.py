@@ -24,6 +24,9 @@ _VARIABLES = frozenset({"image", "metadata", "setup_function"})
 _CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 _QUOTE_IT = "; a reference to an image contains '/' or ':' or is quoted"
 
+# Of a line that is refused so much is said, which may have been cut from a file.
+_LONGEST_SHOWN = 200
+
 _PAIR = re.compile(r"(?:--)?([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
 _DICT = re.compile(r"""\{\s*["']""")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -212,9 +215,13 @@ def outside(text: str) -> Iterator[tuple[int, str]]:
             closing.append(_CLOSING[char])
         elif char in ")]}":
             if char != closing.pop():
-                raise OptionError(f"{char!r} closes nothing in: {text}")
+                raise OptionError(f"{char!r} closes nothing in: {_shown(text)}")
         elif len(closing) == 1:
             yield index, char
     if quote or len(closing) > 1:
         missing = quote or closing[-1]
-        raise OptionError(f"{missing!r} is missing in: {text}")
+        raise OptionError(f"{missing!r} is missing in: {_shown(text)}")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
