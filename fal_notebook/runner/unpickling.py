@@ -8,6 +8,7 @@ import io
 import operator
 import pickle
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from cloudpickle import cloudpickle
 
 _HOOK = "__init_subclass__"
+_one_at_a_time = threading.RLock()
 # The classes that travel by value.
 _known_as = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
 
@@ -89,14 +91,15 @@ def _unheard_of(bases: tuple[Any, ...]) -> Iterator[None]:
     What they made of it travels with them. Those that are imported begin anew here, and hear.
     """
     every = {base for direct in bases for base in direct.__mro__ if base in _known_as}
-    hooks = {base: vars(base)[_HOOK] for base in every if _HOOK in vars(base)}
-    for base in hooks:
-        type.__setattr__(base, _HOOK, classmethod(_passing_on(base)))
-    try:
-        yield
-    finally:
-        for base, hook in hooks.items():
-            type.__setattr__(base, _HOOK, hook)
+    with _one_at_a_time:
+        hooks = {base: vars(base)[_HOOK] for base in every if _HOOK in vars(base)}
+        for base in hooks:
+            type.__setattr__(base, _HOOK, classmethod(_passing_on(base)))
+        try:
+            yield
+        finally:
+            for base, hook in hooks.items():
+                type.__setattr__(base, _HOOK, hook)
 
 
 def _passing_on(base: Any) -> Callable[..., None]:
