@@ -479,3 +479,26 @@ def test_a_model_hashes_without_importing_anything_for_it() -> None:
     before = set(sys.modules)
     digest_of(model)
     assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize("default", ["field", "frozenset({'one', 'two', 'three'})", "object"])
+def test_a_dataclass_is_no_other_for_how_its_defaults_are_shown(default: str) -> None:
+    source = (
+        "from dataclasses import dataclass\ndef field(): pass\n"
+        f"@dataclass\nclass Held:\n    value: object = {default}\n"
+    )
+    found = set()
+    for seed in "123":
+        script = (
+            f"import linecache; source = {source!r}\n"
+            "linecache.cache['<c>'] = (len(source), None, source.splitlines(True), '<c>')\n"
+            "exec(compile(source, '<c>', 'exec'))\n"
+            "from fal_notebook.payload.digest import digest_of; print(digest_of(Held))"
+        )
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1

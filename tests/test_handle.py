@@ -99,6 +99,55 @@ def test_an_answer_leaves_the_classes_of_the_notebook_alone(shell) -> None:
     assert (len(shell["told"]), call(None)) == (1, subclasses)
 
 
+ENUMS = """
+import enum
+class Planet(enum.Enum):
+    EARTH = (6, 4)
+    MARS = (1, 2)
+    def __init__(self, mass, radius): self.mass = mass
+class Alias(enum.Enum): X = 1; Y = 1
+class Coord(bytes, enum.Enum):
+    def __new__(cls, value, label):
+        made = bytes.__new__(cls, [value])
+        made._value_, made.label = value, label
+        return made
+    PX = (0, "x")
+    PY = (1, "y")
+class Text(str, enum.Enum):
+    def __new__(cls, value):
+        made = str.__new__(cls, value.upper())
+        made._value_ = value
+        return made
+    Q = "q"
+class Counted(enum.Enum):
+    def __new__(cls, *_):
+        made = object.__new__(cls)
+        made._value_ = len(cls.__members__) + 1
+        return made
+    A = ()
+    B = ()
+class Flags(enum.Flag): A = 1; B = 2; C = 3
+class Later(enum.Enum): P = 1
+Later.P.more = [Later.P]
+def told():
+    return (
+        Planet.EARTH.mass, Planet((1, 2)).name, Coord.PY.label, bytes(Coord.PY), Coord(1).name,
+        list(Alias.__members__), Alias["Y"].name, str.lower(Text.Q), Text("q").name,
+        Counted.B.value, (Flags.A | Flags.B) is Flags.C, Later.P.more[0] is Later.P,
+    )
+def f(x): return told(), x
+"""
+
+
+def test_members_of_enums_are_what_their_class_made_them(shell) -> None:
+    call = deploy(shell, ENUMS)
+    for member in ("Planet.MARS", "Coord.PX", "Text.Q", "Flags.C", "Later.P", "Alias.Y"):
+        value = shell.run(member)
+        told, back = call(value)
+        assert told == shell["told"]()
+        assert back is value
+
+
 HOOKED = """
 class Plugin:
     known = {}
@@ -266,6 +315,27 @@ def test_an_exception_keeps_its_type_and_shows_the_remote_traceback(shell) -> No
     assert isinstance(cause, RemoteError)
     assert "return {}['missing']" in cause.remote_traceback
     assert cause.type_name == "KeyError"
+
+
+def test_a_traceback_shows_no_line_of_another_function_of_the_same_name(shell) -> None:
+    shell.run("def inner(x): return x\nsame = lambda x: x")
+    body = (
+        "def f(k):\n"
+        "    def inner(z):\n"
+        "        return z / 0\n"
+        "    g = lambda: [][same(k)]\n"
+        "    return g() if k else inner(globals()['inner'](1))"
+    )
+    call = deploy(shell, body.replace("globals()['inner']", "outer") + "\nouter = inner")
+    for given, line, other in (
+        (1, "g = lambda: [][same(k)]", "x: x"),
+        (0, "return z / 0", "def in"),
+    ):
+        with pytest.raises((IndexError, ZeroDivisionError)) as caught:
+            call(given)
+        told = caught.value.__cause__.remote_traceback
+        assert line in told
+        assert other not in told
 
 
 def test_an_exception_class_of_the_notebook_is_caught_by_its_class(shell) -> None:

@@ -5,6 +5,7 @@ Plain classes, enums, dataclasses and pydantic models; `digest` hashes what is r
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import sys
 import types
@@ -71,6 +72,8 @@ def _members(cls: type) -> dict[str, Any]:
     if getattr(cls, "_is_protocol", None) is not None and not _has_own_init(members):
         members.pop("__init__", None)
     members = {n: v for n, v in members.items() if not _by_attrs(v)}
+    if dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}("):
+        members.pop("__doc__", None)  # shows addresses and orders of defaults
     if _is_pydantic(cls):
         members = {n: v for n, v in members.items() if not _pydantic_generated(n)}
     return members

@@ -10,6 +10,10 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
+from fal_notebook.runner.unpickling import enum_of, set_enum_state
+
+# What enum itself knows of a member.
+_OF_ENUM = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 _dispatcher: Any = functools.singledispatch(lambda _: None)
 
 
@@ -23,6 +27,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if is_dispatcher(obj) and not cloudpickle._should_pickle_by_reference(obj):
             return _reduced_dispatcher(obj)
         made = super().reducer_override(obj)
+        if type(made) is tuple and made[0] is cloudpickle._make_skeleton_enum:
+            return _reduced_enum(obj, *made)
         if type(made) is tuple and made[0] is cloudpickle._make_skeleton_class:
             _, _, _, members, _, _ = made[1]
             if vars(obj).get("__slots__"):  # or instances of a copy would have a ``__dict__``
@@ -73,6 +79,30 @@ def error_of(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
 
 def _is_of_c(method: Any) -> bool:
     return not isinstance(method, types.FunctionType)
+
+
+def _reduced_enum(cls: Any, _: Any, given: tuple[Any, ...], state: Any, *rest: Any) -> Any:
+    """Give an enum its aliases too, and its members what ``__new__`` and ``__init__`` made."""
+    bases, name, qualname, _, module, identity, _ = given
+    every = cls.__members__.items()
+    values = {member_name: member._value_ for member_name, member in every}
+    mixin = cls._member_type_
+    plain = [_new_arguments(mixin, member) for _, member in every] if _has_own_new(cls) else None
+    own = {n: {k: v for k, v in vars(m).items() if k not in _OF_ENUM} for n, m in every}
+    clsdict, slots = state
+    clsdict = {key: value for key, value in clsdict.items() if key not in values}
+    parts = bases, name, qualname, values, module, identity, mixin, plain
+    return enum_of, parts, ((clsdict, slots), own), None, None, set_enum_state
+
+
+def _has_own_new(cls: Any) -> bool:
+    return isinstance(vars(cls).get("__new_member__"), types.FunctionType)
+
+
+def _new_arguments(mixin: Any, member: Any) -> tuple[Any, ...]:
+    """Return from what the type that is mixed in makes the value that a member is."""
+    found: tuple[Any, ...] = getattr(mixin, "__getnewargs__", lambda _: ())(member)
+    return found
 
 
 def cached(function: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:

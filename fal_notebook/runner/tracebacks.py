@@ -51,10 +51,13 @@ class Tracebacks:
 
     def _source_of(self, code: CodeType) -> tuple[str, int] | None:
         """Return the source that holds a function, and the line in it where that begins."""
-        own = self._sources.get(code.co_name)
-        if own is not None:
+        qualname = getattr(code, "co_qualname", code.co_name)  # since Python 3.11
+        holder = qualname.partition(".")[0]
+        own = self._sources.get(code.co_name) if holder == code.co_name else None
+        if own is not None and "lambda" not in code.co_name:
             return own, 1
-        holder = getattr(code, "co_qualname", "").partition(".")[0]  # since Python 3.11
+        if "<locals>" in qualname and holder not in self._sources:
+            return None  # others may have a function of that name
         classes = [self._sources[holder]] if holder in self._sources else self._sources.values()
         lines = ((text, _line_in(text, code.co_name)) for text in classes)
         return next(((text, line) for text, line in lines if line), None)

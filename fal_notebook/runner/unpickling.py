@@ -63,6 +63,53 @@ def _enum(bases: tuple[Any, ...], *parts: Any) -> Any:
     return _made(parts[-2], bases, make)
 
 
+def enum_of(
+    bases: tuple[Any, ...],
+    name: str,
+    qualname: str,
+    values: dict[str, Any],
+    module: str,
+    identity: str,
+    mixin: Any,
+    plain: list[tuple[Any, ...]] | None,
+) -> Any:
+    """Return an enum with its members, aliases too; without running its own ``__new__``.
+
+    Parameters
+    ----------
+    mixin : type
+        What its members are beside, such as bytes.
+    plain : list of tuple, optional
+        From what `mixin` makes each; only of one with a ``__new__`` of its own.
+    """
+    members = dict(values)
+    if plain is not None:
+        made_from = zip(plain, values.values(), strict=True)
+        members = {"__new__": _remade(mixin, iter(made_from)), **values}
+    parts = bases, name, qualname, members, module, identity, None
+    return _made(identity, bases, functools.partial(cloudpickle._make_skeleton_enum, *parts))
+
+
+def _remade(mixin: Any, given: Iterator[tuple[Any, Any]]) -> Callable[..., Any]:
+    def new(cls: Any, *_: Any) -> Any:
+        arguments, value = next(given)
+        member = mixin.__new__(cls, *arguments)
+        member._value_ = value
+        return member
+
+    return new
+
+
+def set_enum_state(cls: Any, state: Any) -> Any:
+    """Set what is in an enum's body, and what its members have beside name and value."""
+    if not _is_own(cls):
+        of_class, of_members = state
+        cloudpickle._class_setstate(cls, of_class)
+        for name, values in of_members.items():
+            vars(cls.__members__[name]).update(values)
+    return cls
+
+
 def _made(identity: str, bases: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """Return the class itself where it is known, for one more would be told to its bases."""
     known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
