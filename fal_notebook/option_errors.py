@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -121,4 +122,11 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _short(value: Any) -> str:
+    """Show a value in short; one that holds a key is not shown."""
+    text = repr(value) if isinstance(value, (str, list, tuple)) else ""
+    with suppress(ImportError):  # in a runner
+        from fal_notebook.payload.secret_scan import scan  # heavy, and for errors only
+
+        if scan(text.encode(errors="replace")):
+            return "…"
     return " ".join(_repr.repr(value).split())

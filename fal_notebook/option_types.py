@@ -142,7 +142,8 @@ def _requirement(text: str) -> str:
     except InvalidRequirement as error:
         # packaging draws a picture below its first line
         reason = (str(error).splitlines() or ["empty"])[0]
-        raise ValueError(f"{text!r} is no requirement such as 'numpy>=2' ({reason})") from None
+        told = re.sub(r"://[^/\s]*@", "://…@", text)
+        raise ValueError(f"{told!r} is no requirement such as 'numpy>=2' ({reason})") from None
     return text
 
 

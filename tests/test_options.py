@@ -434,3 +434,17 @@ JSON = st.recursive(
 def test_nothing_but_an_option_error_comes_out(values: dict[str, Any]) -> None:
     with suppress(OptionError):
         json.dumps(explicit(parse_options(values)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"requirements": ["--index-url", "https://u:horse-battery@127.0.0.1:9/simple"]},
+        {"requirements": ["--extra-index-url https://u:horse-battery@127.0.0.1:9/simple"]},
+        {"keep_alive": "https://u:horse-battery@here"},
+    ],
+)
+def test_a_refusal_shows_no_password(values: dict[str, Any]) -> None:
+    with pytest.raises(OptionError) as refused:
+        split_options(values)
+    assert "horse" not in str(refused.value)

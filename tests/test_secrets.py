@@ -20,8 +20,14 @@ import pytest
 from IPython.core.error import UsageError
 from serving import control
 
-from fal_notebook import cli, settings, sync
-from fal_notebook.exceptions import NotFoundError, OptionError, RemoteError
+from fal_notebook import cli, discovery, settings, sync
+from fal_notebook.exceptions import (
+    FalNotebookError,
+    GatewayError,
+    NotFoundError,
+    OptionError,
+    RemoteError,
+)
 from fal_notebook.gateway.logs.redaction import Redaction
 from fal_notebook.gateway.store import Secret, Store
 from fal_notebook.gateway.vault import Vault
@@ -517,3 +523,16 @@ def test_a_secret_stands_in_no_process_list(shell, stored, private_state) -> Non
     for pid, (what, *about) in holding.items():  # the user's own server, and nobody else
         assert what == "environ", about
         assert psutil.Process(pid).environ().get("FAL_RUNNER_ID") in runners, about
+
+
+def test_a_damaged_key_file_stops_a_start_and_says_what_helps(tmp_path: Path) -> None:
+    (tmp_path / settings.SECRETS_KEY).write_bytes(b"x")
+    with pytest.raises(FalNotebookError, match=r"secrets\.key is damaged: it holds no key; put a"):
+        discovery.ensure(tmp_path)
+
+
+def test_a_secret_of_another_key_is_named(tmp_path: Path) -> None:
+    stored = Vault(tmp_path).encrypt("value")
+    (tmp_path / settings.SECRETS_KEY).unlink()
+    with pytest.raises(GatewayError, match=r"the secret A cannot be read with .*; set it again"):
+        Vault(tmp_path).decrypt(stored, "the secret A")

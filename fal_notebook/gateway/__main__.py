@@ -81,6 +81,7 @@ async def _serve(state: Path, held: int) -> None:
     token = secrets.token_urlsafe(32)
     info = discovery.GatewayInfo(url, token, os.getpid(), discovery.PROTOCOL, __version__)
     gateway = Gateway(state, info)
+    gateway.vault.check()
     gateway.targets.local.adopt_orphans()
     app = GatewayApp(gateway)
     gateway.tls.app, gateway.bridge.app = app, RunnersOnly(app, gateway.auth, url)

@@ -215,12 +215,18 @@ class Gateway:
         NotFoundError
             When one of them is not stored.
         """
-        return {name: self.vault.decrypt(self.store.secret(env, name).value) for name in names}
+        return {
+            name: self.vault.decrypt(self.store.secret(env, name).value, f"the secret {name}")
+            for name in names
+        }
 
     def declared(self, revision: Revision) -> dict[str, str]:
         """Return the variables of a revision's runners: passed on by the kernel, and secrets."""
         self.redaction.current()  # what is replaced or deleted later, it knows from here
-        passed = {name: self.vault.decrypt(text) for name, text in revision.variables.items()}
+        passed = {
+            name: self.vault.decrypt(text, f"the variable {name} of pass_env", "deploy again")
+            for name, text in revision.variables.items()
+        }
         return {**passed, **self.secrets(revision.env, revision.options["secrets"] or ())}
 
     def forget(self, fleet: Fleet) -> None:

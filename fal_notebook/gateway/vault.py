@@ -24,8 +24,23 @@ class Vault:
         """Return the text that is stored."""
         return self._cipher().encrypt(value.encode()).decode()
 
-    def decrypt(self, stored: str) -> str:
+    def check(self) -> None:
+        """Refuse a key file that holds no key.
+
+        Raises
+        ------
+        GatewayError
+        """
+        if self._path.exists():
+            self._cipher()
+
+    def decrypt(self, stored: str, what: str = "a secret", remedy: str = "set it again") -> str:
         """Return the value again.
+
+        Parameters
+        ----------
+        what, remedy : str
+            What it is, and what helps when it cannot be read.
 
         Raises
         ------
@@ -37,9 +52,7 @@ class Vault:
         try:
             return self._cipher().decrypt(stored.encode()).decode()
         except InvalidToken:
-            raise GatewayError(
-                f"a secret cannot be read with {self._path}; set the secret again"
-            ) from None
+            raise GatewayError(f"{what} cannot be read with {self._path}; {remedy}") from None
 
     def _cipher(self) -> Fernet:
         # Imported when the first secret comes: it costs an idle gateway 5 MB.
@@ -48,5 +61,11 @@ class Vault:
         if self._fernet is None:
             if not self._path.exists():
                 private_file.write(self._path, Fernet.generate_key())
-            self._fernet = Fernet(self._path.read_bytes())
+            try:
+                self._fernet = Fernet(self._path.read_bytes())
+            except ValueError:
+                raise GatewayError(
+                    f"{self._path} is damaged: it holds no key; put a copy of it back, or remove "
+                    "it and set each secret again"
+                ) from None
         return self._fernet

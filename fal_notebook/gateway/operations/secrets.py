@@ -205,5 +205,6 @@ def _as_json(value: Any) -> str:
 
 def _looked_for(gateway: Gateway) -> list[tuple[str, str]]:
     """Return name and value of all stored secrets that do not stand somewhere by chance."""
-    known = ((s.name, gateway.vault.decrypt(s.value)) for s in gateway.store.select(Secret))
+    secrets = gateway.store.select(Secret)
+    known = ((s.name, gateway.vault.decrypt(s.value, f"the secret {s.name}")) for s in secrets)
     return [(name, value) for name, value in known if len(value) >= _SHORTEST_LOOKED_FOR]
