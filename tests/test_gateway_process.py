@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from cryptography.fernet import Fernet
 from gateway_processes import WHO, deploy, end, other_gateway, processes_of, stop
 from serving import Wire, control, fill, post, with_key
 
@@ -217,6 +218,7 @@ def test_what_others_could_read_is_for_its_user_only_again(state: Path) -> None:
     for path in (*kept, mine := state / "notes.txt"):
         path.touch()
         path.chmod(0o644)
+    kept[0].write_bytes(Fernet.generate_key())  # an empty one stops the start
     discovery.ensure(state)
     for path in kept:
         assert path.stat().st_mode & 0o777 == 0o600, path
