@@ -48,9 +48,9 @@ async def test_details_of_a_step_that_has_ended_are_not_told(heard: list[Any]) -
     for line in (Detail("one"), Detail("two"), "Step 2/2 : RUN x", Detail("three")):
         told(line)
     assert heard == [("one", None), "Step 2/2 : RUN x"]
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     told(Detail("four"))
     told(Detail("five"))
     told.close()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     assert heard[2:] == [("three", None), ("four", None)]

@@ -583,3 +583,28 @@ def test_each_value_is_reduced_once() -> None:
     content = capture(notebook("def uses(): return slow, held", **names)["uses"]).content
     assert sorted(asked) == [1, 2]
     assert loaded(content)["function"]() == ([1], {"a": [[2]]})
+
+
+class Dotted(dict):  # type: ignore[type-arg]
+    __getattr__ = dict.get
+
+
+class Vivid(dict):  # type: ignore[type-arg]
+    __getattr__ = dict.__getitem__
+
+    def __missing__(self, key: str) -> Any:
+        made = self[key] = Vivid()
+        return made
+
+
+class Refusing:
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError(name)
+
+
+def test_values_that_make_up_their_attributes_are_only_values() -> None:
+    names = {"DOTTED": Dotted(lr=1), "VIVID": Vivid(lr=1), "REFUSING": Refusing()}
+    used = notebook("def used():\n    return DOTTED, VIVID, REFUSING", **names)["used"]
+    dotted, vivid, refusing = loaded(capture(used).content)["function"]()
+    assert (dict(dotted), dict(vivid), type(refusing)) == ({"lr": 1}, {"lr": 1}, Refusing)
+    assert dict(names["VIVID"]) == {"lr": 1}

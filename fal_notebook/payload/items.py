@@ -93,7 +93,8 @@ class Item:
     @property
     def is_of_the_notebook(self) -> bool:
         """Whether this is the shell, or its history of cells and results."""
-        scope = getattr(self.owner.value, "__globals__", {}) if self.owner is not None else {}
+        owner = self.owner.value if self.owner is not None else None
+        scope = owner.__globals__ if isinstance(owner, types.FunctionType) else {}
         history = (scope.get(name) for name in _HISTORY) if "get_ipython" in scope else ()
         return self.how == "global" and (
             (self.name == "get_ipython" and isinstance(self.value, types.MethodType))
@@ -125,7 +126,9 @@ def collect(roots: Iterable[Item], reductions: Reductions) -> list[Item]:
     while queue:
         item = queue.popleft()
         # What is met under its own name again, or under another one first, is the same item.
-        own_name = item.name == getattr(item.value, "__name__", None)
+        # Other values are not asked: some make up any attribute, others fail.
+        named = is_function(item.value) or is_class(item.value)
+        own_name = named and item.name == item.value.__name__
         key = (None if own_name else item.name, id(item.value))
         if key in seen:
             continue
