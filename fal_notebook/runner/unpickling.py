@@ -58,11 +58,6 @@ def _class(
     return _made(identity, bases, functools.partial(_skeleton, kind, name, bases, members))
 
 
-def _enum(bases: tuple[Any, ...], *parts: Any) -> Any:
-    make = functools.partial(cloudpickle._make_skeleton_enum, bases, *parts)
-    return _made(parts[-2], bases, make)
-
-
 def enum_of(
     bases: tuple[Any, ...],
     name: str,
@@ -162,6 +157,5 @@ def _set_state(cls: Any, state: Any) -> Any:
 
 _MAKERS = {
     "_make_skeleton_class": _class,
-    "_make_skeleton_enum": _enum,
     "_class_setstate": _set_state,
 }
