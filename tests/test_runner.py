@@ -180,6 +180,31 @@ def test_an_http_exception_chooses_the_answer(bench: Bench) -> None:
     assert reply.json() == {"detail": {"why": 1, "at": "2026-01-02"}}
 
 
+@pytest.mark.parametrize("route", ["", ", fastapis: Any = Depends(lambda: 1)"])
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ("raise HTTPException(600, 'x')", "status 600"),
+        ("raise HTTPException(400, headers={'x-a': 'b\\r\\nset-cookie: c'})", "header 'x-a'"),
+        ("return Response('x', 101)", "status 101"),
+        ("return Response('x', 150)", "status 150"),
+        ("return Response('x', headers={'x-\u00fc': 'b'})", "header named 'x-\u00fc'"),
+        ("return Response('x', headers={'content-length': 'many'})", "content-length"),
+        ("return StreamingResponse(iter([b'a', b'b']), 700)", "status 700"),
+    ],
+)
+def test_an_answer_that_http_has_no_form_for_is_an_error_of_its_request_alone(
+    bench: Bench, answer: str, wrong: str, route: str
+) -> None:
+    imports = "from fastapi import Depends\nfrom starlette.responses import StreamingResponse\n"
+    runner = start(bench, f"{imports}def f(bad: bool{route}):\n    if bad: {answer}\n    return 1")
+    reply = runner.post({"bad": True})
+    assert (reply.status_code, reply.json()) == (500, {"detail": "Internal Server Error"})
+    assert reply.headers["x-fal-error-type"] == "runner_server_error"
+    assert runner.post({"bad": False}).text == "1"
+    assert wrong in "\n".join(runner.log())
+
+
 def test_a_response_of_starlette_passes_as_it_is(bench: Bench) -> None:
     reply = start(bench, "def f() -> Response: return HTMLResponse('<b>', 201)").post()
     assert (reply.status_code, reply.text) == (201, "<b>")

@@ -39,13 +39,17 @@ def refused(reports: Reports, error: Exception, given: Given) -> Response:
         return error_response(gpu.status_code, reports.redact(gpu.message), {STOP: "1", **_TOLD})
     if response is None:
         reports.failed(error, given)
-        return error_response(
-            500, "Internal Server Error", {"x-fal-error-type": "runner_server_error", **_TOLD}
-        )
+        return failure()
     if response.status_code >= 500:
         reports.failed(error, given, log=False)
         response.headers.update(_TOLD)
     return response
+
+
+def failure() -> Response:
+    """Return the answer to a request at which the app failed, once that has been reported."""
+    headers = {"x-fal-error-type": "runner_server_error", **_TOLD}
+    return error_response(500, "Internal Server Error", headers)
 
 
 def is_refusal(error: Exception) -> bool:

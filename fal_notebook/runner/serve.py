@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 
 from starlette.responses import Response
@@ -14,6 +15,7 @@ from fal_notebook.runner.caller import Callers
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.refusals import error_response
 from fal_notebook.runner.respond import Asked, Headers, request_id
+from fal_notebook.runner.sendable import Sendable
 from fal_notebook.runner.served import Served
 from fal_notebook.runner.session import GOING_AWAY, Session
 from fal_notebook.runner.spec import LINK, SECRET
@@ -109,7 +111,9 @@ class RunnerApp:
             response = await Asked(served, self._callers, scope, headers, receive).respond()
             logs.finish(request)  # who has the answer may ask for the lines at once
             if response is not None:
-                await response(scope, receive, self._telling(_hinting(served, send)))
+                send = self._telling(_hinting(served, send))
+                failed = functools.partial(served.reports.failed, given=str)
+                await response(scope, receive, Sendable(failed, scope, receive, send))
         finally:
             self.in_flight -= 1
             logs.end(request)
