@@ -651,7 +651,12 @@ def test_a_deleted_app_completes_what_waits_with_404(
             handle.delete()
             *_, last = told
         assert (last["status"], last["error"]) == ("COMPLETED", "the app was deleted")
-        assert app.status(requests[0]).status_code == 404
+        eventually(lambda: app.status(requests[0]).status_code == 200)
+        assert app.state(requests[4])["error"] == "the app was deleted"
+        assert app.get(f"/requests/{requests[4]}").json()["detail"] == "the app was deleted"
+        assert app.put(f"/requests/{requests[4]}/cancel").status_code == 400
+        assert app.get(f"/requests/{'0' * 32}/status").status_code == 404
+        assert app.post("").status_code == 404
     query = "SELECT state FROM requests WHERE app = 'gone'"
 
     def states() -> list[str]:

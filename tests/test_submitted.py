@@ -231,8 +231,10 @@ def test_a_wait_ends_when_the_app_is_deleted(gateway) -> None:
         waiting = handle.submit(60)
         future = sync.submit(waiting.outcome())
         handle.delete()
-        with pytest.raises(NotFoundError, match=rf"no such app: {waiting.request_id} of"):
+        with pytest.raises(GatewayError, match="the app was deleted"):
             future.result(20)
+        assert waiting.status().error == "the app was deleted"
+        assert not waiting.cancel()
 
 
 # --- events and logs -------------------------------------------------------------------------

@@ -53,18 +53,30 @@ class Admission:
         RefusedCallerError
             With the status to answer.
         """
-        app = self._find(owner.decode("latin-1"), name.decode("latin-1"))
-        pickled = is_pickle(headers.get(b"content-type"))
-        principal = self._identify(app, headers.get(b"authorization", b""), pickled)
+        app, principal = self.recognise(owner, name, headers)
         if app is None:
             raise RefusedCallerError(404, "no such app")
         status = may_run(principal, app.owner, app.auth, app.serve)
         if status:
             raise RefusedCallerError(status, _WHY[status])
-        if pickled and not (principal and principal.sends_python):
+        if is_pickle(headers.get(b"content-type")) and not (principal and principal.sends_python):
             detail = "Python values are taken from the app's owner only; send JSON"
             raise RefusedCallerError(415, detail)
         return Admitted(app, principal)
+
+    def recognise(
+        self, owner: bytes, name: bytes, headers: dict[bytes, bytes]
+    ) -> tuple[Fleet | None, Principal | None]:
+        """Return the app, None when there is none, and the caller, who may not be let in.
+
+        Raises
+        ------
+        RefusedCallerError
+            When the caller's key is wrong.
+        """
+        app = self._find(owner.decode("latin-1"), name.decode("latin-1"))
+        pickled = is_pickle(headers.get(b"content-type"))
+        return app, self._identify(app, headers.get(b"authorization", b""), pickled)
 
     def _identify(self, app: Fleet | None, authorization: bytes, pickled: bool) -> Principal | None:
         """Return who calls; a wrong key is refused.

@@ -235,7 +235,7 @@ class Queue:
         )
 
     # --- cancelling --------------------------------------------------------------------------
-    async def cancel(self, fleet: Fleet, request: QueuedRequest) -> bool:
+    async def cancel(self, fleet: Fleet | None, request: QueuedRequest) -> bool:
         """Cancel a request; False when it is completed already.
 
         One that waits is completed at once; one at work when its app has answered.
@@ -247,7 +247,7 @@ class Queue:
         """
         if request.state == COMPLETED:
             return False
-        if self._take_out(fleet, request.number):
+        if fleet is not None and self._take_out(fleet, request.number):
             try:
                 await self.records.complete(request, _CANCELLED, clock.now())
             except StoreError:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from fal_notebook import settings
 from fal_notebook.exceptions import DiskFullError, FalNotebookError, WebhookUrlError
 from fal_notebook.gateway.admission import Admission, Admitted, RefusedCallerError
-from fal_notebook.gateway.auth import SEND_KEY, is_owner, may_see
+from fal_notebook.gateway.auth import SEND_KEY, Principal, is_owner, may_see
 from fal_notebook.gateway.exchange import ClientGoneError, RefusedRequestError
 from fal_notebook.gateway.fleet import Fleet
 from fal_notebook.gateway.queue import status, submission
@@ -37,6 +38,26 @@ Logs = Callable[[QueuedRequest], Awaitable[list[dict[str, Any]]]]
 class _UnknownRequestError(RefusedRequestError):
     def __init__(self) -> None:
         super().__init__(404, "no such request")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request that is asked about, by whom, and its app; None of one that was deleted."""
+
+    request: QueuedRequest
+    principal: Principal | None
+    fleet: Fleet | None
+
+    @property
+    def may_see_logs(self) -> bool:
+        private = self.fleet is None or self.fleet.private_logs
+        return not private or is_owner(self.principal, self.request.owner)
+
+    @property
+    def position(self) -> int:
+        if self.fleet is None:
+            return 0
+        return self.fleet.waiting.backlog.position(self.request.number) or 0
 
 
 class QueueRoutes:
@@ -65,9 +86,8 @@ class QueueRoutes:
         try:
             if len(parts) < 4:
                 raise RefusedRequestError(404, "the path is /queue/{owner}/{app}")
-            admitted = self._admission.admit(parts[2], parts[3], dict(scope["headers"]))
             path = b"/" + (parts[4] if len(parts) > 4 else b"")
-            await self._dispatch(scope, receive, send, admitted, path)
+            await self._dispatch(scope, receive, send, (parts[2], parts[3]), path)
         except ClientGoneError:
             pass
         except _UnknownRequestError as error:
@@ -84,20 +104,15 @@ class QueueRoutes:
             await error_reply(500, str(error), kind="internal_error")(send)
 
     async def _dispatch(
-        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, path: bytes
+        self, scope: Scope, receive: Receive, send: Send, app: tuple[bytes, bytes], path: bytes
     ) -> None:
         found = _REQUEST.fullmatch(path)
-        method = scope["method"]
-        if found is None and path.startswith(b"/requests/"):
-            raise _UnknownRequestError
         if found is None:
-            if method != "POST":
-                raise RefusedRequestError(405, "submit with POST")
-            await self._submit(scope, receive, send, admitted, path)
+            await self._other(scope, receive, send, app, path)
             return
-        request = self._find(admitted, found[1].decode(), scope)
+        asked = self._asked(scope, app, found[1].decode())
         verb = found[2] or b""
-        if method != ("PUT" if verb == b"/cancel" else "GET"):
+        if scope["method"] != ("PUT" if verb == b"/cancel" else "GET"):
             raise RefusedRequestError(405, "cancel with PUT, all else with GET")
         act = {
             b"": self._result,
@@ -105,14 +120,33 @@ class QueueRoutes:
             b"/status/stream": self._stream,
             b"/cancel": self._cancel,
         }[verb]
-        await act(scope, receive, send, admitted, request)
+        await act(scope, receive, send, asked)
 
-    def _find(self, admitted: Admitted, request_id: str, scope: Scope) -> QueuedRequest:
-        """Return the request; 401 tells a handle that it has the token of an earlier gateway."""
+    async def _other(
+        self, scope: Scope, receive: Receive, send: Send, app: tuple[bytes, bytes], path: bytes
+    ) -> None:
+        """Take a request in, or refuse what is none."""
+        admitted = self._admission.admit(*app, dict(scope["headers"]))
+        if path.startswith(b"/requests/"):
+            raise _UnknownRequestError
+        if scope["method"] != "POST":
+            raise RefusedRequestError(405, "submit with POST")
+        await self._submit(scope, receive, send, admitted, path)
+
+    def _asked(self, scope: Scope, app: tuple[bytes, bytes], request_id: str) -> _Asked:
+        """Return the request that is asked about; those of a deleted app are still answered.
+
+        401 tells a handle that it has the token of an earlier gateway.
+        """
+        headers = dict(scope["headers"])
+        fleet, principal = self._admission.recognise(*app, headers)
         request = self._records.find(request_id)
-        if request is not None and _is_shown(request, admitted):
-            return request
-        if admitted.principal is None and b"authorization" in dict(scope["headers"]):
+        shown = request is not None and _is_shown(request, app, principal)
+        if fleet is not None or not shown:
+            self._admission.admit(*app, headers)
+        if request is not None and shown:
+            return _Asked(request, principal, fleet)
+        if principal is None and b"authorization" in headers:
             raise RefusedRequestError(
                 401, f"the Authorization header is not valid here: {SEND_KEY}"
             )
@@ -166,7 +200,8 @@ class QueueRoutes:
     ) -> None:
         """Answer a submit that comes twice, because its caller got no answer, as the first."""
         app = admitted.app
-        if known is None or not _is_shown(known, admitted):
+        at = app.owner.encode(), app.name.encode()
+        if known is None or not _is_shown(known, at, admitted.principal):
             raise RefusedRequestError(409, "a request of this x-fal-submit-id is there or comes")
         position = app.waiting.backlog.position(known.number) or 0
         told = status.submitted(known, _base(scope), position)
@@ -193,26 +228,18 @@ class QueueRoutes:
             raise RefusedRequestError(413, detail)
 
     # --- what became of it -------------------------------------------------------------------
-    async def _status(
-        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
-    ) -> None:
+    async def _status(self, scope: Scope, receive: Receive, send: Send, asked: _Asked) -> None:
         """Answer 202 until it is completed, then 200: fal's clients look at nothing else."""
-        told = await self._tell(scope, admitted, request, submission.wants_logs(scope))
-        code = 200 if request.state == COMPLETED else 202
-        await json_reply(told, request.id, code)(send)
+        told = await self._tell(scope, asked, submission.wants_logs(scope))
+        code = 200 if asked.request.state == COMPLETED else 202
+        await json_reply(told, asked.request.id, code)(send)
 
-    async def _tell(
-        self, scope: Scope, admitted: Admitted, request: QueuedRequest, wanted: bool
-    ) -> dict[str, Any]:
-        app = admitted.app
-        shown = not app.private_logs or is_owner(admitted.principal, app.owner)
-        logs = (await self._logs(request) if shown else []) if wanted else None
-        position = admitted.app.waiting.backlog.position(request.number) or 0
-        return status.status(request, _base(scope), position, logs)
+    async def _tell(self, scope: Scope, asked: _Asked, wanted: bool) -> dict[str, Any]:
+        shown = asked.may_see_logs
+        logs = (await self._logs(asked.request) if shown else []) if wanted else None
+        return status.status(asked.request, _base(scope), asked.position, logs)
 
-    async def _stream(
-        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
-    ) -> None:
+    async def _stream(self, scope: Scope, receive: Receive, send: Send, asked: _Asked) -> None:
         """Send the status whenever it is another one, as server-sent events, until the end."""
         wanted = submission.wants_logs(scope)
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -222,7 +249,7 @@ class QueueRoutes:
         silent = 0.0
         try:
             while not gone.done():
-                told = await self._tell(scope, admitted, request, wanted)
+                told = await self._tell(scope, asked, wanted)
                 if told != last:
                     # fal's clients add the lines of all events up.
                     logs = told.get("logs")
@@ -230,22 +257,23 @@ class QueueRoutes:
                     news = json.dumps({**told, "logs": new})
                     await _event(send, b"data: " + news.encode())
                     last, silent = told, 0.0
-                if request.state == COMPLETED:
+                if asked.request.state == COMPLETED:
                     break
                 if silent >= KEEPALIVE:
                     await _event(send, b": keep-alive")
                     silent = 0.0
                 silent += STREAM_PERIOD
-                await self._queue.followers.changed(request.number, STREAM_PERIOD)
-                request = self._find(admitted, request.id, scope)
+                await self._queue.followers.changed(asked.request.number, STREAM_PERIOD)
+                if (request := self._records.find(asked.request.id)) is None:
+                    break
+                asked = replace(asked, request=request)
         finally:
             gone.cancel()
         await send({"type": "http.response.body"})
 
-    async def _result(
-        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
-    ) -> None:
+    async def _result(self, scope: Scope, receive: Receive, send: Send, asked: _Asked) -> None:
         """Send the app's own status, headers and body."""
+        request = asked.request
         if request.state != COMPLETED:
             detail = f"the request is not completed yet, it is {request.state}"
             content = {"detail": detail, "status": request.state}
@@ -265,20 +293,19 @@ class QueueRoutes:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body"})
 
-    async def _cancel(
-        self, scope: Scope, receive: Receive, send: Send, admitted: Admitted, request: QueuedRequest
-    ) -> None:
-        if await self._queue.cancel(admitted.app, request):
-            await json_reply({"status": "CANCELLATION_REQUESTED"}, request.id, 202)(send)
+    async def _cancel(self, scope: Scope, receive: Receive, send: Send, asked: _Asked) -> None:
+        if await self._queue.cancel(asked.fleet, asked.request):
+            await json_reply({"status": "CANCELLATION_REQUESTED"}, asked.request.id, 202)(send)
         else:
-            await json_reply({"status": "ALREADY_COMPLETED"}, request.id, 400)(send)
+            await json_reply({"status": "ALREADY_COMPLETED"}, asked.request.id, 400)(send)
 
 
-def _is_shown(request: QueuedRequest, admitted: Admitted) -> bool:
+def _is_shown(
+    request: QueuedRequest, app: tuple[bytes, bytes], principal: Principal | None
+) -> bool:
     """Say whether a request is one of this app, and of this caller or the app's owner's to see."""
-    app = admitted.app
-    is_of_app = (request.owner, request.app) == (app.owner, app.name)
-    return is_of_app and may_see(admitted.principal, app.owner, request.user)
+    is_of_app = (request.owner.encode(), request.app.encode()) == app
+    return is_of_app and may_see(principal, request.owner, request.user)
 
 
 async def _gone(receive: Receive) -> None:
