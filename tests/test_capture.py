@@ -608,3 +608,19 @@ def test_values_that_make_up_their_attributes_are_only_values() -> None:
     dotted, vivid, refusing = loaded(capture(used).content)["function"]()
     assert (dict(dotted), dict(vivid), type(refusing)) == ({"lr": 1}, {"lr": 1}, Refusing)
     assert dict(names["VIVID"]) == {"lr": 1}
+
+
+class Silent:
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_a_value_that_tells_nothing_of_itself_is_refused_with_its_name() -> None:
+    used = notebook("def used():\n    return SILENT", SILENT=Silent())["used"]
+    with pytest.raises(UnpicklableError, match=r"`SILENT`, whose \.lock is a _thread\.lock"):
+        capture(used)

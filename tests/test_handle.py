@@ -129,11 +129,19 @@ class Counted(enum.Enum):
 class Flags(enum.Flag): A = 1; B = 2; C = 3
 class Later(enum.Enum): P = 1
 Later.P.more = [Later.P]
+class Op(enum.Enum):
+    NONE = 0
+    if hasattr(enum, "member"):  # since Python 3.11
+        ADD = enum.member(lambda a, b: a + b)
+        @enum.member
+        def MUL(a, b): return a * b
+    def calls(self, *given): return self.value and self.value(*given)
 def told():
     return (
         Planet.EARTH.mass, Planet((1, 2)).name, Coord.PY.label, bytes(Coord.PY), Coord(1).name,
         list(Alias.__members__), Alias["Y"].name, str.lower(Text.Q), Text("q").name,
         Counted.B.value, (Flags.A | Flags.B) is Flags.C, Later.P.more[0] is Later.P,
+        [member.calls(2, 3) for member in Op],
     )
 def f(x): return told(), x
 """

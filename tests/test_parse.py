@@ -157,6 +157,7 @@ def test_the_line_of_the_issue_is_parsed() -> None:
         ("keep_alive=$unknown", "the notebook has no variable 'unknown'"),
         ("keep_alive={unknown}", "the notebook has no variable 'unknown'"),
         ("message={size.real}", "{size.real} is not a variable's name"),
+        ("message=$reqs.id", "the variable 'reqs' is a list, which has no text to stand in"),
         ("metadata=unknown", "the notebook has no variable 'unknown'"),
         ("setup_function=unknown", "the notebook has no variable 'unknown'"),
         ("image=python", "a reference to an image contains '/' or ':' or is quoted"),

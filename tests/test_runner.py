@@ -603,6 +603,22 @@ def test_a_sentence_of_ours_is_told_without_its_class(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("box = {'deep': [1, Bad()]}\ndef f(): return box", "box"),
+        ("texts = ('a', 'b', Bad())\ndef uses(): return texts\ndef f(): return uses()", "texts"),
+        ("class Holder:\n    bad = Bad()\ndef f(): return Holder", "Holder"),
+        ("def f(given=Bad()): return given", "f"),
+    ],
+)
+def test_a_value_that_cannot_be_loaded_is_named(bench: Bench, source: str, name: str) -> None:
+    bad = "class Bad:\n    def __reduce__(self): return int, ('x',)\n"
+    runner = bench.start(bad + source, ready=False)
+    failure = next(line for line in runner.states() if line["state"] == "FAILED")
+    assert failure["error"].startswith(f"`{name}` was pickled, but cannot be loaded in a runner (V")
+
+
+@pytest.mark.parametrize(
     ("crash", "ending"),
     [
         ("import os; os._exit(3)", "exit status 3"),

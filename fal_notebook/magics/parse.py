@@ -182,7 +182,15 @@ def expand(value: Any, namespace: Mapping[str, Any]) -> Any:
 def _substitute(match: re.Match[str], namespace: Mapping[str, Any]) -> str:
     if match.lastgroup is None:
         return match[0][0]  # a doubled sign stands for itself
-    return str(_variable(match[match.lastgroup], namespace))
+    name = match[match.lastgroup]
+    value = _variable(name, namespace)
+    kind: Any = type(value)
+    if not isinstance(value, int | float) and kind.__str__ is object.__str__:
+        raise OptionError(
+            f"the variable '{name}' is a {kind.__name__}, which has no text to stand in "
+            f"{match.string!r}; assign what you mean of it to a variable of its own"
+        )
+    return str(value)
 
 
 def _variable(name: str, namespace: Mapping[str, Any], hint: str = "") -> Any:

@@ -13,7 +13,7 @@ import operator
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cloudpickle
@@ -264,18 +264,26 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    names: dict[str, Any] = dict(getattr(value, "__dict__", None) or {})
+    own = _attribute(value, "__dict__")
+    names: dict[str, Any] = dict(own) if isinstance(own, Mapping) else {}
     for base in type(value).__mro__:
         slots = vars(base).get("__slots__", ())
         for slot in (slots,) if isinstance(slots, str) else slots:
-            if slot not in ("__dict__", "__weakref__") and hasattr(value, slot):
-                names[slot] = getattr(value, slot)
+            names[slot] = _attribute(value, slot)
     if isinstance(value, functools.partial):
         names |= {"func": value.func, "args": value.args, "keywords": value.keywords}
     elif isinstance(value, types.MethodType):
         names = {"__self__": value.__self__}
     skipped = (*_NOT_SHIPPED, "__dict__", "__weakref__", "_abc_impl")
     yield from ((f".{name}", part) for name, part in names.items() if name not in skipped)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """Return an attribute, None where there is none, or the value's class fails to tell."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # of a __getattr__ of the user's
+        return None
 
 
 def _own_parts(function: types.FunctionType) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import io
 import operator
@@ -37,8 +38,12 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what the pickle names, or our own way of making a class."""
-        ours = _MAKERS.get(name) if module == cloudpickle.__name__ else None
-        return ours or super().find_class(module, name)
+        return maker(module, name) or super().find_class(module, name)
+
+
+def maker(module: str, name: str) -> Any:
+    """Return our own way of making what the pickle names, None where there is none."""
+    return _MAKERS.get(name) if module == cloudpickle.__name__ else None
 
 
 def _is_own(cls: Any) -> bool:
@@ -77,12 +82,19 @@ def enum_of(
     plain : list of tuple, optional
         From what `mixin` makes each; only of one with a ``__new__`` of its own.
     """
-    members = dict(values)
+    members = {member_name: _as_member(value) for member_name, value in values.items()}
     if plain is not None:
         made_from = zip(plain, values.values(), strict=True)
-        members = {"__new__": _remade(mixin, iter(made_from)), **values}
+        members = {"__new__": _remade(mixin, iter(made_from)), **members}
     parts = bases, name, qualname, members, module, identity, None
     return _made(identity, bases, functools.partial(cloudpickle._make_skeleton_enum, *parts))
+
+
+def _as_member(value: Any) -> Any:
+    """Have enum take a method for a member; before Python 3.11 none can be one."""
+    if sys.version_info >= (3, 11) and hasattr(value, "__get__"):
+        return enum.member(value)
+    return value
 
 
 def _remade(mixin: Any, given: Iterator[tuple[Any, Any]]) -> Callable[..., Any]:
