@@ -471,7 +471,13 @@ def set_secret(context: click.Context, name: str, from_env: bool, env: str) -> s
     check_secret_name(name)
     if from_env and name not in os.environ:
         raise click.UsageError(f"the environment has no variable {name}")
-    value = os.environ[name] if from_env else _asked(name)
+    try:
+        value = os.environ[name] if from_env else _asked(name)
+        value.encode()
+    except UnicodeError:
+        raise click.UsageError(
+            f"the value of {name} is no UTF-8 text; encode it first, such as with base64"
+        ) from None
     if not value:
         raise click.UsageError(f"the value of {name} is empty")
     sync.wait(_client().set_secret(name, value, env))

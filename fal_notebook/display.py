@@ -246,7 +246,8 @@ def envs_table(envs: Sequence[dict[str, Any]]) -> Table:
 
 def secrets_table(secrets: Sequence[dict[str, Any]]) -> Table:
     """Return one row per secret, without values."""
-    rows = [(s["name"], s["env"], _when(s["set_at"])) for s in secrets]
+    lost = "cannot be read with this secrets.key: set it again"
+    rows = [(s["name"], s["env"], _when(s["set_at"]) if s["readable"] else lost) for s in secrets]
     columns = ("secret", "environment", "set")
     return Table(columns, rows, "no secrets: store one with secrets set NAME")
 

@@ -444,6 +444,8 @@ def test_hints_go_with_every_answer(bench: Bench) -> None:
     body = "    def provide_hints(self): return ['m1', 'ünicode', f'n{self.count}']\n"
     runner = start(bench, body)
     assert post(runner, "/count").headers["x-fal-runner-hints"] == "m1,n1"
+    one = start(bench, "    def provide_hints(self): return 'big'\n")
+    assert post(one, "/count").headers["x-fal-runner-hints"] == "big"
     assert "x-fal-runner-hints" not in post(start(bench, "    pass\n"), "/count").headers
 
 

@@ -14,6 +14,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import click
 import httpx
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from IPython.core.error import UsageError
 from serving import control
 
 from fal_notebook import cli, discovery, settings, sync
+from fal_notebook.display import secrets_table
 from fal_notebook.exceptions import (
     FalNotebookError,
     GatewayError,
@@ -531,8 +533,27 @@ def test_a_damaged_key_file_stops_a_start_and_says_what_helps(tmp_path: Path) ->
         discovery.ensure(tmp_path)
 
 
+def test_a_folder_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / settings.SECRETS_KEY).mkdir()
+    with pytest.raises(GatewayError, match=r"secrets\.key is damaged: Is a directory; put a"):
+        Vault(tmp_path).check()
+
+
+def test_a_value_that_is_no_text_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("BINARY", os.fsdecode(b"\xff\xfe-binary"))
+    with pytest.raises(click.UsageError, match="the value of BINARY is no UTF-8 text; encode it"):
+        cli.run(["secrets", "set", "BINARY", "--from-env"], "fal-notebook")
+
+
+def test_a_listing_says_which_secrets_cannot_be_read() -> None:
+    told = [{"name": "A", "env": "main", "set_at": 1.0, "readable": False}]
+    assert "cannot be read with this secrets.key: set it again" in str(secrets_table(told))
+
+
 def test_a_secret_of_another_key_is_named(tmp_path: Path) -> None:
     stored = Vault(tmp_path).encrypt("value")
+    assert Vault(tmp_path).reads(stored)
     (tmp_path / settings.SECRETS_KEY).unlink()
+    assert not Vault(tmp_path).reads(stored)
     with pytest.raises(GatewayError, match=r"the secret A cannot be read with .*; set it again"):
         Vault(tmp_path).decrypt(stored, "the secret A")

@@ -54,6 +54,13 @@ class Vault:
         except InvalidToken:
             raise GatewayError(f"{what} cannot be read with {self._path}; {remedy}") from None
 
+    def reads(self, stored: str) -> bool:
+        """Say whether a value can be read with the key that is there; none is made for that."""
+        try:
+            return self._path.exists() and bool(self.decrypt(stored))
+        except GatewayError:
+            return False
+
     def _cipher(self) -> Fernet:
         # Imported when the first secret comes: it costs an idle gateway 5 MB.
         from cryptography.fernet import Fernet
@@ -63,9 +70,10 @@ class Vault:
                 private_file.write(self._path, Fernet.generate_key())
             try:
                 self._fernet = Fernet(self._path.read_bytes())
-            except ValueError:
+            except (ValueError, OSError) as error:
+                why = error.strerror if isinstance(error, OSError) else "it holds no key"
                 raise GatewayError(
-                    f"{self._path} is damaged: it holds no key; put a copy of it back, or remove "
-                    "it and set each secret again"
+                    f"{self._path} is damaged: {why}; put a copy of it back, or remove it and set "
+                    "each secret again"
                 ) from None
         return self._fernet

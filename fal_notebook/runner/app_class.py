@@ -71,7 +71,9 @@ class ServedApp(Served):
     def hints(self) -> str | None:
         """Return the app's hints as a header's value; errors are logged and give none."""
         try:
-            return ",".join(hint for hint in self.app.provide_hints() if _fits(hint))
+            found: Any = self.app.provide_hints()
+            hints = [found] if isinstance(found, str) else found
+            return ",".join(hint for hint in hints if _fits(hint))
         except NotImplementedError:
             return None
         except Exception as error:

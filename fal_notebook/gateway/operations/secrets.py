@@ -63,9 +63,17 @@ def put(gateway: Gateway, env: str, name: str, value: str) -> None:
 
 
 def list_secrets(gateway: Gateway) -> list[dict[str, Any]]:
-    """Return name, environment and time of every secret, never a value."""
+    """Return name, environment and time of every secret, and if it can be read; never a value."""
     found = gateway.store.select(Secret, "1 ORDER BY env != 'main', env, name")
-    return [{"name": each.name, "env": each.env, "set_at": each.set_at} for each in found]
+    return [
+        {
+            "name": each.name,
+            "env": each.env,
+            "set_at": each.set_at,
+            "readable": gateway.vault.reads(each.value),
+        }
+        for each in found
+    ]
 
 
 def delete(gateway: Gateway, env: str, name: str) -> None:
