@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -408,6 +409,24 @@ def test_wrong_options_are_refused(options: Any, said: str) -> None:
 def test_an_iterator_of_messages_needs_an_async_method(gateway: GatewayInfo) -> None:
     source = LIVE.replace("async def total", "def total").replace("async for", "for", 1)
     with notebook(), pytest.raises(FalNotebookError, match="`total` takes an iterator of messages"):
+        fal.deploy(define(source)["Live"], wait=True, name="nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters", "said"),
+    [
+        ("", "a, b", "`m` is called with one message, and cannot be: missing a required argument"),
+        (", max_batch_size=3", "a", "one to 3 messages, as in *messages, and cannot be: too many"),
+    ],
+)
+def test_a_method_takes_the_messages_that_it_is_called_with(
+    gateway: GatewayInfo, options: str, parameters: str, said: str
+) -> None:
+    source = (
+        "import fal_notebook as fal\nclass Live(fal.App):\n"
+        f"    @fal.realtime('/r'{options})\n    def m(self, {parameters}): return {{}}"
+    )
+    with notebook(), pytest.raises(FalNotebookError, match=re.escape(said)):
         fal.deploy(define(source)["Live"], wait=True, name="nothing")
 
 

@@ -63,6 +63,7 @@ class Realtime:
         self.mode = _MODES[takes is not None, gives is not None or streams(method)]
         if takes is not None and not _is_async(method):
             raise TypeError(f"`{method.__name__}` takes an iterator of messages: make it async")
+        _refuse_other_arguments(method, 1 if takes is not None else options.max_batch_size)
         kind = options.input_modal if options.input_modal is not ... else takes or given
         self._input = TypeAdapter(kind if kind is not None else Any)
 
@@ -181,6 +182,18 @@ def _first(method: Callable[..., Any]) -> str:
     if not positional:
         raise TypeError(f"`{method.__name__}` has no parameter for what callers send; add one")
     return positional[0].name
+
+
+def _refuse_other_arguments(method: Callable[..., Any], most: int) -> None:
+    """Refuse a method that cannot be called with one message, or not with as many as may come."""
+    try:
+        for count in {1, most}:
+            inspect.signature(method).bind(*[None] * count)
+    except TypeError as error:
+        given = "one message" if most == 1 else f"one to {most} messages, as in *messages"
+        raise TypeError(
+            f"`{method.__name__}` is called with {given}, and cannot be: {error}"
+        ) from None
 
 
 def _is_async(method: Callable[..., Any]) -> bool:
