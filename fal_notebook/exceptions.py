@@ -256,7 +256,8 @@ class RemoteError(FalNotebookError):
 
     def _render_traceback_(self) -> list[str]:
         shown = super()._render_traceback_()
-        return [*shown, self.remote_traceback] if self.remote_traceback else shown
+        told = any(self.remote_traceback.strip() in part for part in shown)
+        return shown if told else [*shown, self.remote_traceback]
 
 
 class PythonMismatchError(RemoteError):

@@ -6,7 +6,6 @@ It outlasts the kernel and the gateway: both may be restarted while it waits or 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -200,9 +199,9 @@ class Submitted:
 
 
 def _check_timeout(timeout: Any) -> None:
-    is_number = isinstance(timeout, Real) and not math.isnan(timeout)
-    if timeout is not None and not is_number:
-        raise OptionError(f"timeout={timeout!r} is not allowed: a number of seconds, or None")
+    is_seconds = isinstance(timeout, Real) and float(timeout) >= 0  # no NaN is
+    if timeout is not None and not is_seconds:
+        raise OptionError(f"timeout={timeout!r} is not allowed: seconds from 0, or None")
 
 
 class _Told:

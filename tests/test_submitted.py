@@ -352,11 +352,11 @@ def test_a_wrong_number_in_flight_is_one_sentence(most) -> None:
     assert str(refused.value) == f"max_in_flight={most!r} is not allowed: {allowed}"
 
 
-@pytest.mark.parametrize("timeout", ["x", float("nan")])
+@pytest.mark.parametrize("timeout", ["x", float("nan"), -1])
 def test_a_wrong_timeout_is_one_sentence(timeout) -> None:
     with pytest.raises(OptionError) as refused:
         Handle("tester", "f").request("0" * 32).result(timeout=timeout)
-    allowed = "a number of seconds, or None"
+    allowed = "seconds from 0, or None"
     assert str(refused.value) == f"timeout={timeout!r} is not allowed: {allowed}"
 
 
