@@ -260,7 +260,7 @@ class Client:
     # --- secrets -----------------------------------------------------------------------------
     async def secrets(self) -> list[dict[str, Any]]:
         """Return name, environment and time of every stored secret."""
-        return await self._json("GET", "/api/secrets")
+        return await self._json("GET", "/api/secrets", params={"tried": True})
 
     async def set_secret(self, name: str, value: str, env: str = MAIN) -> None:
         """Store a secret of an environment."""

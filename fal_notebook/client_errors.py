@@ -80,7 +80,15 @@ def raise_named(response: httpx.Response) -> None:
         raise exceptions.UnauthorizedError(str(detail))
     if response.status_code == 404:
         raise exceptions.NotFoundError(str(detail))
+    if response.status_code == 422 and isinstance(detail, list):
+        raise exceptions.OptionError("; ".join(map(_problem, detail)))
     raise exceptions.GatewayError(f"{response.status_code}: {detail}")
+
+
+def _problem(item: dict[str, Any]) -> str:
+    """Return one of FastAPI's errors as a sentence, without where in the request it stood."""
+    name = ".".join(map(str, item["loc"][1:]))
+    return f"{name}={item.get('input')!r} is not allowed: {item['msg']}"
 
 
 def named(kind: str, detail: str) -> exceptions.FalNotebookError:

@@ -25,6 +25,8 @@ T = TypeVar("T", bool, int, str)
 # The file of the state folder under whose key secrets are encrypted; made with the first one.
 SECRETS_KEY = "secrets.key"
 
+_OWNER = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")  # as the option `owner`
+
 # Where apps can run.
 TARGETS = ("local", "docker")
 
@@ -145,9 +147,20 @@ def target() -> str:
 
 
 def owner() -> str:
-    """Return the name under which apps are deployed: the setting ``owner``, else the OS user."""
-    name = setting("owner", "") or _user()
-    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "user"
+    """Return the name under which apps are deployed: the setting ``owner``, else the OS user's.
+
+    Raises
+    ------
+    SettingError
+        When the setting is no name; the OS user's is made one.
+    """
+    name = setting("owner", "")
+    if name and not _OWNER.fullmatch(name):
+        raise SettingError(
+            f"owner is {name!r}; write lower-case letters, digits and '-', beginning with a letter "
+            "or a digit, 63 at most"
+        )
+    return name or re.sub(r"[^a-z0-9]+", "-", _user().lower()).strip("-")[:63] or "user"
 
 
 def _user() -> str:

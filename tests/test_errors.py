@@ -387,10 +387,14 @@ def test_failures_are_counted_of_a_runner_that_is_killed_soon(
     gateway: GatewayInfo, fails: Handle, eventually: Any
 ) -> None:
     before, url = counts(fails), run_url(gateway, fails)
-    asked = [("value", 1)] * 5 + [("refuse", 503)]
+    asked = [("value", 1)] * 5 + [("refuse", 600), ("refuse", 503)]
     answers = [httpx.post(url, json={"how": how, "n": n}, timeout=30) for how, n in asked]
-    assert [answer.status_code for answer in answers] == [500] * 5 + [503]
-    wanted = {"ValueError": 5, "fastapi.exceptions.HTTPException": 1}
+    assert [answer.status_code for answer in answers] == [500] * 6 + [503]
+    wanted = {
+        "ValueError": 5,
+        "fastapi.exceptions.HTTPException": 1,
+        "fal_notebook.runner.sendable.UnsendableError": 1,
+    }
     eventually(lambda: grown(fails, before) == wanted)
 
 

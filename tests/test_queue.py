@@ -168,6 +168,7 @@ def test_status_is_202_while_it_waits_and_runs(act: Client, gate: Gate) -> None:
         assert behind.json()["queue_position"] == 0
         early = act.get(f"/requests/{waiting}")
         assert (early.status_code, early.json()["status"]) == (400, "IN_QUEUE")
+        assert early.json()["error_type"] == early.headers["x-fal-error-type"] == "bad_request"
         assert "IN_PROGRESS" in act.get(f"/requests/{gate.request}").text
     assert act.finish(waiting).json() == 1
 
@@ -444,6 +445,7 @@ def test_cancel_of_what_waits_completes_it(act: Client, gate: Gate, tmp_path: Pa
         assert result.json() == dict(zip(("detail", "error_type"), CANCELLED, strict=True))
         again = act.cancel(request)
         assert (again.status_code, again.json()["status"]) == (400, "ALREADY_COMPLETED")
+        assert again.json()["error_type"] == again.headers["x-fal-error-type"] == "bad_request"
     assert runs(path) == []
 
 

@@ -13,9 +13,10 @@ from serving import fill
 from starlette.types import Message
 
 from fal_notebook.gateway.app import GatewayApp
+from fal_notebook.gateway.auth import API, Principal
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.queue import queue, retry
-from fal_notebook.gateway.queue.routes import QueueRoutes
+from fal_notebook.gateway.queue.routes import QueueRoutes, _Asked
 from fal_notebook.gateway.queue.table import QueuedRequest
 from fal_notebook.runner import frames
 
@@ -218,3 +219,12 @@ async def test_the_last_piece_of_a_body_counts_too_and_is_refused_at_once(tmp_pa
 
 async def no_logs(request: QueuedRequest) -> list[dict[str, Any]]:
     return []
+
+
+def test_log_lines_of_a_deleted_app_are_for_its_owner() -> None:
+    request = QueuedRequest(1, "a" * 32, "ada", "app", "POST", b"/", [], "bob")
+    told = {
+        user: _Asked(request, Principal(user, API), None).may_see_logs for user in ("ada", "bob")
+    }
+    assert told == {"ada": True, "bob": False}
+    assert not _Asked(request, None, None).may_see_logs

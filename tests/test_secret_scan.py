@@ -132,6 +132,17 @@ def test_a_key_in_a_class_is_refused() -> None:
         capture(cell(f"class Client:\n    key = {KEYS['openai']!r}\ndef predict(): return Client"))
 
 
+def test_a_key_as_default_of_a_dataclass_is_refused_by_the_name_of_the_class() -> None:
+    source = (
+        "from dataclasses import dataclass\n@dataclass\nclass Options:\n    name: str = KEY\n"
+        "def predict(): return Options().name"
+    )
+    function = cell(source, KEY=KEYS["openai"])
+    with pytest.raises(SecretInPayloadError, match=r"^`Options` contains .*allow_secret=Options "):
+        capture(function)
+    capture(function, allow_secret=["Options"])
+
+
 TEXTS = {
     "text": lambda key: np.array([key, "b"]),
     "full width": lambda key: np.array([key, key]),

@@ -18,6 +18,7 @@ import click
 import httpx
 import psutil
 import pytest
+from inside import close_gateway, open_gateway
 from IPython.core.error import UsageError
 from serving import control
 
@@ -31,6 +32,7 @@ from fal_notebook.exceptions import (
     RemoteError,
 )
 from fal_notebook.gateway.logs.redaction import Redaction
+from fal_notebook.gateway.operations import secrets
 from fal_notebook.gateway.store import Secret, Store
 from fal_notebook.gateway.vault import Vault
 from fal_notebook.handle import shared_client
@@ -548,6 +550,16 @@ def test_a_value_that_is_no_text_is_refused(monkeypatch) -> None:
 def test_a_listing_says_which_secrets_cannot_be_read() -> None:
     told = [{"name": "A", "env": "main", "set_at": 1.0, "readable": False}]
     assert "cannot be read with this secrets.key: set it again" in str(secrets_table(told))
+
+
+async def test_names_of_secrets_are_listed_without_trying_them(tmp_path: Path) -> None:
+    gateway = open_gateway(tmp_path)
+    secrets.put(gateway, "main", "A", "a value")
+    (tmp_path / settings.SECRETS_KEY).unlink()
+    gateway.vault = Vault(tmp_path)
+    assert [set(told) for told in secrets.list_secrets(gateway)] == [{"name", "env", "set_at"}]
+    assert [told["readable"] for told in secrets.list_secrets(gateway, tried=True)] == [False]
+    await close_gateway(gateway)
 
 
 def test_a_secret_of_another_key_is_named(tmp_path: Path) -> None:

@@ -64,11 +64,18 @@ def test_a_file_that_is_no_toml_is_named(config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "owner"), [("Ada Lovelace", "ada-lovelace"), ("ß", "user"), ("a_b", "a-b")]
+    ("user", "owner"), [("Ada Lovelace", "ada-lovelace"), ("ß", "user"), ("a_b", "a-b")]
 )
-def test_an_owner_is_made_fit_for_a_url(config, monkeypatch, given: str, owner: str) -> None:
-    monkeypatch.setenv("FAL_NOTEBOOK_OWNER", given)
+def test_the_name_of_a_user_is_made_fit_for_a_url(config, monkeypatch, user, owner) -> None:
+    monkeypatch.setenv("LOGNAME", user)
     assert settings.owner() == owner
+
+
+@pytest.mark.parametrize("given", ["Ada Lovelace", "a_b", "-a", "ß", "a" * 64, "a/b"])
+def test_an_owner_that_is_no_name_is_refused(config, monkeypatch, given: str) -> None:
+    monkeypatch.setenv("FAL_NOTEBOOK_OWNER", given)
+    with pytest.raises(SettingError, match=re.escape(f"owner is {given!r}; write lower-case")):
+        settings.owner()
 
 
 def test_the_owner_is_the_user_even_without_an_entry_in_passwd(config, monkeypatch) -> None:

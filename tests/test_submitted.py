@@ -266,6 +266,9 @@ def test_logs_of_a_request_are_all_that_it_wrote(gateway) -> None:
         assert [line["message"] for line in submitted.logs(tail=1)] == ["line 1233"]
         with pytest.raises(OptionError, match="tail=-1 is not allowed; it is a number of lines"):
             submitted.logs(tail=-1)
+        for wrong in (submitted, handle):
+            with pytest.raises(OptionError, match=r"^tail='x' is not allowed: Input should be a"):
+                wrong.logs(tail="x")
 
 
 def test_async_iteration_and_aio_do_not_block(gateway) -> None:

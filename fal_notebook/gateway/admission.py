@@ -53,7 +53,18 @@ class Admission:
         RefusedCallerError
             With the status to answer.
         """
-        app, principal = self.recognise(owner, name, headers)
+        return self.let_in(*self.recognise(owner, name, headers), headers)
+
+    def let_in(
+        self, app: Fleet | None, principal: Principal | None, headers: dict[bytes, bytes]
+    ) -> Admitted:
+        """Return app and caller that were recognised, if the one may call the other.
+
+        Raises
+        ------
+        RefusedCallerError
+            With the status to answer.
+        """
         if app is None:
             raise RefusedCallerError(404, "no such app")
         status = may_run(principal, app.owner, app.auth, app.serve)

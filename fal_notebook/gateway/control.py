@@ -439,9 +439,9 @@ def _secret_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/api/secrets")
 
     @router.get("")
-    async def list_secrets() -> list[dict[str, Any]]:
-        """Every secret by name, never a value."""
-        return secrets.list_secrets(gateway)
+    async def list_secrets(tried: bool = False) -> list[dict[str, Any]]:
+        """Every secret by name, never a value; `tried` says whether each can be read."""
+        return secrets.list_secrets(gateway, tried)
 
     @router.post("/check")
     async def check(request: secrets.SecretsCheck) -> dict[str, Any]:

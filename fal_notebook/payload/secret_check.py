@@ -34,7 +34,7 @@ def refuse_secrets(
         f for content in (pickled, text) for f in (*scan(content), *scan_known(content, known))
     ]
     for finding in findings:
-        holders = [item for item in items if _holds(item, finding.text)]
+        holders = [_written(item) for item in items if _holds(item, finding.text)]
         refused = [item for item in holders if item.name not in allowed]
         if refused or not holders:
             raise SecretInPayloadError(_secret(refused or items[:1], finding, items[0]))
@@ -46,6 +46,12 @@ def _holds(item: Item, text: bytes) -> bool:
     if text in own_bytes(item.value):
         return True
     return is_by_value(item.value) and text in (source_of(item.value) or "").encode()
+
+
+def _written(item: Item) -> Item:
+    """Return the item, or the class for whose sake a decorator has made what refers to it."""
+    made = item.owner if item.owner is not None and item.owner.is_generated else None
+    return made.owner if made is not None and made.owner is not None else item
 
 
 def _secret(holders: list[Item], finding: Finding, root: Item) -> str:

@@ -40,7 +40,9 @@ def refused(reports: Reports, error: Exception, given: Given) -> Response:
     if response is None:
         reports.failed(error, given)
         return failure()
-    if response.status_code >= 500:
+    if response.status_code in range(
+        500, 600
+    ):  # of others HTTP has no answer: told when it is sent
         reports.failed(error, given, log=False)
         response.headers.update(_TOLD)
     return response
@@ -55,7 +57,7 @@ def failure() -> Response:
 def is_refusal(error: Exception) -> bool:
     """Say whether the app refuses the request by it, which is no failure of the app."""
     response = _meant(error)
-    return response is not None and response.status_code < 500
+    return response is not None and response.status_code in range(500)
 
 
 def status_of(error: Exception) -> int:

@@ -19,10 +19,15 @@ def load_error(error: Exception, content: bytes, begin: int) -> PayloadFormatErr
     name = _failing(content, begin)
     if not name:
         return None
+    lacking = "get attribute" in str(error) and isinstance(error, AttributeError)
+    remedy = (
+        "have requirements name the version of its module that is installed here"
+        if lacking
+        else "give its class a __reduce__ that fits"
+    )
     return PayloadFormatError(
         f"`{name}` was pickled, but cannot be loaded in a runner ({type(error).__name__}: {error});"
-        " give its class a __reduce__ that fits, or create it in setup_function or inside the "
-        "function"
+        f" {remedy}, or create it in setup_function or inside the function"
     )
 
 

@@ -62,15 +62,18 @@ def put(gateway: Gateway, env: str, name: str, value: str) -> None:
         _tell(gateway, env, name, "set")
 
 
-def list_secrets(gateway: Gateway) -> list[dict[str, Any]]:
-    """Return name, environment and time of every secret, and if it can be read; never a value."""
+def list_secrets(gateway: Gateway, tried: bool = False) -> list[dict[str, Any]]:
+    """Return name, environment and time of every secret, never a value.
+
+    If they are to be `tried`, also whether each can be read: that costs more than names do.
+    """
     found = gateway.store.select(Secret, "1 ORDER BY env != 'main', env, name")
     return [
         {
             "name": each.name,
             "env": each.env,
             "set_at": each.set_at,
-            "readable": gateway.vault.reads(each.value),
+            **({"readable": gateway.vault.reads(each.value)} if tried else {}),
         }
         for each in found
     ]

@@ -143,7 +143,7 @@ class QueueRoutes:
         request = self._records.find(request_id)
         shown = request is not None and _is_shown(request, app, principal)
         if fleet is not None or not shown:
-            self._admission.admit(*app, headers)
+            self._admission.let_in(fleet, principal, headers)
         if request is not None and shown:
             return _Asked(request, principal, fleet)
         if principal is None and b"authorization" in headers:
@@ -276,8 +276,7 @@ class QueueRoutes:
         request = asked.request
         if request.state != COMPLETED:
             detail = f"the request is not completed yet, it is {request.state}"
-            content = {"detail": detail, "status": request.state}
-            await json_reply(content, request.id, 400)(send)
+            await error_reply(400, detail, request.id, more={"status": request.state})(send)
             return
         answer = self._records.answer(request)
         size, pieces = self._records.answer_content(request, answer)
@@ -297,7 +296,8 @@ class QueueRoutes:
         if await self._queue.cancel(asked.fleet, asked.request):
             await json_reply({"status": "CANCELLATION_REQUESTED"}, asked.request.id, 202)(send)
         else:
-            await json_reply({"status": "ALREADY_COMPLETED"}, asked.request.id, 400)(send)
+            detail, more = "the request is completed already", {"status": "ALREADY_COMPLETED"}
+            await error_reply(400, detail, asked.request.id, more=more)(send)
 
 
 def _is_shown(
