@@ -19,7 +19,7 @@ OWN_KEY = "FAL_KEY"
 # Secrets under these names would change how a runner, or what it starts, comes up.
 _AT_START = re.compile(
     r"PATH|HOME|TMPDIR|BASH_ENV|LD_(PRELOAD|LIBRARY_PATH|AUDIT)|DYLD_\w+|PYTHON[A-Z0-9]+"
-    r"|HF_HOME|SSL_CERT_FILE|(METRICS_)?PORT"
+    r"|HF_HOME|SSL_CERT_FILE|(METRICS_)?PORT|(CUDA|NVIDIA)_VISIBLE_DEVICES"
 )
 _SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Folders of programs and the kernel, where nothing can be shown; above others it would hide those.

@@ -453,7 +453,8 @@ def test_a_server_is_no_function(raw: ServerHandle) -> None:
 
 def test_a_key_in_the_command_is_refused(shell: Any) -> None:
     key = "sk-" + "proj-" + "a1B2c3D4" * 6
-    assert "looks like" in failure(shell, cell("keyed", f"serve --key {key}"))
+    said = failure(shell, cell("keyed", f"serve --key {key}"))
+    assert "`keyed` contains what looks like an OpenAI key" in said
 
 
 # --- WebSockets ----------------------------------------------------------------------------------

@@ -190,6 +190,7 @@ def test_an_http_exception_chooses_the_answer(bench: Bench) -> None:
         ("return Response('x', 150)", "status 150"),
         ("return Response('x', headers={'x-\u00fc': 'b'})", "header named 'x-\u00fc'"),
         ("return Response('x', headers={'content-length': 'many'})", "content-length"),
+        ("return Response('x', headers={'Transfer-Encoding': 'chunked'})", "and a transfer-enc"),
         ("return StreamingResponse(iter([b'a', b'b']), 700)", "status 700"),
     ],
 )

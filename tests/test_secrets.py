@@ -279,7 +279,9 @@ def test_a_runner_whose_fal_key_is_a_secret_still_calls_apps_and_uploads(
 STARTS = ("PATH", "HOME", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "BASH_ENV")
 
 
-@pytest.mark.parametrize("name", [*STARTS, "HF_HOME", "SSL_CERT_FILE", "PORT"])
+@pytest.mark.parametrize(
+    "name", [*STARTS, "HF_HOME", "SSL_CERT_FILE", "PORT", "CUDA_VISIBLE_DEVICES"]
+)
 def test_a_secret_cannot_change_how_a_runner_starts(shell, name: str) -> None:
     with pytest.raises(OptionError, match=f"'{name}' cannot be a secret's name: "):
         cli.run(["secrets", "set", name, "--from-env"], "fal-notebook")

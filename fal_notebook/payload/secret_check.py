@@ -37,7 +37,7 @@ def refuse_secrets(
         holders = [_written(item) for item in items if _holds(item, finding.text)]
         refused = [item for item in holders if item.name not in allowed]
         if refused or not holders:
-            raise SecretInPayloadError(_secret(refused or items[:1], finding, items[0]))
+            raise SecretInPayloadError(_secret(refused or items[:1], finding))
 
 
 def _holds(item: Item, text: bytes) -> bool:
@@ -54,11 +54,11 @@ def _written(item: Item) -> Item:
     return made.owner if made is not None and made.owner is not None else item
 
 
-def _secret(holders: list[Item], finding: Finding, root: Item) -> str:
+def _secret(holders: list[Item], finding: Finding) -> str:
     holder = next((item for item in holders if item.kind not in ("function", "class")), holders[0])
-    user = holder.owner.name if holder.owner is not None else root.name
+    user = "" if holder.owner is None else holder.owner.name
     looks = "holds" if finding.label.startswith("the value of ") else "holds what looks like"
-    if holder.kind in ("function", "class"):
+    if holder.owner is None or holder.kind in ("function", "class"):
         subject = f"`{holder.name}` {looks.replace('holds', 'contains')} {finding.label}"
     elif isinstance(holder.value, (str, bytes)) and looks != "holds":
         subject = f"`{holder.name}`, which `{user}` uses, looks like {finding.label}"

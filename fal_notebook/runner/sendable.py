@@ -33,6 +33,9 @@ def unsendable(start: Message) -> str:
             return f"a header {text!r} whose value has a line break or another control character"
         if name.lower() == b"content-length" and not _LENGTH.fullmatch(value):
             return f"a header {text!r} that is no number of bytes"
+    names = {name.lower() for name, _ in start["headers"]}
+    if names >= {b"content-length", b"transfer-encoding"}:  # RFC 9112, 6.2
+        return "both a content-length and a transfer-encoding"
     return ""
 
 
