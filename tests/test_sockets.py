@@ -309,6 +309,16 @@ def test_a_caller_that_does_not_answer_holds_no_slot_beyond_request_timeout(
         eventually(lambda: in_flight(handle) == 0, timeout=3)
 
 
+def test_a_caller_that_does_not_answer_a_close_frees_its_slot_soon(
+    gateway: GatewayInfo, talk: Any, eventually: Eventually
+) -> None:
+    with Wire(gateway) as wire:
+        wire.send(f"GET /run/tester/talk/rooms/7 HTTP/1.1\n{asked_of(gateway)}")
+        wire.until(b"\x88\x02\x03\xe8")  # close, 1000
+        assert in_flight(talk) == 1
+        eventually(lambda: in_flight(talk) == 0, timeout=6)
+
+
 def test_a_runner_that_does_not_let_go_is_ended(
     gateway: GatewayInfo, eventually: Eventually
 ) -> None:

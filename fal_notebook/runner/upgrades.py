@@ -8,6 +8,10 @@ from urllib.parse import unquote
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
+# A caller that does not answer a close holds its slot so long (seconds; uvicorn's own are 10).
+_FAREWELL = 2.0
+
+
 class UpgradingProtocol(HttpToolsProtocol):
     """uvicorn's protocol; what speaks WebSocket is imported when the first one is asked for."""
 
@@ -24,3 +28,5 @@ class UpgradingProtocol(HttpToolsProtocol):
 
         self.ws_protocol_class = AutoWebSocketsProtocol  # type: ignore[assignment]
         super().handle_websocket_upgrade()
+        socket: Any = self.transport.get_protocol()
+        socket.close_timeout = _FAREWELL
