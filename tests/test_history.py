@@ -132,7 +132,9 @@ def test_endpoints_have_the_names_of_the_schema() -> None:
     for path, name in {
         b"/": "/",
         b"/generate": "/generate",
+        b"/generate/": "/generate",
         b"/items/7": "/items/{id}",
+        b"/items/7/": "/items/{id}",
         b"/items/7/8": OTHER,
         b"/files/a/b.txt": "/files/{name:path}",
         b"/nowhere": OTHER,

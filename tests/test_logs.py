@@ -190,6 +190,15 @@ def test_a_huge_log_is_read_from_its_end(tmp_path: Path, length: int, count: int
     assert tail(tmp_path, [row], count) == lines[-count:]
 
 
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_a_record_behind_megabytes_without_a_newline_is_found(tmp_path: Path, count: int) -> None:
+    written = b"start\n" + b"q" * 5_000_000 + record("at last", 1.0)
+    found = tail(tmp_path, [runner(tmp_path, "a", written)], count)
+    assert found[-1] == "at last"
+    assert "".join(found).endswith("q" * min(count - 1, 1) + "at last")
+    assert (found[0] == "start") == (count > 1)
+
+
 def test_a_line_longer_than_a_piece_does_not_stop_the_reader(tmp_path: Path) -> None:
     row = runner(tmp_path, "a", b"start\n")
     append(tmp_path, "a", b"y" * (2 * pieces.SIZE + 5) + b"\nafter\n")

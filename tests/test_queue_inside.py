@@ -153,7 +153,7 @@ async def test_the_end_of_a_gateway_ends_an_attempt(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_is_507_and_nothing_is_half_written(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(queue, "DISK_PERIOD", 0.05)
     gateway = open_gateway(small_disk)
@@ -161,7 +161,7 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         "while go and not os.path.exists(go): time.sleep(0.01)\n    return len(text)"
     )
     options: dict[str, Any] = {"serve": True, "auth": "public", "max_concurrency": 1}
-    await deployed(gateway, source, **options)
+    fleet = await deployed(gateway, source, **options)
     go = small_disk.parent / "go"
     async with client_of(gateway) as client:
         begun = (await client.post(URL, json={"go": str(go)})).json()["request_id"]
@@ -178,7 +178,9 @@ async def test_a_full_disk_is_507_and_nothing_is_half_written(
         assert answer.status_code == 507
         fill(small_disk, leave=0)
         go.touch()  # the answer has no room now
-        await asyncio.sleep(0.3)
+        await until(lambda: "wait until they can be recorded: no room is left" in caplog.text)
+        await until(lambda: fleet.sample().queued == len(accepted) > 0)
+        assert caplog.text.count("wait until they can be recorded") == 1
         (small_disk / "filler").unlink()
         assert (await finish(client, begun)).json() == 0
         assert [(await finish(client, r)).json() for r in accepted] == [20_000] * len(accepted)

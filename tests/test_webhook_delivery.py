@@ -16,7 +16,7 @@ import pytest
 from inside import until
 from webhook_target import OK, REFUSED, Target, silence, verify
 
-from fal_notebook.exceptions import StoreError
+from fal_notebook.exceptions import StoreError, WebhookDeliveryError
 from fal_notebook.gateway.queue.journal import Journal
 from fal_notebook.gateway.store import Store
 from fal_notebook.gateway.vault import Vault
@@ -27,6 +27,7 @@ from fal_notebook.gateway.webhooks.delivery import Deliverer, next_attempt
 from fal_notebook.gateway.webhooks.sender import Sender
 from fal_notebook.gateway.webhooks.signing import Signer
 from fal_notebook.gateway.webhooks.table import Delivery, DeliveryTable
+from fal_notebook.gateway.webhooks.targets import parse
 
 T = TypeVar("T")
 
@@ -91,10 +92,20 @@ async def delivering(
             await work
 
 
-async def add(journal: FullAtTimes, *urls: str, start: int = 0, at: float = 1000.0) -> None:
+def lane(url: str) -> str:
+    return parse(url).lane
+
+
+async def add(
+    journal: FullAtTimes,
+    *urls: str,
+    start: int = 0,
+    at: float = 1000.0,
+    lane_of: Callable[[str], str] = lane,
+) -> None:
     def insert(connection: sqlite3.Connection) -> None:
         for number, url in enumerate(urls, start):
-            table.add(connection, f"r{number}", "me", url, at)
+            table.add(connection, f"r{number}", "me", url, lane_of(url), at)
 
     await journal.write(insert)
 
@@ -195,7 +206,9 @@ async def test_after_a_long_sleep_retries_keep_their_distance(
 async def test_what_is_due_is_sent_without_being_told(journal: FullAtTimes, sender: Sender) -> None:
     async with Target(OK) as target:
         await journal.write(
-            lambda connection: table.add(connection, "r", "me", target.url, time.time() + 0.1)
+            lambda connection: table.add(
+                connection, "r", "me", target.url, lane(target.url), time.time() + 0.1
+            )
         )
         async with delivering(journal, sender, time.time):
             await until(lambda: not rows(journal))
@@ -381,3 +394,64 @@ async def test_a_full_disk_is_waited_for(
 def test_limits_are_those_of_fal() -> None:
     assert (client_module.TIMEOUT, client_module.CONNECT_TIMEOUT) == (15, 5)
     assert (delivery_module.RETRIES, delivery_module.WINDOW) == (10, 7200)
+
+
+GOOD = "http://host/good"
+
+
+async def test_a_path_that_took_its_last_one_waits_for_no_other_of_its_host(
+    journal: FullAtTimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flights, "FRESH", 0.0)
+    sent, many = Sent(), [f"http://host/dead/{n}" for n in range(400)]
+    assert sum(lane(url) == lane(GOOD) for url in many) >= flights.PER_TARGET
+    await add(journal, GOOD)
+    async with delivering(journal, sent, Clock()) as deliverer:
+        await until(lambda: sent.ended == [GOOD])
+        await add(journal, *many, start=10)
+        deliverer.notify()
+        await until(lambda: sum(lane(url) == lane(GOOD) for url in sent.flying) == 4)
+        await until(lambda: len(sent.flying) >= flights.PER_ADDRESS)
+        await add(journal, GOOD, start=1000, lane_of=deliverer.lane_of)
+        deliverer.notify()
+        await until(lambda: sent.ended == [GOOD, GOOD])
+
+
+async def test_a_path_that_fails_shares_a_lane_again(journal: FullAtTimes) -> None:
+    async def send(delivery: Delivery) -> None:
+        if "fails" in delivery.url:
+            raise WebhookDeliveryError("no")
+
+    clock = Clock()
+    async with delivering(journal, send, clock) as deliverer:
+        await add(journal, GOOD)
+        deliverer.notify()
+        await until(lambda: not rows(journal))
+        own = deliverer.lane_of(GOOD)
+        assert own != lane(GOOD)
+        fails = f"{GOOD}?fails"
+        await add(journal, fails, fails, lane_of=deliverer.lane_of, at=1001.0)
+        assert {row["target"] for row in rows(journal)} == {own}
+        clock.now += 1
+        deliverer.notify()
+        await until(lambda: [row["attempt"] for row in rows(journal)] == [1, 1])
+        await until(lambda: {row["target"] for row in rows(journal)} == {lane(GOOD)})
+        assert deliverer.lane_of(GOOD) == lane(GOOD)
+
+
+async def test_few_paths_have_lanes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "OWN_LANES", 3)
+    flying = flights.Flights()
+    urls = [f"http://host/{n}" for n in range(5)]
+    given_up = [flying.note(Delivery("", "", u, lane(u), 0, 0, ""), True) for u in urls]
+    own = [parse(url).own_lane for url in urls]
+    assert given_up == [[], [], [], own[:1], own[1:2]]
+    assert [flying.lane_of(url) for url in urls] == [lane(urls[0]), lane(urls[1]), *own[2:]]
+    assert flying.proven.issuperset(own[2:])
+    assert not flying.proven.intersection(own[:2])
+
+
+async def test_what_a_gateway_knew_of_a_path_ends_with_it(journal: FullAtTimes) -> None:
+    await add(journal, GOOD, lane_of=lambda url: parse(url).own_lane, at=9e9)
+    async with delivering(journal, Sent(), Clock()):
+        await until(lambda: rows(journal)[0]["target"] == lane(GOOD))

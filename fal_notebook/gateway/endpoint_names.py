@@ -40,6 +40,8 @@ class EndpointNames:
         if document is not self._document:
             self._read(document)
         name = path.decode("latin-1")
+        if name not in self._paths:  # most apps answer both forms, as FastAPI does
+            name = name.rstrip("/") or "/"
         if name in self._paths:
             return name
         if len(name) > LONGEST:

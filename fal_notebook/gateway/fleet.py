@@ -161,6 +161,7 @@ class Fleet:
         self.on_error: Callable[[ErrorGroup], None] = lambda failure: None
         self.on_answer: Callable[[bytes, int, float, str], None] = lambda *of_the_answer: None
         self.waiting = Waiting()
+        self.put_off: set[int] = set()  # queued requests that will stand in line again
         self.start_timeout: float | None = None
         self.skip_retry_conditions: tuple[str, ...] = ()
         self.retries: dict[str, int] | None = None
@@ -377,7 +378,7 @@ class Fleet:
         """Return the present load: runners that are up or starting, in flight, queued."""
         live = [r for r in self.runners.values() if r.row.state != "TERMINATED"]
         in_flight = sum(r.in_flight for r in live)
-        return Sample(time.time(), len(live), in_flight, len(self.waiting))
+        return Sample(time.time(), len(live), in_flight, len(self.waiting) + len(self.put_off))
 
     def _sample(self) -> None:
         self._sampling = None

@@ -139,6 +139,7 @@ class Gateway:
         )
         self.webhooks = Deliverer(DeliveryTable(self.queue.records.journal), sender)
         self.queue.on_webhook = self.webhooks.notify
+        self.queue.records.lane_of = self.webhooks.lane_of
 
     def restore(self) -> None:
         """Serve what the store says is active; adopt runners that still live."""

@@ -76,11 +76,12 @@ def last_lines(
             # One byte more: a line that starts just here is a whole one.
             offset = max(0, size - window - 1)
             begin, data = _kept(descriptor, offset, size - offset)
+        whole = not offset or begin > offset  # what is before was not kept
         if begin:
             begin, data = _from_next_line(begin, data)
         end = len(data) if ended else data.rfind(b"\n") + 1
         found = [raw for raw in _lines(begin, data[:end]) if wanted(raw.text)]
-        if len(found) >= count or not offset or begin > offset + window:
+        if len(found) >= count or whole:
             return found[len(found) - min(count, len(found)) :], begin + end
         window *= 4
 

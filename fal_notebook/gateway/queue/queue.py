@@ -23,8 +23,10 @@ from fal_notebook.gateway.queue.records import Records
 from fal_notebook.gateway.queue.table import COMPLETED, IN_PROGRESS, Answer, QueuedRequest
 from fal_notebook.gateway.tracing import Trace, Tracing
 
-# When the disk is full, what must be written is tried again so often (seconds).
+# When the disk is full, what must be written is tried again so often (seconds); that is logged less
+# often.
 DISK_PERIOD = 1.0
+LOG_PERIOD = 60.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Queue:
         self._deadlines: dict[int, asyncio.TimerHandle] = {}
         self._since: dict[int, float] = {}  # when requests that wait again began to
         self._tasks: set[asyncio.Task[None]] = set()
+        self._warned_at = -LOG_PERIOD
 
     # --- accepting ---------------------------------------------------------------------------
     async def submit(self, fleet: Fleet, request: QueuedRequest, body: bytes | None) -> None:
@@ -88,6 +91,7 @@ class Queue:
     def _enqueue(self, fleet: Fleet, request: QueuedRequest) -> None:
         """Let a request stand in line, as long as its deadline allows."""
         self._retries.pop(request.number, None)
+        fleet.put_off.discard(request.number)
         if fleet.revision is None:
             self._spawn(self._complete(fleet, request, _NO_APP))
             return
@@ -108,6 +112,7 @@ class Queue:
     def _take_out(self, fleet: Fleet, number: int) -> bool:
         """Take a request out that waits, in line or for its retry; say whether it did."""
         waiting = self._retries.pop(number, None)
+        fleet.put_off.discard(number)
         if waiting is not None:
             waiting.cancel()
         return fleet.unqueue(number) or waiting is not None
@@ -150,7 +155,10 @@ class Queue:
         """Record that the request is at work now; False when that cannot be recorded."""
         try:
             await self.records.begin(request, runner.row.id)
-        except StoreError:
+        except StoreError as error:
+            if self._loop.time() - self._warned_at > LOG_PERIOD:
+                self._warned_at = self._loop.time()
+                _LOG.warning("queued requests wait until they can be recorded: %s", error)
             return False
         self.followers.tell(request.number)
         return True
@@ -198,6 +206,7 @@ class Queue:
         elif delay:
             again = self._loop.call_later(delay, self._enqueue, fleet, request)
             self._retries[request.number] = again
+            fleet.put_off.add(request.number)
         else:
             self._enqueue(fleet, request)
         self.followers.tell(request.number)

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sqlite3
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from fal_notebook.gateway import clock
@@ -14,6 +14,7 @@ from fal_notebook.gateway.queue import content, table
 from fal_notebook.gateway.queue.journal import Journal
 from fal_notebook.gateway.queue.table import Answer, QueuedRequest
 from fal_notebook.gateway.webhooks import table as webhooks
+from fal_notebook.gateway.webhooks.targets import parse
 
 MIGRATIONS = (table.SCHEMA + webhooks.SCHEMA,)
 # So many forgotten requests share one change, and the rest after it is so many times as long.
@@ -30,12 +31,18 @@ class Records:
     ----------
     state : Path
         The state folder.
+
+    Attributes
+    ----------
+    lane_of : callable
+        Gives the target of a webhook's URL.
     """
 
     def __init__(self, state: Path) -> None:
         self.journal = Journal(state / "queue.db", MIGRATIONS)
         self._folder = state / "queue"
         self._state = state
+        self.lane_of: Callable[[str], str] = lambda url: parse(url).lane
         self._last: int = self.journal.read("SELECT COALESCE(MAX(number), 0) FROM requests")[0][0]
 
     # --- one request, as its life goes -------------------------------------------------------
@@ -76,11 +83,13 @@ class Records:
 
     async def complete(self, request: QueuedRequest, answer: Answer, now: float) -> None:
         """Record the answer, and the webhook that tells of it."""
+        url = request.webhook
+        lane = self.lane_of(url) if url else ""
 
         def change(database: sqlite3.Connection) -> None:
             table.complete(database, request.number, answer, now)
-            if request.webhook:
-                webhooks.add(database, request.id, request.user or "", request.webhook, now)
+            if url:
+                webhooks.add(database, request.id, request.user or "", url, lane, now)
 
         await self.journal.write(change)
 

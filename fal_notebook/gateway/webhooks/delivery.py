@@ -53,12 +53,18 @@ class Deliverer:
         self._flights = flights.Flights()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def lane_of(self, url: str) -> str:
+        """Return the target that a URL's webhook is added with."""
+        return self._flights.lane_of(url)
+
     def notify(self) -> None:
         """Look at the table now: something was added."""
         self._wake.set()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
+        with contextlib.suppress(StoreError):
+            await self._table.share()  # who took a webhook is not known any more
         try:
             while True:
                 self._wake.clear()
@@ -94,9 +100,11 @@ class Deliverer:
             return False
         only = None if flying.left_to_unproven > 0 else flying.proven
         due = self._table.due(now, flying.left, flying.full(), flying.targets, only)
+        started = False
         for delivery in filter(flying.may_start, due):
             self._start(delivery)
-        return bool(due)
+            started = True
+        return started
 
     def _start(self, delivery: Delivery) -> None:
         self._flights.start(delivery)
@@ -134,9 +142,12 @@ class Deliverer:
     async def _record(self, delivery: Delivery, error: str) -> None:
         request_id, attempt = delivery.request_id, delivery.attempt + 1
         at = next_attempt(attempt, self._clock()) if error else None
-        self._flights.note(delivery.target, not error)
+        given_up = self._flights.note(delivery, not error)
         if at is not None:
             await self._table.reschedule(request_id, attempt, at, error)
+        if given_up:
+            await self._table.share(given_up)
+        if at is not None:
             return
         await self._table.done(request_id)
         if error:

@@ -6,13 +6,15 @@ import resource
 from collections import Counter
 
 from fal_notebook.gateway.webhooks.table import Delivery
-from fal_notebook.gateway.webhooks.targets import address_of, lanes_of
+from fal_notebook.gateway.webhooks.targets import address_of, lanes_of, parse
 
 # On their way at once: in all, and to one target. Targets that did not take their last one, new or
 # failing, share three of four places; those of one address have as many of them as PER_ADDRESS.
 AT_MOST = 1024
 PER_TARGET = 4
 PER_ADDRESS = 32
+# So many paths that took their last one are targets of their own.
+OWN_LANES = 1024
 # Attempts to these younger than FRESH (seconds) are at most so large a share of the places left.
 # What answers at once passes through; what does not takes fewer and fewer, so that in the 15 s
 # until it is given up there is always a place for a target that nobody called before.
@@ -32,6 +34,7 @@ class Flights:
     def __init__(self) -> None:
         self.targets: dict[str, str] = {}  # by request id
         self.proven: set[str] = set()  # the targets that took their last one
+        self._own: dict[str, None] = {}  # those of them that are one path, the newest last
         self._fresh: set[str] = set()  # request ids
         self._room = room()
 
@@ -80,6 +83,24 @@ class Flights:
         del self.targets[delivery.request_id]
         self._fresh.discard(delivery.request_id)
 
-    def note(self, target: str, took_it: bool) -> None:
-        """Note whether a target took one."""
-        (self.proven.add if took_it else self.proven.discard)(target)
+    def lane_of(self, url: str) -> str:
+        """Return the target of a URL: one of its own if it took its last webhook."""
+        target = parse(url)
+        return target.own_lane if target.own_lane in self._own else target.lane
+
+    def note(self, delivery: Delivery, took_it: bool) -> list[str]:
+        """Note whether a target took one; return the lanes of one path that are none any more."""
+        own = parse(delivery.url).own_lane
+        known = own in self._own
+        self._own.pop(own, None)
+        if took_it:
+            self._own[own] = None
+            self.proven |= {own, delivery.target}
+            given_up = list(self._own)[:-OWN_LANES]
+        else:
+            self.proven.discard(delivery.target)
+            given_up = [own] if known else []
+        for lane in given_up:
+            self._own.pop(lane, None)
+            self.proven.discard(lane)
+        return given_up

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from fal_notebook.gateway.webhooks import targets
-
 T = TypeVar("T")
 
 SCHEMA = """
@@ -52,7 +50,7 @@ class Journal(Protocol):
 class Delivery:
     """A webhook to deliver.
 
-    `target` is the URL's lane (see `targets`); `attempt` counts those that failed, `error` is the
+    `target` is the URL's lane (see `targets`), its own or a shared one; `attempt` counts those that failed, `error` is the
     last one's.
     """
 
@@ -65,11 +63,13 @@ class Delivery:
     error: str
 
 
-def add(connection: sqlite3.Connection, request_id: str, user_id: str, url: str, at: float) -> None:
+def add(
+    connection: sqlite3.Connection, request_id: str, user_id: str, url: str, target: str, at: float
+) -> None:
     """Add a delivery, in the transaction that records the request's end; once for each request."""
     connection.execute(
         "INSERT OR IGNORE INTO webhooks VALUES (?, ?, ?, ?, 0, ?, '')",
-        (request_id, user_id, url, targets.parse(url).lane, at),
+        (request_id, user_id, url, target, at),
     )
 
 
@@ -116,6 +116,15 @@ class DeliveryTable:
         """Record a failed attempt."""
         query = "UPDATE webhooks SET attempt = ?, next_at = ?, error = ? WHERE request_id = ?"
         await self._write(query, (attempt, next_at, error, request_id))
+
+    async def share(self, lanes: Sequence[str] | None = None) -> None:
+        """Move deliveries from lanes of one path to the one that it shares; None: from all."""
+        query = "UPDATE webhooks SET target = substr(target, 1, instr(target, '=') - 1) WHERE "
+        if lanes is None:
+            await self._write(query + "instr(target, '=')", ())
+        else:
+            names = json.dumps(list(lanes))
+            await self._write(query + "target IN (SELECT value FROM json_each(?))", (names,))
 
     async def done(self, request_id: str) -> None:
         """Remove a delivery: it arrived, or is given up."""

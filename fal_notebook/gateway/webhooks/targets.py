@@ -24,9 +24,8 @@ CHECK_TIMEOUT = 3.0
 # As many as webhooks may be on their way: a name that hangs holds its thread for a while.
 RESOLVER_THREADS = 256
 
-# The paths of one host and port are told apart as so many targets: a path that hangs holds no
-# other (but see PER_ADDRESS), and a server with a path for each request is no endless number of
-# targets.
+# The paths of one host and port are told apart as so many targets: a server with a path for each
+# request is no endless number of targets. A path that took its last webhook is one of its own.
 LANES = 64
 
 _PORTS = {"http": 80, "https": 443}
@@ -64,8 +63,16 @@ class Target:
     @property
     def lane(self) -> str:
         """What is dead or alive as one: the address, and a number of its path (not its query)."""
-        path = self.path.partition("?")[0]
-        return f"{self.address}#{zlib.crc32(path.encode()) % LANES}"
+        return f"{self.address}#{self._number % LANES}"
+
+    @property
+    def own_lane(self) -> str:
+        """The lane of this path alone."""
+        return f"{self.lane}={self._number:x}"
+
+    @property
+    def _number(self) -> int:
+        return zlib.crc32(self.path.partition("?")[0].encode())
 
     def is_listed(self, allow: str) -> bool:
         """Whether `allow`, a comma list of host[:port], names it."""
@@ -79,7 +86,7 @@ def address_of(lane: str) -> str:
 
 
 def lanes_of(address: str) -> list[str]:
-    """Return all lanes of host and port."""
+    """Return all lanes of host and port that paths share."""
     return [f"{address}#{number}" for number in range(LANES)]
 
 
