@@ -48,6 +48,21 @@ class _Amount(click.FloatRange):
         return number
 
 
+class _Given(click.ParamType[str]):
+    """A text that is not empty, as a variable without a value would be."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        if not value:
+            self.fail("it is empty; leave the option out to see all", param, ctx)
+        return str(value)
+
+
+_GIVEN = _Given()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fal-notebook")
 def commands() -> None:
@@ -77,9 +92,9 @@ def runners(name: str | None) -> display.Table:
 @commands.command()
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines until interrupted.")
-@click.option("--runner", default="", metavar="ID", help="Lines of this runner only.")
-@click.option("--request", default="", metavar="ID", help="Lines of this request only." + _PART)
-@click.option("--level", default="", help="Lines of at least this level, such as warning.")
+@click.option("--runner", type=_GIVEN, metavar="ID", help="Lines of this runner only." + _PART)
+@click.option("--request", type=_GIVEN, metavar="ID", help="Lines of this request only." + _PART)
+@click.option("--level", type=_GIVEN, help="Lines of at least this level, such as warning.")
 @click.option(
     "--tail",
     type=click.IntRange(min=0),
@@ -89,17 +104,17 @@ def runners(name: str | None) -> display.Table:
     help="How many past lines.",
 )
 def logs(
-    name: str, follow: bool, runner: str, request: str, level: str, tail: int
+    name: str, follow: bool, runner: str | None, request: str | None, level: str | None, tail: int
 ) -> Iterator[str]:
     """Show what an app's runners wrote."""
-    lines = _handle(name).logs(follow, runner, request, tail, level)
+    lines = _handle(name).logs(follow, runner or "", request or "", tail, level or "")
     return (display.log_line(line) for line in lines)
 
 
 @commands.command()
 @click.argument("name")
-@click.option("--request", default="", metavar="ID", help="Its input and traceback." + _PART)
-def errors(name: str, request: str) -> display.Table | display.ErrorView:
+@click.option("--request", type=_GIVEN, metavar="ID", help="Its input and traceback." + _PART)
+def errors(name: str, request: str | None) -> display.Table | display.ErrorView:
     """Show the errors of an app's requests by type and place."""
     handle = _handle(name)
     if request:
@@ -553,12 +568,15 @@ def run(
     click.ClickException, FalNotebookError
         One sentence each.
     """
-    return commands.main(
-        arguments,
-        prog_name=prog_name,
-        standalone_mode=False,
-        obj={} if variables is None else variables,
-    )
+    try:
+        return commands.main(
+            arguments,
+            prog_name=prog_name,
+            standalone_mode=False,
+            obj={} if variables is None else variables,
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        return error.format_message()  # the help of a group
 
 
 def main() -> None:
@@ -607,7 +625,7 @@ def _client() -> Client:
 def _handle(name: str) -> Handle:
     """Return the handle of ``name`` or ``owner/name``; ``_`` stands for ``-``."""
     owner, _, app = name.rpartition("/")
-    return Handle(owner or settings.owner(), app_name(app))
+    return Handle(app_name(owner) if owner else settings.owner(), app_name(app))
 
 
 def _output() -> TerminalLine | Output:

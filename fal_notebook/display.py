@@ -155,6 +155,7 @@ def status_table(app: dict[str, Any]) -> Table:
     if app["last_error"]:
         facts["last error"] = app["last_error"]
     rows = [(name, value, "") for name, value in facts.items()]
+    rows += [("note", text, "") for text in app["notices"]]
     rows += [(name, value, _origin(app, name)) for name, value in sorted(app["options"].items())]
     return Table(("", "value", "from"), rows, "", _WIDEST)
 

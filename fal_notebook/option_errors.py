@@ -116,7 +116,7 @@ def _allowed(model: type[BaseModel], name: str) -> str:
 def _shown(name: str, value: Any) -> str:
     if name == "image" and not isinstance(value, (str, Mapping)):
         return f", {'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__},"
-    if name in _NEVER_SHOWN or isinstance(value, Mapping):
+    if name in _NEVER_SHOWN or (isinstance(value, Mapping) and value):
         return ""
     return f"={_short(value)}"
 

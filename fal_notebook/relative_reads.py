@@ -11,6 +11,7 @@ from typing import Any
 
 _Path = str | PurePath
 _READERS = re.compile(r"read_\w+|load|loadtxt|genfromtxt|fromfile|open|imread|open_dataset")
+_BY_NAME = ("os.listdir", "os.scandir", "os.walk", "glob.glob", "glob.iglob", "sqlite3.connect")
 # What these call their first parameter.
 _KEYWORDS = ("file", "filename", "fname", "path", "io", "filepath_or_buffer", "path_or_buf")
 _LOOKS_LIKE_FILE = re.compile(r"[^\s*?<>|]+\.\w{1,8}")
@@ -32,6 +33,8 @@ def relative_read(call: ast.Call, known: Mapping[str, Any]) -> str | None:
         return _relative(_first(call, known), any_name=True) if opens else None
     if not isinstance(function, ast.Attribute):
         return None
+    if ast.unparse(function) in _BY_NAME:
+        return _relative(_first(call, known), any_name=True)
     owner = path_of(function.value, known)
     if isinstance(owner, PurePath) and function.attr in ("read_text", "read_bytes", "open"):
         writes = function.attr == "open" and _writes(call.args[:1], call)
@@ -65,8 +68,8 @@ def _template(text: ast.JoinedStr) -> str | None:
 
 
 def _joined(operator: ast.operator, left: _Path | None, right: _Path | None) -> _Path | None:
-    if isinstance(operator, ast.Add) and isinstance(left, str) and isinstance(right, str):
-        return left + right
+    if isinstance(operator, ast.Add) and left and isinstance(left, str):
+        return left + right if isinstance(right, str) else f"{left}{{…}}"
     if left is None or right is None or not isinstance(operator, ast.Div):
         return None
     if isinstance(left, str) and isinstance(right, str):
@@ -106,7 +109,7 @@ def _writes(mode: list[ast.expr], call: ast.Call) -> bool:
 def _relative(path: _Path | None, *, any_name: bool) -> str | None:
     value = str(path or "")
     # An empty text, as defaults often are, names no file.
-    if value in ("", ".") or "://" in value or value.startswith(("~", "data:")):
+    if value in ("", ".") or "://" in value or value.startswith(("~", ":", "data:")):
         return None
     if PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute():
         return None

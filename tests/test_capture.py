@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import json
@@ -379,10 +380,49 @@ def test_a_lock_in_an_array_of_objects_is_found() -> None:
         capture(notebook("def f(): return data", data=array)["f"])
 
 
-def test_a_lock_in_a_series_is_found() -> None:
-    series = pd.Series([1, threading.Lock()])
-    with pytest.raises(UnpicklableError, match=r"uses global `data`, .* cannot be pickled; create"):
-        capture(notebook("def f(): return data", data=series)["f"])
+LOCK = threading.Lock()
+
+
+class ByNames:
+    def __getstate__(self) -> Any:
+        return {"inner": [LOCK]}
+
+
+class ByPlaces:
+    def __getstate__(self) -> Any:
+        return [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        (pd.Series([1, LOCK]), ".iloc[1]"),
+        (pd.DataFrame({"a": [1, 2], "b": [1, LOCK]}), "['b'].iloc[1]"),
+        (pd.DataFrame({"a": [1]}, index=[LOCK]), ".index."),
+        (collections.deque([{"a": LOCK}]), "[0]['a']"),
+        (collections.defaultdict(int, a=LOCK), "['a']"),
+        ({(1, LOCK): 1}, ".keys()[0][1]"),
+        (ValueError("a", [LOCK]), ".args[1][0]"),
+        (ByNames(), ".inner[0]"),
+        (ByPlaces(), ".__getstate__()[0]"),
+        (iter([LOCK]), ".__reduce__()[1][0][0]"),
+    ],
+)
+def test_a_lock_is_found_in_what_a_value_is_pickled_as(value: Any, path: str) -> None:
+    with pytest.raises(UnpicklableError, match=r"is a _thread\.lock, which cannot") as caught:
+        capture(notebook("def f(): return data", data=value)["f"])
+    assert f"`f` uses global `data`, whose {path}" in str(caught.value)
+
+
+def test_a_value_that_is_pickled_as_ever_more_values_ends() -> None:
+    source = "class Bad:\n    def __reduce__(self): return Bad, (Bad(), open)\nbad = Bad()\n"
+    with pytest.raises(UnpicklableError, match="nested too deeply"):
+        capture(notebook(source + "def f(): return bad")["f"])
+
+
+def test_an_object_that_is_called_like_a_function_is_captured() -> None:
+    made = notebook("def f(x: int): return 2 * x")["f"]
+    assert capture(np.vectorize(made)).manifest["name"] == "f"
 
 
 def test_a_cached_function_is_listed_once() -> None:

@@ -123,6 +123,9 @@ def test_every_defined_function_can_be_the_entry(names: list[str]) -> None:
         "open(file='a.txt')",
         "open(f'data/{x}.csv')",
         "np.loadtxt(fname='a.txt')",
+        "os.listdir('data')",
+        "sqlite3.connect('x.db')",
+        "open('data/' + str(x))",
     ],
 )
 def test_a_relative_read_is_warned_about(statement: str) -> None:
@@ -148,7 +151,11 @@ def test_a_relative_read_is_warned_about(statement: str) -> None:
         "config.load('production')",
         "open(folder + '/x.csv')",
         "open(f'{folder}/x.csv')",
-        "open('1' + 1)",
+        "open(x + '.csv')",
+        "open('' + x)",
+        "open('/data/' + x)",
+        "sqlite3.connect(':memory:')",
+        "os.listdir('/data')",
         "open(os.path.join(*folder))",
         "open(os.path.join('/data', 'x.csv'))",
         "(Path('/data') / 'x.csv').open()",

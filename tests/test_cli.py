@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner
@@ -204,3 +205,18 @@ def test_a_value_with_spaces_or_brackets_arrives_whole(program: Path) -> None:
     options = Handle("tester", "shifted").status()["options"]
     assert (options["regions"], options["message"]) == (["us-east", "us-west"], "a b  c")
     assert json.dumps(options)
+
+
+@pytest.mark.parametrize("line", ["logs a --request=", "logs a --runner=", "errors a --request="])
+def test_an_empty_id_is_refused(line: str) -> None:
+    with pytest.raises(click.UsageError, match="it is empty; leave the option out to see all"):
+        run(*line.split())
+
+
+def test_a_group_without_a_command_shows_its_help() -> None:
+    assert run("keys").startswith("Usage: fal-notebook keys ")
+
+
+def test_an_owner_that_is_no_name_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"'\.\.' cannot be the name"):
+        run("logs", "../x")

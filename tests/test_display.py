@@ -114,6 +114,7 @@ def test_a_cancelled_deploy_is_not_called_failed(payload) -> None:
 
 STATUS = {
     "owner": "me",
+    "notices": ["min_concurrency=3 is above the 2 that this machine holds"],
     "name": "app",
     "url": "u",
     "env": "main",
@@ -151,6 +152,7 @@ def test_a_status_says_where_a_value_is_from_and_cuts_long_ones_in_text(
     assert lines["image"].endswith(f"…  {origin}")
     assert len(lines["image"]) < 140
     assert lines["last"].endswith("e" * 300)
+    assert "min_concurrency=3 is above" in lines["note"]
     assert "x" * 500 in table._repr_html_()
 
 

@@ -504,6 +504,17 @@ def test_a_full_disk_is_said_in_words() -> None:
     assert reason(said).startswith("the disk is full; Failed to install: numpy")
 
 
+async def test_a_uv_that_is_killed_is_said_to_be(tmp_path: Path, monkeypatch) -> None:
+    program = tmp_path / "uv"
+    program.write_text("#!/bin/sh\necho 'Resolved 12 packages in 522ms' >&2\nkill -9 $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(uv_process, "_program", lambda: str(program))
+    with pytest.raises(
+        BuildError, match=r"^installing six failed: it was ended by SIGKILL; the ma"
+    ):
+        await uv_process.run_uv([], tmp_path, "installing six", lambda line: None)
+
+
 def test_a_uv_without_a_word_still_gives_a_reason() -> None:
     assert reason([]) == "uv said nothing"
     assert reason(["killed"]) == "killed"

@@ -344,6 +344,22 @@ async def test_a_runner_that_does_not_end_is_killed_after_the_grace(gateway: Gat
     assert "termination_grace_period_seconds is spent" in states(gateway, runner.row.id)[-1][1]
 
 
+async def test_when_all_stop_who_drains_patiently_has_its_grace_only(gateway: Gateway) -> None:
+    source = "import time\ndef f(): time.sleep(1000)"
+    fleet = await deployed(gateway, source, termination_grace_period_seconds=1)
+    runner = await ask(fleet)
+    lost = asyncio.ensure_future(post(runner))
+    await asyncio.sleep(0.05)
+    gateway.lifecycle.retire(runner, "another takes its place")
+    await asyncio.sleep(1.5)
+    assert runner.row.state == "DRAINING"
+    await gateway.lifecycle.stop_all("the gateway stops", grace=60)
+    with pytest.raises(UpstreamError):
+        await lost
+    fleet.release(runner)
+    assert "termination_grace_period_seconds is spent" in states(gateway, runner.row.id)[-1][1]
+
+
 async def test_a_stop_or_kill_before_the_process_exists_is_not_lost(gateway: Gateway) -> None:
     fleet = await deployed(gateway, STAY)
     for end in (gateway.lifecycle.stop, gateway.lifecycle.kill):

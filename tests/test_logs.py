@@ -61,8 +61,10 @@ def test_lines_name_their_request_runner_and_level(gateway: GatewayInfo, talks: 
     with control(gateway) as client:
         unknown = client.get("/api/apps/tester/talks/logs", params={"runner": "nobody"})
     assert (unknown.status_code, unknown.json()["detail"]) == (
-        *(404, "tester/talks has no runner nobody; `%fal runners` shows them"),
+        *(404, "tester/talks has no runner nobody; each line of its log begins with one"),
     )
+    assert read(gateway, runner=runner[:6]) == read(gateway, runner=runner[-8:])
+    assert {line["runner"] for line in read(gateway, runner=runner[:6])} == {runner}
     assert read(gateway, tail=0) == []
 
 

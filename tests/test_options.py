@@ -108,7 +108,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": "a b"}, "image is not allowed: a ContainerImage, or a reference such as"),
     ({"image": {"dockerfile_str": "x"}}, "image is not allowed: ContainerImage: dockerfile_str"),
     ({"image": {1: 2}}, "image is not allowed: ContainerImage: unknown option '1'"),
-    ({"health_check": {}}, "health_check is not allowed: path is missing; give HealthCheck(path="),
+    ({"health_check": {}}, "health_check={} is not allowed: path is missing; give HealthCheck"),
     ({"health_check": {"path": "x"}}, "health_check is not allowed: path='x', string should match"),
     (
         {"health_check": {"path": "/x", "timeout_seconds": -1}},
@@ -120,7 +120,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"health_check": {1: 2}}, "health_check is not allowed: "),
     ({"skip_retry_conditions": ["x"]}, "a list of server_error, timeout, connection_error"),
-    ({"retry_config": {}}, "at least one of server_error, timeout and connection_error"),
+    ({"retry_config": {}}, "retry_config={} is not allowed: at least one of server_error, time"),
     ({"retry_config": {"timeout": 2}}, "retry_config is not allowed: timeout=2, input should be"),
     (
         {"retry_config": {"timeout": {"retries": -2}}},

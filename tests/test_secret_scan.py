@@ -255,6 +255,10 @@ INNOCENT = {
     "small integers": lambda: np.random.default_rng(7).integers(32, 127, 1_000_000, dtype="u1"),
     "words": lambda: ["task-" + "abcdefgh" * 5, "sk-learn-is-a-name", "risk-" + B62, "disk_live_x"],
     "examples": lambda: ["sk-...", "sk-" + "x" * 48, "AKIA" + "X" * 16, "ghp_<your token here>"],
+    "examples of vendors": lambda: [
+        *("AKIAIOSFODNN7" + "EXAMPLE", "arn:aws:AKIAI44QH8DHB" + "EXAMPLE"),
+        "https://hooks.slack" + ".com/services/T00000000/B00000000/" + "X" * 24,
+    ],
     "names that begin like keys": lambda: [
         *("dapi_client", "hvs.example.org", "xai-explanations-of-a-model", "dp.pt.md", "ntn_id"),
         *("secret_name_of_a_long_variable_in_a_config_file_1", "secret_" + "x" * 43, "xai-" + B62),

@@ -48,6 +48,17 @@ async def run(
     return process.returncode or 0
 
 
+def killed(status: int) -> str:
+    """Return what to say of the exit status of a program that a signal has ended, else ""."""
+    number = -status if status < 0 else status - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return ""
+    more = "; the machine may have had no memory left" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{more}"
+
+
 async def _start(
     command: Sequence[str], cwd: Path, environment: Mapping[str, str]
 ) -> asyncio.subprocess.Process:

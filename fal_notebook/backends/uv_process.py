@@ -68,7 +68,7 @@ async def run_uv(arguments: Sequence[str], cwd: Path, what: str, progress: Progr
     progress(what)
     status = await programs.run([_program(), *arguments], cwd, uv_environment(os.environ), told)
     if status:
-        raise BuildError(f"{what} failed: {reason(said)}")
+        raise BuildError(f"{what} failed: {programs.killed(status) or reason(said)}")
 
 
 def _program() -> str:

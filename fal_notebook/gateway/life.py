@@ -64,6 +64,7 @@ class Life:
         self._ending = ""
         self._cause = ""  # for which it was killed here
         self._over = False  # it is being killed, or has gone
+        self._patient = False  # its end waits for its requests
         self._killing = asyncio.Lock()
 
     async def run(self, revision: Revision, adopted: bool) -> None:
@@ -102,8 +103,13 @@ class Life:
         A patient end gives its requests all of their `request_timeout`, and then the grace.
         """
         if self._runner.row.state not in ENDING:
+            self._patient = patient
             self._states.enter("DRAINING", cause)
-            self._spawn(self.drain(patient))
+            self._spawn(self.drain())
+
+    def hurry(self) -> None:
+        """Be patient no more: from now on it has its grace."""
+        self._patient = False
 
     def kill(self, cause: str) -> None:
         """End the runner at once, with what it has in flight."""
@@ -117,11 +123,11 @@ class Life:
             self._cause = cause
             self._spawn(self._kill())
 
-    async def drain(self, patient: bool = False) -> None:
+    async def drain(self) -> None:
         """Ask for the end, say when the last request was sent, kill when the grace is spent."""
         release = asyncio.ensure_future(self._release())
         try:
-            while patient and self._runner.has_requests:
+            while self._patient and self._runner.has_requests:
                 await asyncio.sleep(DRAIN_PERIOD)
             await asyncio.wait_for(self._runner.ended.wait(), self._runner.grace)
         except asyncio.TimeoutError:

@@ -128,6 +128,7 @@ class Lifecycle:
         """Drain every runner, also of deleted apps; kill after `grace` seconds what is left."""
         for life in list(self._lives.values()):
             life.stop(cause)
+            life.hurry()
         for step in (grace, KILL_GRACE):
             ending = [asyncio.ensure_future(runner.ended.wait()) for runner in self._lives]
             if ending:

@@ -33,7 +33,12 @@ from fal_notebook.payload.items import Item, collect
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
 from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
 from fal_notebook.payload.reductions import Reductions
-from fal_notebook.payload.references import Reference, is_by_value, named_references
+from fal_notebook.payload.references import (
+    Reference,
+    import_path,
+    is_by_value,
+    named_references,
+)
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
 from fal_notebook.payload.sources import source_of
@@ -181,7 +186,9 @@ def _digest(item: Item, reductions: Reductions) -> str:
 
 
 def _is_inner(item: Item) -> bool:
-    """Whether the name is nowhere in the code: ``__class__`` is how Python makes ``super()``."""
+    """Whether nobody has written it: ``__class__``, or IPython's guard around `open`."""
+    if item.kind == "import" and isinstance(item.value, types.FunctionType):
+        return import_path(item.value) == ("builtins", "open")
     return item.how == "signature" or (item.how, item.name) == ("closure variable", "__class__")
 
 
@@ -198,8 +205,11 @@ def _hints(function: Any) -> dict[str, Any]:
         return {name: _hints(getattr(function, name)) for name in endpoints_of(function)}
     if isinstance(function, SdkServer):
         return {}  # it brings those of its endpoints along
+    hinted = plain(function)
+    if not hasattr(hinted, "__annotations__"):  # an object with a function's name, say
+        hinted = type(hinted).__call__
     try:
-        return typing.get_type_hints(plain(function), include_extras=True)
+        return typing.get_type_hints(hinted, include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything
         raise CaptureError(
             f"the annotations of `{name_of(function)}` cannot be resolved: {error}"

@@ -29,6 +29,7 @@ from fal_notebook.payload.references import (
 
 _HISTORY = ("_ih", "_oh", "_dh")
 _LONGEST_PATH = 100
+_DEEPEST = 200  # so many parts inside of parts are looked at
 _LARGEST_SEARCHED = 20_000  # parts of one value that are tried to find the culprit among them
 
 
@@ -199,7 +200,7 @@ def _culprit(value: Any) -> tuple[str, Any]:
     """Return the path inside `value` to the deepest part that cannot be pickled, and that part."""
     path = ""
     seen: list[Any] = []
-    while (found := _first_failing(value, seen)) is not None:
+    while len(seen) < _DEEPEST and (found := _first_failing(value, seen)) is not None:
         seen.append(value)
         path, value = path + found[0], found[1]
     return path, value

@@ -253,14 +253,48 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the labelled parts of a value, to find which of them cannot be pickled."""
     if isinstance(value, dict):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
+        yield from ((f".keys()[{index}]", key) for index, key in enumerate(value))
     elif isinstance(value, (list, tuple)):
         yield from ((f"[{index}]", part) for index, part in enumerate(value))
     elif isinstance(value, (set, frozenset)):
         yield from ((f"{{{part!r}}}", part) for part in value)
     elif is_array(value) and value.dtype.hasobject:
         yield from ((f".flat[{index}]", part) for index, part in enumerate(value.flat))
+    elif _of_pandas(value, "DataFrame"):
+        yield ".index", value.index
+        yield from ((f"[{name!r}]", column) for name, column in value.items())
+    elif _of_pandas(value, "Series"):
+        yield ".index", value.index
+        yield from ((f".iloc[{index}]", part) for index, part in enumerate(value))
     else:
         yield from _attributes(value)
+        yield from _reduced(value)
+
+
+def _of_pandas(value: Any, name: str) -> bool:
+    kind = getattr(sys.modules.get("pandas"), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a value says that it is to be pickled as, as far as it says it."""
+    if is_class(value) or is_function(value) or isinstance(value, types.ModuleType):
+        return
+    try:
+        found = value.__reduce_ex__(5)
+    except Exception:  # any class may raise anything there
+        return
+    if not isinstance(found, tuple):
+        return
+    args, state, items, pairs = (*found[1:5], *[None] * 4)[:4]
+    yield from ((f"[{index}]", part) for index, part in enumerate(items or ()))
+    yield from ((f"[{key!r}]", part) for key, part in pairs or ())
+    for part in state if isinstance(state, tuple) else (state,):
+        named = isinstance(part, Mapping)
+        yield from ((f".{key}", value) for key, value in part.items()) if named else ()
+        yield ".__getstate__()", part
+    path = ".args" if isinstance(value, BaseException) else ".__reduce__()[1]"
+    yield from ((f"{path}[{index}]", part) for index, part in enumerate(args or ()))
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,8 @@ _WORD = re.compile(rb"[A-Za-z0-9_-]")
 # Opcodes of pickle for a short string or bytes: one byte of length follows, which may be a letter.
 _SHORT_STRING = (0x8C, ord("C"))
 _PLACEHOLDER = re.compile(rb"(?i)[<{$*%\[].*|pass(word|wd)?|secret|user(name)?|x+|\.+|changeme")
+# What documents write where a key stands.
+_EXAMPLE = re.compile(rb"EXAMPLE|X{12}")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,9 @@ def _plausible(content: bytes, match: re.Match[bytes]) -> bool:
     password = match.groupdict().get("password")
     if password is not None:
         return not _PLACEHOLDER.fullmatch(password)
-    return len(set(match.group())) >= 10 and _starts_token(content, match)
+    if len(set(match.group())) < 10 or _EXAMPLE.search(match.group()):
+        return False
+    return _starts_token(content, match)
 
 
 def _starts_token(content: bytes, match: re.Match[bytes]) -> bool:

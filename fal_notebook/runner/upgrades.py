@@ -7,7 +7,6 @@ from urllib.parse import unquote
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-
 # A caller that does not answer a close holds its slot so long (seconds; uvicorn's own are 10).
 _FAREWELL = 2.0
 

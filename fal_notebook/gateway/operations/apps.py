@@ -41,7 +41,8 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
     app, revision = _found_or_deploying(gateway, owner, name)
     fleet = gateway.fleet(owner, name)
     options = plan.effective(app, revision)
-    scaling = plan.scaling(options, MachineType(**revision.machine), gateway.host)
+    machine = MachineType(**revision.machine)
+    scaling = plan.scaling(options, machine, gateway.host)
     setup = revision.manifest.get("setup")  # its function is in the payload, its name here
     return {
         "owner": owner,
@@ -56,6 +57,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "deploying": deployment.revision.number if deployment else None,
         "step": _last_step(gateway, deployment) if deployment else "",
         "machine": revision.machine,
+        "notices": plan.above_host(options, machine, gateway.host),
         "options": {
             **options,
             "max_concurrency": scaling.max_concurrency,

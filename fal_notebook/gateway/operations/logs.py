@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from fal_notebook.exceptions import NotFoundError, OptionError
 from fal_notebook.gateway import paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.cursor import Cursor
-from fal_notebook.gateway.logs.lines import Line, Wanted, parse
+from fal_notebook.gateway.logs.lines import Line, Wanted, has_part, parse
 from fal_notebook.gateway.logs.pieces import last_lines
 from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.logs.redaction import Redact
@@ -115,10 +115,16 @@ def _begin(
 ) -> tuple[LogReader, list[RunnerRow]]:
     cursor = Cursor.load(query.cursor or "")
     rows = past_runners(gateway, owner, name, cursor.since)
-    runner = query.wanted.runner
-    if runner and query.cursor is None and all(row.id != runner for row in rows):
-        raise NotFoundError(f"{owner}/{name} has no runner {runner}; `%fal runners` shows them")
-    return LogReader(gateway.state, query.wanted, cursor), rows
+    wanted = query.wanted
+    if part := wanted.runner:
+        found = {row.id for row in rows if has_part(row.id, part)}
+        if not found and query.cursor is None:
+            known = "each line of its log begins with one"
+            raise NotFoundError(f"{owner}/{name} has no runner {part}; {known}")
+        if len(found) > 1 and part not in found:
+            raise OptionError(f"{part} is a part of several runners' ids; write more of one")
+        wanted = replace(wanted, runner=part if part in found or not found else found.pop())
+    return LogReader(gateway.state, wanted, cursor), rows
 
 
 def _page(reader: LogReader, rows: Sequence[RunnerRow], query: Query, redact: Redact) -> list[Line]:

@@ -36,8 +36,8 @@ async def find(gateway: Gateway, owner: str, name: str, part: str) -> dict[str, 
         ids |= await asyncio.to_thread(_in_logs, gateway.state, part, runners)
     if not ids:
         raise NotFoundError(
-            f"no request {part} of {owner}/{name}; '%fal logs {name}' shows the last 8 characters "
-            "of each request's id"
+            f"no request {part} of {owner}/{name} is known, or its lines are not kept any more; "
+            f"'%fal logs {name}' shows the last 8 characters of each request's id"
         )
     return {"id": the_only(ids, part)}
 

@@ -50,8 +50,8 @@ class Journal(Protocol):
 class Delivery:
     """A webhook to deliver.
 
-    `target` is the URL's lane (see `targets`), its own or a shared one; `attempt` counts those that failed, `error` is the
-    last one's.
+    `target` is the URL's lane (see `targets`), its own or a shared one; `attempt` counts those that
+    failed, `error` is the last one's.
     """
 
     request_id: str
