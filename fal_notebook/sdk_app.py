@@ -8,11 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import get_type_hints
 
 from fal_notebook.app_definition import app_name_of
 from fal_notebook.container import ContainerImage
@@ -144,7 +145,7 @@ def server_of(cls: Any) -> SdkServer:
 def hints_of(cls: Any, method: str) -> dict[str, Any]:
     """Return the resolved annotations of an endpoint; raises as `server_of`."""
     try:
-        return typing.get_type_hints(getattr(cls, method), include_extras=True)
+        return get_type_hints(getattr(cls, method), include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything
         raise CaptureError(f"the annotations of `{method}` cannot be resolved: {error}") from error
 

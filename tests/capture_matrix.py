@@ -32,6 +32,16 @@ class Case:
 
 CASES = (
     Case(
+        "set_of_a_class_of_its_own",
+        (
+            "class Tags(set): pass\nclass Fixed(frozenset): pass\n"
+            "tags = {'in': Tags('abcdefgh'), 'fixed': [Fixed('ijklmnop')]}",
+            "def tagged() -> str: return ''.join(sorted({*tags['in'], *tags['fixed'][0]}))",
+        ),
+        "",
+        "abcdefghijklmnop",
+    ),
+    Case(
         "helper_of_an_earlier_cell",
         ("RATE = 3\ndef times(x): return x * RATE", "def helped(x: int) -> int: return times(x)"),
         "7",

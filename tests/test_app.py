@@ -409,11 +409,19 @@ def test_the_request_may_stand_beside_what_fastapi_gives(bench: Bench) -> None:
     @fal.endpoint("/known")
     def known(self, request: Request, user: Annotated[str, Depends(lambda: "me")]) -> str:
         return request.url.path + user
+    @fal.endpoint("/maybe")
+    def maybe(self, user: Annotated[str | None, Depends(lambda: "me")] = None) -> str:
+        return str(user)
+    @fal.endpoint("/optional")
+    def optional(self, n: int, request: Request | None = None) -> str:
+        return request.method * n
     @fal.endpoint("/items/{name}")
     async def item(self, name: str, request: Request) -> Iterator[str]:
         yield name + request.method
 """
     runner = start(bench, body)
+    assert post(runner, "/maybe", {"user": "forged"}).json() == "me"
+    assert post(runner, "/optional", {"n": 2}).json() == "POSTPOST"
     reply = post(runner, "/response", {"n": 2}, **{"x-mine": "m"})
     assert (reply.json(), reply.headers["x-set"]) == ("mm", "yes")
     assert post(runner, "/later", {"prompt": "p"}).json() == "pp"

@@ -95,18 +95,22 @@ def _run(command: list[str], **options: Any) -> str:
     return done.stdout
 
 
-def _matrix(python: Path, action: str, folder: Path, seed: int) -> dict[str, Any]:
+def _environment(folder: Path, seed: int) -> dict[str, str]:
     alone = folder.parent / "package"  # beside it may lie libraries of this Python minor
     alone.mkdir(exist_ok=True)
     if not (alone / "fal_notebook").exists():
         (alone / "fal_notebook").symlink_to(Path(fal_notebook.__file__).parent)
-    environment = {
+    return {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "IPYTHONDIR": str(folder / "ipython"),
         "PYTHONPATH": str(alone),
         "PYTHONHASHSEED": str(seed),
     }
+
+
+def _matrix(python: Path, action: str, folder: Path, seed: int) -> dict[str, Any]:
+    environment = _environment(folder, seed)
     command = [str(python), str(MATRIX), action, str(folder)]
     output = _run(command, env=environment, cwd=folder.parent, stdin=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
@@ -134,6 +138,20 @@ def test_cells_are_captured_by_a_real_shell_and_run_in_a_fresh_interpreter(
     assert results.get("trained_model", 0) in range(10)
     again = _matrix(python, "capture", folder, seed=3)
     assert again == first, "the digest is the same after a kernel restart with another hash seed"
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_a_default_of_none_changes_no_annotation(
+    minor: str, environments: Any, tmp_path: Path
+) -> None:
+    """Else Python 3.10 would hide what FastAPI or pydantic is told by `Annotated`."""
+    source = (
+        "from typing import Annotated\nfrom fal_notebook.payload import _hints\n"
+        "def f(a: Annotated[int, 1] = None, b: int = None): pass\n"
+        "assert _hints(f) == {'a': Annotated[int, 1], 'b': int}, _hints(f)"
+    )
+    environment = _environment(tmp_path / "payloads", 1)
+    _run([str(environments(minor)), "-c", source], env=environment, cwd=tmp_path)
 
 
 # What a payload says about itself
@@ -430,12 +448,24 @@ def test_a_cached_function_is_listed_once() -> None:
     assert [part.name for part in capture(notebook(source)["f"]).captured] == ["f", "held"]
 
 
-def test_a_lock_in_a_big_object_is_found() -> None:
-    cell = notebook("def f(): return data", data=[*range(1000), {"lock": threading.Lock()}])
-    with pytest.raises(
-        UnpicklableError, match=r"`data`, whose \[1000\]\['lock'\] is a _thread.lock"
-    ):
+@pytest.mark.parametrize(
+    ("many", "path"),
+    [
+        ([*range(100_000), {"lock": LOCK}], r"\[100000\]\['lock'\]"),
+        ({**{n: n for n in range(100_000)}, "bad": LOCK}, r"\['bad'\]"),
+    ],
+)
+def test_a_lock_in_a_big_object_is_found(many: Any, path: str) -> None:
+    cell = notebook("def f(): return data", data=many)
+    with pytest.raises(UnpicklableError, match=rf"`data`, whose {path} is a _thread.lock"):
         capture(cell["f"])
+
+
+def test_a_lock_in_the_notes_of_a_frame_is_found() -> None:
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["lock"] = threading.Lock()
+    with pytest.raises(UnpicklableError, match=r"`data`, whose \.attrs\['lock'\] is a _thread"):
+        capture(notebook("def f(): return data", data=frame)["f"])
 
 
 def test_the_path_into_a_deep_value_is_cut() -> None:

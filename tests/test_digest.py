@@ -502,3 +502,37 @@ def test_a_dataclass_is_no_other_for_how_its_defaults_are_shown(default: str) ->
         assert done.returncode == 0, done.stderr
         found.add(done.stdout)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["__name__", "__qualname__", "__doc__"])
+def test_what_a_function_says_of_itself_counts(name: str) -> None:
+    found = cell("def tool(x): 'old'\ndef f(): return tool")
+    before = digest_of(found["f"])
+    setattr(found["tool"], name, "other")
+    assert digest_of(found["f"]) != before
+
+
+SETS = """
+class Tags(set): pass
+class Slotted(frozenset): __slots__ = ("note",)
+class Own(set):
+    def __reduce__(self): return Own, (sorted(self),)
+tags, slotted, own = Tags("abc"), Slotted("abc"), Own("abc")
+tags.note = slotted.note = 1
+"""
+
+
+@pytest.mark.parametrize("name", ["tags", "slotted", "own"])
+def test_a_set_of_a_class_of_its_own_has_no_order(name: str) -> None:
+    found = cell(SETS)
+    value, kind = found[name], type(found[name])
+    again = kind("cba")
+    again.__dict__.update(vars(value)) if hasattr(value, "__dict__") else None
+    if name == "slotted":
+        again.note = 1
+    assert digest_of(again) == digest_of(value)
+    assert digest_of(kind("abd")) != digest_of(value)
+    assert digest_of(set("abc")) != digest_of(value)
+    if name != "own":
+        again.note = 2
+        assert digest_of(again) != digest_of(value)

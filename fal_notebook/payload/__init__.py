@@ -11,12 +11,13 @@ import heapq
 import io
 import json
 import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any
+
+from typing_extensions import get_type_hints
 
 from fal_notebook import cell
 from fal_notebook.app import is_app
@@ -209,7 +210,7 @@ def _hints(function: Any) -> dict[str, Any]:
     if not hasattr(hinted, "__annotations__"):  # an object with a function's name, say
         hinted = type(hinted).__call__
     try:
-        return typing.get_type_hints(hinted, include_extras=True)
+        return get_type_hints(hinted, include_extras=True)
     except Exception as error:  # annotations are code: they may raise anything
         raise CaptureError(
             f"the annotations of `{name_of(function)}` cannot be resolved: {error}"

@@ -125,6 +125,12 @@ class _Digester:
     def _set(self, value: Iterable[Any]) -> bytes:
         return _hash(type(value).__name__.encode(), *sorted(map(self._isolated, value)))
 
+    def _set_of_a_kind(self, value: Any) -> bytes:
+        """Hash a set of a class of its own, whose order follows the hash seed too."""
+        kind, (items,), *state = self._reductions.of(value)
+        self._alive.append((items, state))
+        return _hash(b"a set", self.digest(kind), self._set(items), self.digest(state))
+
     def _isolated(self, value: Any) -> bytes:
         """Hash without what was hashed before, so that the order of visits leaves no trace."""
         if type(value) in _SCALARS:
@@ -152,7 +158,8 @@ class _Digester:
         wrapped = own.get("__wrapped__")
         found = named_references(value) if self._with_references else ()
         references = [tuple(r) for r in sorted(found, key=_name)]
-        parts = (source_of(value), value.__code__, references, value.__annotations__)
+        names = value.__name__, value.__qualname__, value.__doc__
+        parts = (source_of(value), value.__code__, names, references, value.__annotations__)
         return _hash(b"function", *map(self.digest, (*parts, attributes, wrapped)))
 
     def _cached(self, value: Any) -> bytes:
@@ -210,6 +217,7 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: type(v) is dict, _Digester._dict),
     (lambda v: type(v) is types.MappingProxyType, _Digester._mapping),
     (lambda v: type(v) in (set, frozenset), _Digester._set),
+    (lambda v: isinstance(v, (set, frozenset)) and _is_pickled_as_set(v), _Digester._set_of_a_kind),
     (is_array, _Digester._array),
     (lambda v: type(v) is pickle.PickleBuffer, _Digester._buffer),
     (lambda v: isinstance(v, types.ModuleType), _Digester._module),
@@ -221,6 +229,12 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: isinstance(v, _ALIASES), _Digester._alias),
     (lambda v: type(v) is typing.ForwardRef, _Digester._forward),
 )
+
+
+def _is_pickled_as_set(value: Any) -> bool:
+    kind: Any = type(value)
+    plain = kind.__reduce_ex__ is object.__reduce_ex__
+    return plain and kind.__reduce__ in (set.__reduce__, frozenset.__reduce__)
 
 
 def _without_addresses(state: Any) -> Any:

@@ -5,11 +5,12 @@ A value that cannot be pickled is found here and reported with the path that lea
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +30,8 @@ from fal_notebook.payload.references import (
 
 _HISTORY = ("_ih", "_oh", "_dh")
 _LONGEST_PATH = 100
-_DEEPEST = 200  # so many parts inside of parts are looked at
-_LARGEST_SEARCHED = 20_000  # parts of one value that are tried to find the culprit among them
+_DEEPEST = 1000  # so many parts inside of parts are looked at
+_TOGETHER = 1000  # so many parts of one value are tried at once to find the culprit among them
 
 
 @dataclass(eq=False)
@@ -207,10 +208,23 @@ def _culprit(value: Any) -> tuple[str, Any]:
 
 
 def _first_failing(value: Any, seen: list[Any]) -> tuple[str, Any] | None:
-    for label, part in itertools.islice(parts(value), _LARGEST_SEARCHED):
-        if not any(part is other for other in (value, *seen)) and not can_pickle(part):
-            return label, part
+    others = (item for item in _told(value) if not _is_among(item[1], (value, *seen)))
+    while some := list(itertools.islice(others, _TOGETHER)):
+        if len(some) == 1 or not can_pickle([part for _, part in some]):
+            for label, part in some:
+                if not can_pickle(part):
+                    return label, part
     return None
+
+
+def _told(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a value, as far as its own code gives them."""
+    with contextlib.suppress(Exception):
+        yield from parts(value)
+
+
+def _is_among(part: Any, values: Sequence[Any]) -> bool:
+    return any(part is other for other in values)
 
 
 def _a_type(value: Any) -> str:

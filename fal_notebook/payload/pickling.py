@@ -261,10 +261,10 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif is_array(value) and value.dtype.hasobject:
         yield from ((f".flat[{index}]", part) for index, part in enumerate(value.flat))
     elif _of_pandas(value, "DataFrame"):
-        yield ".index", value.index
+        yield from ((f".{name}", getattr(value, name)) for name in ("attrs", "index"))
         yield from ((f"[{name!r}]", column) for name, column in value.items())
     elif _of_pandas(value, "Series"):
-        yield ".index", value.index
+        yield from ((f".{name}", getattr(value, name)) for name in ("attrs", "index"))
         yield from ((f".iloc[{index}]", part) for index, part in enumerate(value))
     else:
         yield from _attributes(value)

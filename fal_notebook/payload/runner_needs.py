@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-import typing
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
+
+from typing_extensions import get_type_hints
 
 from fal_notebook.app import is_app
 from fal_notebook.endpoints import endpoints_of
@@ -61,7 +62,7 @@ def _needs_it(path: str, function: Callable[..., Any], is_websocket: bool) -> bo
     from fal_notebook.runner.fastapi_route import needs_fastapi  # imports much
 
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = get_type_hints(function, include_extras=True)
     except Exception:  # annotations are code: who serves it says what is wrong with them
         return False
     return needs_fastapi(path, function, hints)

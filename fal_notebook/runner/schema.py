@@ -14,15 +14,14 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, ValidationError, to_json
 from starlette.requests import Request
 
-from fal_notebook.annotations import is_class_of
+from fal_notebook.annotations import is_class_of, without_none
 from fal_notebook.runner.failures import defined_at
 from fal_notebook.runner.results import Output, output_of
 
@@ -192,7 +191,7 @@ def read_signature(
 
 
 def _is_request(annotation: Any) -> bool:
-    return is_class_of(annotation, Request)
+    return is_class_of(without_none(annotation), Request)
 
 
 def _without_first(
@@ -249,10 +248,8 @@ def _is_model(annotation: Any) -> bool:
     """Whether it is a pydantic model, perhaps annotated or optional."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, UnionType):
-        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-        return len(kinds) == 1 and _is_model(kinds[0])
-    return is_class_of(annotation, BaseModel)
+    kind = without_none(annotation)
+    return is_class_of(kind, BaseModel) if kind is annotation else _is_model(kind)
 
 
 def _holds_model(annotation: Any) -> bool:
