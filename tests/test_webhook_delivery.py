@@ -417,6 +417,19 @@ async def test_a_path_that_took_its_last_one_waits_for_no_other_of_its_host(
         await until(lambda: sent.ended == [GOOD, GOOD])
 
 
+async def test_many_paths_that_hang_do_not_hold_a_new_one_of_their_host(
+    journal: FullAtTimes,
+) -> None:
+    sent, dead = Sent(), [f"http://host/dead/{n}" for n in range(100)]
+    await add(journal, *(url for url in dead if lane(url) != lane(GOOD)), at=900.0)
+    async with delivering(journal, sent, Clock()) as deliverer:
+        await until(lambda: len(sent.flying) >= 6)
+        await add(journal, GOOD, start=1000)
+        deliverer.notify()
+        await until(lambda: sent.ended == [GOOD], timeout=5)
+        assert len(sent.flying) < flights.PER_ADDRESS
+
+
 async def test_a_path_that_fails_shares_a_lane_again(journal: FullAtTimes) -> None:
     async def send(delivery: Delivery) -> None:
         if "fails" in delivery.url:

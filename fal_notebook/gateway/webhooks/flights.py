@@ -15,9 +15,10 @@ PER_TARGET = 4
 PER_ADDRESS = 32
 # So many paths that took their last one are targets of their own.
 OWN_LANES = 1024
-# Attempts to these younger than FRESH (seconds) are at most so large a share of the places left.
-# What answers at once passes through; what does not takes fewer and fewer, so that in the 15 s
-# until it is given up there is always a place for a target that nobody called before.
+# Attempts to these younger than FRESH (seconds) are at most so large a share of the places left, of
+# all and of an address's own. What answers at once passes through; what does not takes fewer and
+# fewer, so that in the 15 s until it is given up there is always a place for a target that nobody
+# called before.
 FRESH = 1.0
 FRESH_SHARE = 5
 
@@ -48,26 +49,31 @@ class Flights:
         """How many more may start now to targets that did not take their last one."""
         flying = {id for id, target in self.targets.items() if target not in self.proven}
         free = min(self.left, self._room * 3 // 4 - len(flying))
-        return min(free, max(1, free // FRESH_SHARE) - len(flying & self._fresh))
+        return _startable(free, len(flying & self._fresh))
 
     def full(self) -> list[str]:
         """Return the targets that get no more for now."""
         flying = Counter(self.targets.values())
         full = [target for target, count in flying.items() if count >= PER_TARGET]
-        crowded = [at for at, count in self._unproven().items() if count >= PER_ADDRESS]
+        addresses = {address_of(target) for target in self.targets.values()}
+        crowded = [address for address in addresses if self._left_at(address) <= 0]
         lanes = [lane for address in crowded for lane in lanes_of(address)]
         return [*full, *(lane for lane in lanes if lane not in self.proven)]
 
-    def _unproven(self) -> Counter[str]:
-        """Count by address what is on its way to targets that did not take their last one."""
-        return Counter(address_of(t) for t in self.targets.values() if t not in self.proven)
+    def _left_at(self, address: str) -> int:
+        """How many more may start now to targets there that did not take their last one."""
+        flying = {
+            id
+            for id, target in self.targets.items()
+            if target not in self.proven and address_of(target) == address
+        }
+        return _startable(PER_ADDRESS - len(flying), len(flying & self._fresh))
 
     def may_start(self, delivery: Delivery) -> bool:
         """Whether there is room for one to a target that is not full."""
         if delivery.target in self.proven:
             return self.left > 0
-        crowd = self._unproven()[address_of(delivery.target)]
-        return self.left_to_unproven > 0 and crowd < PER_ADDRESS
+        return self.left_to_unproven > 0 and self._left_at(address_of(delivery.target)) > 0
 
     def start(self, delivery: Delivery) -> None:
         """Note that it is on its way."""
@@ -104,3 +110,8 @@ class Flights:
             self._own.pop(lane, None)
             self.proven.discard(lane)
         return given_up
+
+
+def _startable(free: int, fresh: int) -> int:
+    """Return how many may start now of those for whom so many places are free."""
+    return min(free, max(1, free // FRESH_SHARE) - fresh)
