@@ -50,6 +50,15 @@ def until(lines: Iterator[dict[str, Any]], number: int) -> list[int]:
     raise AssertionError(f"they ended after {found[-3:]}")
 
 
+def test_following_a_request_ends_with_it(own_gateway: Path) -> None:
+    source = "import time\ndef f(n: int):\n    for i in range(n): print(i); time.sleep(0.2)"
+    with deployed(source) as handle:
+        before, request = handle.submit(0), handle.submit(5)
+        lines = handle.logs(follow=True, request=request.request_id)
+        assert [line["message"] for line in lines] == list("01234")
+        assert not list(handle.logs(follow=True, request=before.request_id))
+
+
 def test_following_goes_on_over_restarts_without_a_gap(own_gateway: Path) -> None:
     with deployed(COUNTS, keep_alive=60) as handle:
         handle()

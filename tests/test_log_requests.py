@@ -101,3 +101,11 @@ async def test_the_last_lines_are_told_and_few_requests_are_remembered(
     logs = reading(tmp_path, store)
     for request in (queued(), queued(attempts=2), queued()):
         assert messages(await logs.of(request)) == many[-of_request.MOST_LINES :]
+
+
+async def test_of_long_lines_so_many_are_told_as_are_not_too_much(
+    tmp_path: Path, store: Store
+) -> None:
+    long = [str(n) * 30_000 for n in range(10)] * 10
+    known(store, runner(tmp_path, "a", b"".join(record(x, NOW, "mine") for x in long)))
+    assert messages(await reading(tmp_path, store).of(queued())) == long[-33:]

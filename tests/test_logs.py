@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -158,6 +159,14 @@ def test_a_record_behind_an_unfinished_line_of_a_child_is_one(tmp_path: Path) ->
     assert [raw.text[:12] for raw in found.lines] == [b"progress 10%", b'\x1e{"at": 1.5,', b"next"]
     assert [raw.start for raw in found.lines[1:]] == [raw.end for raw in found.lines[:-1]]
     assert parse(found.lines[1].text.decode(), "")["request"] == "r1"
+
+
+def test_of_lines_without_a_time_those_are_last_whose_runner_wrote_last(tmp_path: Path) -> None:
+    rows = [runner(tmp_path, name, f"{name} 1\n{name} 2\n".encode()) for name in "abc"]
+    for name, at in (("a", 50.0), ("b", 90.0), ("c", 70.0)):
+        os.utime(paths.runner_log(tmp_path, name), (at, at))
+    assert tail(tmp_path, rows, 3) == ["c 2", "b 1", "b 2"]
+    assert tail(tmp_path, rows, 9) == ["a 1", "a 2", "c 1", "c 2", "b 1", "b 2"]
 
 
 def test_the_last_words_of_a_runner_need_no_newline(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from fal_notebook.gateway.logs.lines import Line, Wanted
@@ -13,8 +14,10 @@ from fal_notebook.gateway.logs.redaction import Redact, Redaction
 from fal_notebook.gateway.queue.table import QueuedRequest
 from fal_notebook.gateway.store import RunnerRow, Store
 
-# So many of its last lines are told of a request.
+# So many of its last lines are told of a request, of long ones as many as have so many characters:
+# fal's clients ask ten times in a second.
 MOST_LINES = 1000
+MOST_CHARACTERS = 1_000_000
 # What was found is remembered for so many requests, so that only new lines are read.
 REMEMBERED = 64
 # Clocks of two processes may differ by this much (seconds), and a line may come after the answer.
@@ -46,7 +49,7 @@ class RequestLogs:
         async with found.lock:
             if found.reader.behind(rows):
                 await asyncio.to_thread(_read_on, found, rows, self._redaction.current())
-        return list(found.lines)
+        return _fitting(found.lines)
 
     def _remembered(self, request: QueuedRequest) -> _Found:
         key = f"{request.id} {request.state} {request.attempts}"
@@ -78,3 +81,10 @@ def _read_on(found: _Found, rows: list[RunnerRow], redact: Redact) -> None:
     found.lines.extend(found.reader.lines(rows, MOST_LINES, redact))
     while found.reader.more:
         found.lines.extend(found.reader.lines(rows, MOST_LINES, redact))
+
+
+def _fitting(lines: deque[Line]) -> list[Line]:
+    """Return the last lines that are not too much together, the last one in any case."""
+    lengths = accumulate(len(line["message"]) for line in reversed(lines))
+    count = sum(1 for length in lengths if length <= MOST_CHARACTERS)
+    return list(lines)[-max(1, count) :]

@@ -45,6 +45,15 @@ def size_of(path: Path) -> int:
         return 0
 
 
+def written_at(path: Path, lines: list[Raw]) -> float:
+    """Return when the last lines were written of which none says so (unix seconds), else 0."""
+    if not lines or any(raw.text.startswith(RECORD.encode()) for raw in lines):
+        return 0.0
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
 def next_lines(path: Path, offset: int, ended: bool) -> Piece:
     """Return whole lines from `offset` on, or from the oldest that is kept.
 

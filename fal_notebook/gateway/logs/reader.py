@@ -139,6 +139,8 @@ class LogReader:
         while True:
             piece = pieces.next_lines(path, offset, ended)
             at = self._at.get(row.id, row.created_at)
+            if piece.at_end:
+                at = max(at, pieces.written_at(path, piece.lines))
             late = self._is_late(piece)
             for raw in () if late else piece.lines:
                 if not self._wanted.may_match(raw.text):
@@ -173,7 +175,7 @@ class LogReader:
         )
 
     def _timed(self, row: RunnerRow, lines: list[pieces.Raw]) -> list[tuple[float, str, int]]:
-        at, found = row.created_at, []
+        at, found = max(row.created_at, pieces.written_at(self._path(row), lines)), []
         for raw in lines:
             at = max(at, parse(raw.text.decode(errors="replace"), row.id)["at"] or at)
             found.append((at, row.id, raw.start))

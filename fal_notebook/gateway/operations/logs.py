@@ -10,10 +10,11 @@ from itertools import chain, pairwise
 from typing import Any
 
 from fal_notebook.exceptions import NotFoundError, OptionError
-from fal_notebook.gateway import paths
+from fal_notebook.gateway import clock, paths
 from fal_notebook.gateway.gateway import Gateway
 from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Line, Wanted, has_part, parse
+from fal_notebook.gateway.logs.of_request import SLACK
 from fal_notebook.gateway.logs.pieces import last_lines
 from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.logs.redaction import Redact
@@ -61,8 +62,9 @@ async def read(gateway: Gateway, owner: str, name: str, query: Query) -> dict[st
 def follow(gateway: Gateway, owner: str, name: str, query: Query) -> AsyncIterator[bytes]:
     """Return lines as server-sent events, then new ones as they are written.
 
-    The id of each is the cursor behind it. ``event: end`` says that the app was deleted; without
-    it the gateway stops, and the next one goes on where this one ended.
+    The id of each is the cursor behind it. ``event: end`` says that there will be no more: the app
+    was deleted, or the queued request is completed whose lines are wanted. Without it the gateway
+    stops, and the next one goes on where this one ended.
     """
     check_deployed(gateway, owner, name)
     reader, rows = _begin(gateway, owner, name, query)
@@ -86,12 +88,20 @@ async def _follow(
             redact = gateway.redaction.current()
             events = await asyncio.to_thread(_events, reader, rows, redact)
         yield events
-        if not gateway.store.has_revisions(owner, name):
+        over = not events and _is_completed(gateway, query.wanted.request)
+        if over or not gateway.store.has_revisions(owner, name):
             yield b"event: end\ndata: {}\n\n"
             return
         if not events:
             await asyncio.sleep(FOLLOW_PERIOD)
         rows = past_runners(gateway, owner, name, reader.cursor.since)
+
+
+def _is_completed(gateway: Gateway, request_id: str) -> bool:
+    """Say whether a request of the queue is completed, for so long that all its lines are there."""
+    request = gateway.queue.records.find(request_id) if request_id else None
+    at = request.completed_at if request is not None else None
+    return at is not None and clock.now() - at > SLACK
 
 
 def log_tail(gateway: Gateway, runner_id: str, lines: int) -> list[str]:
