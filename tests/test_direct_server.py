@@ -233,6 +233,42 @@ def test_a_caller_who_goes_away_frees_the_slot(raw: ServerHandle, eventually: Ev
     assert eventually(lambda: not any(r["in_flight"] for r in raw.runners()))
 
 
+CANCELS = """
+import json, os, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+told, free = [], threading.Event()
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        if self.path == "/job": free.wait(30)
+        else: told.append(self.path); free.set()
+        self.answer(told)
+    def do_GET(self):
+        paths = {"/job": {"post": {}}, "/job/cancel": {"post": {}}}
+        self.answer({"openapi": "3.1.0", "paths": paths} if "openapi" in self.path else told)
+    def answer(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def test_a_caller_who_goes_away_calls_the_cancel_route_that_the_server_has(
+    shell: Any, tmp_path: Path, eventually: Eventually
+) -> None:
+    (tmp_path / "cancels.py").write_text(CANCELS)
+    shell.run(cell("cancels", f"{sys.executable} {tmp_path}/cancels.py"))
+    server = shell["cancels"]
+    for path in ("/other", "/job"):
+        with contextlib.suppress(httpx.HTTPError, Exception):
+            server.request("POST", path, timeout=0.5)
+    wanted = ["/other", "/job/cancel"]
+    eventually(lambda: server.request("GET", "/told").json() == wanted)
+
+
 # --- how it starts and ends ----------------------------------------------------------------------
 def test_several_runners_live_side_by_side(shell: Any, eventually: Eventually) -> None:
     shell.run(cell("several", f"exec {RAW} ${{PORT}}", min_concurrency=2))

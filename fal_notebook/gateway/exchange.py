@@ -302,6 +302,8 @@ class Exchange:
     async def _let_go(self, runner: Runner, watch: Watch) -> None:
         """Hold the slot until the runner has ended what it streams; a thread may go on a while."""
         if runner.direct is not None:
+            if self._app.serves(self._below(b"/cancel"), "post"):
+                self._later(self.post(runner, b"/cancel"))
             return
         try:
             self._later(self._tell_of_cancel(runner))
@@ -318,8 +320,10 @@ class Exchange:
 
     async def post(self, runner: Runner, path: bytes) -> None:
         """Post nothing to a path below the request's own, on its behalf."""
-        below = self._request.path.rstrip(b"/") + path
-        await runner.traffic.notify(self._empty(runner, below))
+        await runner.traffic.notify(self._empty(runner, self._below(path)))
+
+    def _below(self, path: bytes) -> bytes:
+        return self._request.path.rstrip(b"/") + path
 
     def _empty(self, runner: Runner, target: bytes, *more: Header) -> bytes:
         """Return a request of ours: what the caller's says of its body is not true of it."""

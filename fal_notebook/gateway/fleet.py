@@ -199,6 +199,12 @@ class Fleet:
         self.metrics.complete(status, seconds)
         self.on_answer(path, status, seconds, user or "")
 
+    def serves(self, path: bytes, method: str) -> bool:
+        """Say whether the app's OpenAPI document has a path, one without a template."""
+        paths = self.revision.openapi.get("paths") if self.revision is not None else None
+        found = paths.get(path.decode("latin-1")) if isinstance(paths, dict) else None
+        return isinstance(found, dict) and method in found
+
     def serving(self, hint: bytes | None = None) -> Runner | None:
         """Return the least loaded runner with a free slot, or None.
 
