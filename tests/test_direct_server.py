@@ -241,7 +241,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_POST(self):
         if self.path == "/job": free.wait(30)
-        else: told.append(self.path); free.set()
+        else: told.append(self.path)
+        if "cancel" in self.path: free.set()
         self.answer(told)
     def do_GET(self):
         paths = {"/job": {"post": {}}, "/job/cancel": {"post": {}}}
