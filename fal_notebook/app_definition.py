@@ -94,8 +94,10 @@ def http_endpoints(cls: type) -> dict[str, RouteSignature]:
     """
     found = endpoints_of(cls)
     if not found:
+        of_sdk = any(hasattr(member, "route_signature") for member in vars(cls).values())
+        whose = " of fal_notebook, not that of fal's SDK," if of_sdk else ""
         raise AppDefinitionError(
-            f"class `{cls.__name__}` has no endpoint; put @fal.endpoint('/') on a method"
+            f"class `{cls.__name__}` has no endpoint; put @fal.endpoint('/'){whose} on a method"
         )
     return {name: route for name, route in found.items() if not route.is_websocket}
 

@@ -20,7 +20,9 @@ def gone(error: httpx.HTTPError, answered: bool) -> exceptions.GatewayUnavailabl
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
         reason = str(error) or type(error).__name__
         return exceptions.GatewayUnavailableError(f"the gateway cannot be reached: {reason}")
-    if answered:
+    if isinstance(error, httpx.TimeoutException):
+        message = "no answer came in time; the request may be carried out all the same"
+    elif answered:
         message = (
             "the gateway went away in the middle of its answer; ask again, it starts by itself"
         )

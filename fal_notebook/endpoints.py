@@ -85,10 +85,10 @@ def _refuse_wrong(method: Any, path: str) -> None:
     _refuse_no_self(method, where)
     if not isinstance(path, str) or not path.startswith("/"):
         raise AppDefinitionError(f"{where} has the path {path!r}, which does not begin with '/'")
-    if re.search(r"[\s?#]", path):
+    if re.search(r"[\s?#]|/\.\.?(/|$)", path):
         raise AppDefinitionError(
-            f"{where} has the path {path!r}, which no request can have; leave out spaces, '?' and "
-            "'#'"
+            f"{where} has the path {path!r}, which no request can have; leave out spaces, '?', "
+            "'#', '/.' and '/..'"
         )
     if re.search(r"[{}]", _PLACEHOLDER.sub("", path)):
         raise AppDefinitionError(

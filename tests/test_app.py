@@ -8,9 +8,10 @@ import pickle
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from fastapi import UploadFile
 from IPython.core.error import UsageError
 from runner_bench import Bench, LiveRunner, define, notebook
 from serving import control
@@ -22,6 +23,7 @@ from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import AppDefinitionError, FalNotebookError, OptionError
 from fal_notebook.options import split_options
 from fal_notebook.payload import capture
+from fal_notebook.runner.fastapi_places import Places
 
 HEAD = """
 from __future__ import annotations
@@ -96,6 +98,7 @@ REFUSED = {
     METHOD.format("'/a b'"): "has the path '/a b', which no request can have",
     METHOD.format("'/a/{x'"): "'/a/{x'; write a part that varies as in '/items/{name}'",
     METHOD.format("'/a/{x:what}'"): "write a part that varies as in",
+    METHOD.format("'/../a'"): "has the path '/../a', which no request can have",
     METHOD.format("'/a/{x}?y'"): "has the path '/a/{x}?y', which no request can have",
     "class A(fal.App, setup_function=print): pass": "an app has the method setup(self)",
     METHOD.format("'/requests'"): "belongs to the queue",
@@ -395,6 +398,16 @@ def test_fastapi_serves_what_only_it_knows(bench: Bench) -> None:
     assert post(runner, "/later").json() == "soon"
     assert post(runner, "/count").json() == 2
     assert post(runner, "/items/ab").json() == "ab"
+
+
+def test_a_file_goes_over_http_alone() -> None:
+    def method(f: UploadFile, n: int = 0) -> int:
+        return n
+
+    places = Places(method, get_type_hints(method), {})
+    with pytest.raises(TypeError, match="the endpoint takes a file; send it over HTTP, to its url"):
+        places.bound((), {"f": b"x"})
+    assert places.bound((), {"n": 2})["body"] == {"n": 2}
 
 
 def test_the_request_may_stand_beside_what_fastapi_gives(bench: Bench) -> None:

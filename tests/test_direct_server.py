@@ -28,7 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from fal_notebook import discovery
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import DeployError
+from fal_notebook.exceptions import DeployError, GatewayUnavailableError
 from fal_notebook.server_command import ServerCommand
 from fal_notebook.server_handle import ServerHandle
 
@@ -264,10 +264,12 @@ def test_a_caller_who_goes_away_calls_the_cancel_route_that_the_server_has(
     shell.run(cell("cancels", f"{sys.executable} {tmp_path}/cancels.py"))
     server = shell["cancels"]
     for path in ("/other", "/job"):
-        with contextlib.suppress(httpx.HTTPError, Exception):
+        with contextlib.suppress(GatewayUnavailableError):
             server.request("POST", path, timeout=0.5)
     wanted = ["/other", "/job/cancel"]
     eventually(lambda: server.request("GET", "/told").json() == wanted)
+    with pytest.raises(GatewayUnavailableError, match=r"^no answer came in time; the request may"):
+        server.request("POST", "/job", timeout=0.0001)
 
 
 # --- how it starts and ends ----------------------------------------------------------------------

@@ -215,6 +215,8 @@ def test_a_repository_is_cloned_once_for_all_runners(
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["repo", old.name]
     named = toolkit.clone_repository(url, target_dir=tmp_path / "r", repo_name="own")
     assert named.name == "own"
+    with pytest.raises(toolkit.DownloadError, match=r"^git checkout failed: .*nope"):
+        toolkit.clone_repository(url, commit_hash="nope", target_dir=tmp_path / "r")
 
 
 def test_two_runners_may_clone_at_once(repository: tuple[str, str], tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ def test_a_compressed_file_gives_what_is_in_it(gateway: GatewayInfo) -> None:
     made = toolkit.CompressedFile.from_bytes(buffer.getvalue(), "application/zip")
     assert [path.read_text() for path in made] == ["A"]
     assert [path.name for path in made.glob("*.txt")] == ["a.txt"]
+    url = {"url": made.url}
+    assert [path.read_text() for path in toolkit.CompressedFile(**url)] == ["A"]
+    assert [path.read_text() for path in toolkit.CompressedFile(**url).glob("*")] == ["A"]
 
 
 class Given(BaseModel):

@@ -78,7 +78,7 @@ def _unreachable(error: Exception) -> str:
     if "FileNotFoundError" in text or isinstance(error, FileNotFoundError):
         return (
             f"there is no Docker engine at {where}: install one (on Debian `apt-get install "
-            f"docker.io`) or set DOCKER_HOST; {OTHERWISE}"
+            f"docker.io`), or set DOCKER_HOST and start the gateway anew; {OTHERWISE}"
         )
     if "Invalid bind address" in text:
         return (

@@ -183,10 +183,11 @@ def _unpicklable(item: Item, error: Exception) -> str:
         end = f" holds at {path} {what}" if path else f" is {what}"
     else:
         end = f", whose {path} is {what}" if path else f", {what}"
-    return (
-        f"{item.sentence()}{end}, which cannot be pickled{_reason(error)}; "
-        "create it in setup_function or inside the function"
-    )
+    root = item
+    while root.owner is not None:
+        root = root.owner
+    where = "setup(self)" if is_class(root.value) else "setup_function or inside the function"
+    return f"{item.sentence()}{end}, which cannot be pickled{_reason(error)}; create it in {where}"
 
 
 def _reason(error: Exception) -> str:

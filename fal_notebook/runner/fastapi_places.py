@@ -125,6 +125,8 @@ def _place(
         return None, mark
     if mark is not None and type(mark).__name__ != "Body":
         return type(mark).__name__.lower(), mark
+    if is_class_of(annotation, UploadFile):
+        return "file", mark
     if is_class_of(annotation, *GIVEN, Request):
         return None, mark
     whole = not mark.embed if mark is not None else is_model_or_request(annotation)

@@ -208,11 +208,11 @@ class CompressedFile(File):
     _folder: Any = PrivateAttr(None)
 
     def __iter__(self) -> Iterator[Path]:  # type: ignore[override]
-        return self._extracted().iterdir()
+        yield from self._extracted().iterdir()  # which keeps this alive, and with it the files
 
     def glob(self, pattern: str) -> Iterator[Path]:
         """Yield the paths inside that match."""
-        return self._extracted().glob(pattern)
+        yield from self._extracted().glob(pattern)
 
     def _extracted(self) -> Path:
         if self._folder is None:

@@ -139,7 +139,7 @@ def _clone(url: str, commit: str | None, folder: Path) -> None:
         made = Path(temporary) / folder.name
         _git("clone", "--recursive", "--", url, str(made))
         if commit is not None:
-            _git("-C", str(made), "checkout", commit, "--")
+            _git("checkout", commit, "--", folder=made)
         with suppress(FileNotFoundError):
             folder.rename(Path(temporary) / ".before")
         try:
@@ -149,8 +149,8 @@ def _clone(url: str, commit: str | None, folder: Path) -> None:
                 raise  # else another runner was faster, and what it made is as good
 
 
-def _git(*arguments: str) -> None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+def _git(*arguments: str, folder: Path | None = None) -> None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise DownloadError(f"git {arguments[0]} failed: {done.stderr.strip()[-500:]}")
 
