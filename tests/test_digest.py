@@ -533,6 +533,6 @@ def test_a_set_of_a_class_of_its_own_has_no_order(name: str) -> None:
     assert digest_of(again) == digest_of(value)
     assert digest_of(kind("abd")) != digest_of(value)
     assert digest_of(set("abc")) != digest_of(value)
-    if name != "own":
+    if name == "tags" or (name == "slotted" and sys.version_info >= (3, 11)):  # else not pickled
         again.note = 2
         assert digest_of(again) != digest_of(value)
