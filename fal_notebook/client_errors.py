@@ -82,7 +82,8 @@ def raise_named(response: httpx.Response) -> None:
         raise exceptions.UnauthorizedError(str(detail))
     if response.status_code == 404:
         raise exceptions.NotFoundError(str(detail))
-    if response.status_code == 422 and isinstance(detail, list):
+    of_app = "x-fal-request-id" in response.headers
+    if response.status_code == 422 and isinstance(detail, list) and not of_app:
         raise exceptions.OptionError("; ".join(map(_problem, detail)))
     raise exceptions.GatewayError(f"{response.status_code}: {detail}")
 
