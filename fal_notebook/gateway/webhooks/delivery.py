@@ -99,7 +99,8 @@ class Deliverer:
         if flying.left <= 0:
             return False
         only = None if flying.left_to_unproven > 0 else flying.proven
-        due = self._table.due(now, flying.left, flying.full(), flying.targets, only)
+        given = flying.full(), flying.targets, *flying.crowded()
+        due = self._table.due(now, flying.left, *given, only)
         started = False
         for delivery in filter(flying.may_start, due):
             self._start(delivery)

@@ -6,7 +6,7 @@ import resource
 from collections import Counter
 
 from fal_notebook.gateway.webhooks.table import Delivery
-from fal_notebook.gateway.webhooks.targets import address_of, lanes_of, parse
+from fal_notebook.gateway.webhooks.targets import address_of, parse
 
 # On their way at once: in all, and to one target. Targets that did not take their last one, new or
 # failing, share three of four places; those of one address have as many of them as PER_ADDRESS.
@@ -54,11 +54,14 @@ class Flights:
     def full(self) -> list[str]:
         """Return the targets that get no more for now."""
         flying = Counter(self.targets.values())
-        full = [target for target, count in flying.items() if count >= PER_TARGET]
+        return [target for target, count in flying.items() if count >= PER_TARGET]
+
+    def crowded(self) -> tuple[list[str], list[str]]:
+        """Return the addresses where only proven targets get more for now, and these targets."""
         addresses = {address_of(target) for target in self.targets.values()}
         crowded = [address for address in addresses if self._left_at(address) <= 0]
-        lanes = [lane for address in crowded for lane in lanes_of(address)]
-        return [*full, *(lane for lane in lanes if lane not in self.proven)]
+        proven = self.proven if crowded else ()
+        return crowded, [target for target in proven if address_of(target) in crowded]
 
     def _left_at(self, address: str) -> int:
         """How many more may start now to targets there that did not take their last one."""

@@ -19,19 +19,26 @@ CREATE INDEX IF NOT EXISTS webhooks_by_target ON webhooks (target, next_at, requ
 """
 
 # The targets are looked up one after the other in the index: a dead one costs one step, however
-# many rows it has.
-_ALL = """
+# many rows it has, and so do all targets of a crowded address ("$" comes behind "#").
+_ADDRESS = "substr(known.target, 1, instr(known.target, '#') - 1)"
+_IS_CROWDED = f"{_ADDRESS} IN (SELECT value FROM json_each(?5))"
+_ALL = f"""
 known (target) AS (
   SELECT MIN(target) FROM webhooks UNION ALL
-  SELECT (SELECT MIN(target) FROM webhooks WHERE target > known.target)
-  FROM known WHERE target IS NOT NULL)
+  SELECT (
+    SELECT MIN(target) FROM webhooks
+    WHERE target > CASE WHEN {_IS_CROWDED} THEN {_ADDRESS} || '$' ELSE known.target END)
+  FROM known WHERE target IS NOT NULL),
+wanted (target) AS (
+  SELECT target FROM known WHERE target IS NOT NULL AND NOT {_IS_CROWDED}
+  UNION SELECT value FROM json_each(?6))
 """
-_THESE = "known (target) AS (SELECT value FROM json_each(?5))"
+_THESE = "wanted (target) AS (SELECT value FROM json_each(?5))"
 _DUE = """
-SELECT webhooks.* FROM known CROSS JOIN webhooks ON request_id = (
-  SELECT request_id FROM webhooks WHERE target = known.target AND next_at <= ?1
+SELECT webhooks.* FROM wanted CROSS JOIN webhooks ON request_id = (
+  SELECT request_id FROM webhooks WHERE target = wanted.target AND next_at <= ?1
   AND request_id NOT IN (SELECT value FROM json_each(?4)) ORDER BY next_at LIMIT 1)
-WHERE known.target NOT IN (SELECT value FROM json_each(?3))
+WHERE wanted.target NOT IN (SELECT value FROM json_each(?3))
 ORDER BY attempt > 0, next_at DESC LIMIT ?2
 """
 
@@ -85,6 +92,8 @@ class DeliveryTable:
         limit: int,
         full: Collection[str] = (),
         requests: Collection[str] = (),
+        crowded: Collection[str] = (),
+        but: Collection[str] = (),
         only: Collection[str] | None = None,
     ) -> list[Delivery]:
         """Return the delivery of each target that is due longest, those never tried before retries.
@@ -96,10 +105,12 @@ class DeliveryTable:
         ----------
         full, requests
             Targets and requests to leave out.
+        crowded, but
+            Addresses whose targets are left out, and which of these are not.
         only : collection of str, optional
             The targets to look at; all without it.
         """
-        lists = (full, requests) if only is None else (full, requests, only)
+        lists = (full, requests, *((crowded, but) if only is None else (only,)))
         rows = self._journal.read(
             f"WITH RECURSIVE {_ALL if only is None else _THESE} {_DUE}",
             *(now, limit, *(json.dumps(list(names)) for names in lists)),

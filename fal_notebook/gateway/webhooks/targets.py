@@ -26,7 +26,7 @@ RESOLVER_THREADS = 256
 
 # The paths of one host and port are told apart as so many targets: a server with a path for each
 # request is no endless number of targets. A path that took its last webhook is one of its own.
-LANES = 64
+LANES = 4096
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
@@ -83,11 +83,6 @@ class Target:
 def address_of(lane: str) -> str:
     """Return host and port of a lane."""
     return lane.rpartition("#")[0]
-
-
-def lanes_of(address: str) -> list[str]:
-    """Return all lanes of host and port that paths share."""
-    return [f"{address}#{number}" for number in range(LANES)]
 
 
 def parse(url: str) -> Target:
