@@ -406,6 +406,14 @@ class ByNames:
         return {"inner": [LOCK]}
 
 
+class Noted(list[Any]):
+    note = LOCK
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__(items)
+        self.note = LOCK
+
+
 class ByPlaces:
     def __getstate__(self) -> Any:
         return [LOCK]
@@ -424,12 +432,34 @@ class ByPlaces:
         (ByNames(), ".inner[0]"),
         (ByPlaces(), ".__getstate__()[0]"),
         (iter([LOCK]), ".__reduce__()[1][0][0]"),
+        (Noted([1]), ".note"),
     ],
 )
 def test_a_lock_is_found_in_what_a_value_is_pickled_as(value: Any, path: str) -> None:
     with pytest.raises(UnpicklableError, match=r"is a _thread\.lock, which cannot") as caught:
         capture(notebook("def f(): return data", data=value)["f"])
     assert f"`f` uses global `data`, whose {path}" in str(caught.value)
+
+
+def test_a_lock_that_a_member_of_an_enum_holds_is_found() -> None:
+    source = (
+        "import enum\nclass Kind(enum.Enum): ONE = 1\nKind.ONE.lock = LOCK\ndef f(): return Kind"
+    )
+    with pytest.raises(UnpicklableError, match=r"`Kind`, whose \.ONE\.lock is a _thread\.lock"):
+        capture(notebook(source, LOCK=LOCK)["f"])
+
+
+def test_a_variable_that_two_functions_share_is_noted_when_one_writes_it() -> None:
+    source = (
+        "def made():\n    n = START\n"
+        "    def inc():\n        WRITE\n    def get(): return n\n    return inc, get\n"
+        "inc, get = made()\ndef f():\n    inc(); return get()"
+    )
+    written = source.replace("START", "0").replace("WRITE", "nonlocal n; n += 1")
+    (note,) = capture(notebook(written)["f"]).warnings
+    assert note.startswith("`inc` and `get` share the variable `n`, and in a runner each has one")
+    held = source.replace("START", "[0]").replace("WRITE", "n[0] += 1")
+    assert capture(notebook(held)["f"]).warnings == ()
 
 
 def test_a_value_that_is_pickled_as_ever_more_values_ends() -> None:

@@ -536,3 +536,54 @@ def test_a_set_of_a_class_of_its_own_has_no_order(name: str) -> None:
     if name == "tags" or (name == "slotted" and sys.version_info >= (3, 11)):  # else not pickled
         again.note = 2
         assert digest_of(again) != digest_of(value)
+
+
+CHANGES = {
+    "an attribute with underscores": ("def h(): pass\nh.__version__ = 1", "h.__version__ = 2"),
+    "a signature": ("def h(): pass", "h.__signature__ = inspect.signature(lambda y: 1)"),
+    "an attribute of a method": (
+        "class h:\n    def go(self): pass\nh.go.__version__ = 1",
+        "h.go.__version__ = 2",
+    ),
+    "a module of the notebook's": (
+        "h = types.ModuleType('h_mod'); exec('t = 1', vars(h))",
+        "exec('t = 2', vars(h))",
+    ),
+    "an attribute of a member": (
+        "class h(enum.Enum): A = 1\nh.A.mass = 1",
+        "h.A.mass = 2",
+    ),
+    "a registered class": ("class h(abc.ABC): pass", "h.register(int)"),
+    "the flags of an array": ("h = np.zeros(3)", "h.flags.writeable = False"),
+    "a cached function's attribute": ("h = functools.cache(lambda x: x)", "h.note = 3"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_place_changes_the_digest(change: str) -> None:
+    before, then = CHANGES[change]
+    source = "import abc, enum, functools, inspect, types, numpy as np\n"
+    found = cell(f"{source}{before}\ndef f(): return h")
+    digest = digest_of(found["f"])
+    assert digest == digest_of(found["f"])
+    exec(then, found)
+    assert digest_of(found["f"]) != digest
+
+
+def test_an_alias_of_a_member_counts() -> None:
+    one, other = "class h(enum.Enum):\n    A = 1", "class h(enum.Enum):\n    A = 1\n    B = 1"
+    both = [of(f"import enum\n{source}\ndef f(): return h") for source in (one, other)]
+    assert both[0] != both[1]
+
+
+@pytest.mark.parametrize(
+    "made", ["P()", "np.zeros(3)", "deque()", "SimpleNamespace()", "defaultdict(int)", "{}"]
+)
+def test_one_object_twice_is_not_two_objects(made: str) -> None:
+    source = (
+        "import numpy as np\nfrom collections import deque, defaultdict\n"
+        "from types import SimpleNamespace\nclass P: pass\n"
+    )
+    one, two = f"one = {made}; h = [one, one]", f"h = [{made}, {made}]"
+    digests = [of(f"{source}{values}\ndef f(): return h") for values in (one, two)]
+    assert digests[0] != digests[1]

@@ -77,6 +77,17 @@ def test_a_compressed_file_gives_what_is_in_it(gateway: GatewayInfo) -> None:
     assert [path.read_text() for path in toolkit.CompressedFile(**url).glob("*")] == ["A"]
 
 
+def test_a_file_is_kept_as_long_as_its_author_says(gateway: GatewayInfo, eventually: Any) -> None:
+    kept = {"object_lifecycle_preference": {"expiration_duration_seconds": 1}}
+    image = PIL.Image.new("RGB", (4, 2), "red")
+    files = [
+        toolkit.File.from_bytes(b"x", save_kwargs=kept),
+        toolkit.Image.from_pil(image, save_kwargs=kept),
+    ]
+    for file in files:
+        eventually(lambda url=file.url: httpx.get(url).status_code == 404)
+
+
 class Given(BaseModel):
     file: toolkit.File
 

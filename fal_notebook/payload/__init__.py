@@ -39,6 +39,7 @@ from fal_notebook.payload.references import (
     import_path,
     is_by_value,
     named_references,
+    written_variables,
 )
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
@@ -159,6 +160,7 @@ def capture(
             *_size_warning(len(pickled), items),
             *_code_warnings(items, modules, identity),
             *_file_warnings(items),
+            *_shared_variables(items),
             *_unknown_names(items, allow_secret, identity.get("options", ())),
         )
         captured = _captured(items, reductions)
@@ -291,6 +293,26 @@ def _code_warnings(
 def _is_told(reference: Reference) -> bool:
     """Whether warnings need the value: of what is no global, only paths."""
     return reference.how == "global" or isinstance(reference.value, (str, PurePath))
+
+
+def _shared_variables(items: list[Item]) -> Iterator[str]:
+    """Say which variable of an outer function is written by one of several that are captured."""
+    users: dict[int, list[tuple[str, Item]]] = {}
+    for item in items:
+        function = item.value
+        if isinstance(function, types.FunctionType) and is_by_value(function):
+            cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            for name, cell in cells:
+                users.setdefault(id(cell), []).append((name, item))
+    for found in users.values():
+        name, first = found[0]
+        written = any(name in written_variables(i.value.__code__) for name, i in found)
+        if written and len({id(item.value) for _, item in found}) > 1:
+            others = " and ".join(f"`{item.name}`" for _, item in found[1:])
+            yield (
+                f"`{first.name}` and {others} share the variable `{name}`, and in a runner each "
+                "has one of its own; keep it in a list, a dict or an object that both have"
+            )
 
 
 def _file_warnings(items: list[Item]) -> list[str]:

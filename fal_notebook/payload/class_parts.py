@@ -5,6 +5,7 @@ Plain classes, enums, dataclasses and pydantic models; `digest` hashes what is r
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import enum
 import sys
@@ -28,6 +29,7 @@ _GENERATED = {
     "__slotnames__",  # copyreg notes them when an instance is copied or pickled
 }
 _PYDANTIC_KEPT = ("__pydantic_generic_metadata__", "__pydantic_root_model__")
+_OF_EACH_MEMBER = {"_value_", "_name_", "__objclass__", "_sort_order_"}
 _ENUM_GENERATED = {
     "_member_names_",
     "_member_map_",
@@ -54,10 +56,27 @@ def class_parts(cls: type) -> dict[str, Any]:
         "members": _members(cls),
     }
     if issubclass(cls, enum.Enum):
-        parts["enum"] = [(member.name, member.value) for member in cls]
+        parts["enum"] = [
+            (name, member.name, member.value, _of_member(member))
+            for name, member in cls.__members__.items()
+        ]
+    if isinstance(cls, abc.ABCMeta):
+        parts["registered"] = _registered(cls)
     if _is_pydantic(cls):
         parts["pydantic"] = _pydantic_parts(cls)
     return parts
+
+
+def _of_member(member: Any) -> dict[str, Any]:
+    """Return what was given to an enum's member besides its value."""
+    return {name: part for name, part in vars(member).items() if name not in _OF_EACH_MEMBER}
+
+
+def _registered(cls: Any) -> set[Any]:
+    """Return the classes that were registered with an abstract one."""
+    dump: Any = getattr(abc, "_get_dump", None)  # where cloudpickle finds them, too
+    found = (reference() for reference in dump(cls)[0]) if dump is not None else ()
+    return {kind for kind in found if kind is not None}
 
 
 def _members(cls: type) -> dict[str, Any]:
@@ -66,6 +85,8 @@ def _members(cls: type) -> dict[str, Any]:
     skipped.update((slots,) if isinstance(slots, str) else slots)
     if issubclass(cls, enum.Enum):
         skipped |= _ENUM_GENERATED | set(cls.__members__)
+    if not _is_pydantic(cls):
+        skipped.discard("__signature__")  # of others nobody but the notebook makes one
     members = {name: value for name, value in vars(cls).items() if name not in skipped}
     if not members.get("__annotations__", True):  # made by who looks for them
         del members["__annotations__"]

@@ -6,6 +6,7 @@ So each value is hashed from its parts, in a canonical order; classes are left t
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import marshal
@@ -33,7 +34,10 @@ from fal_notebook.payload.sources import source_of
 from fal_notebook.payload.used_values import unused
 
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
-_CHANGEABLE = {list, dict, set, bytearray}
+_CHANGEABLE = {
+    *(list, dict, set, bytearray, types.SimpleNamespace),
+    *(collections.deque, collections.defaultdict, collections.OrderedDict, collections.Counter),
+}
 _SORTABLE = ({str}, {int}, {bytes})
 _ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
 
@@ -76,7 +80,7 @@ class _Digester:
         if key in self._done:
             number, found = self._done[key]
             # Of what can change it counts that it is the same one.
-            again = type(value) in _CHANGEABLE
+            again = type(value) in _CHANGEABLE or is_array(value) or is_by_value(type(value))
             return _hash(b"again", struct.pack("<q", number)) if again else found
         if key in self._depth:
             return _hash(b"cycle", struct.pack("<q", self._depth[key]))
@@ -143,7 +147,7 @@ class _Digester:
 
     def _module(self, value: types.ModuleType) -> bytes:
         name = value.__name__
-        if not is_by_value(value):
+        if not is_by_value(value) and sys.modules.get(name) is value:
             return _hash(b"module", name.encode(), _version(name))
         public = {k: v for k, v in vars(value).items() if not k.startswith("__")}
         return _hash(b"local module", name.encode(), self._mapping(public))
@@ -154,7 +158,7 @@ class _Digester:
 
     def _function(self, value: types.FunctionType) -> bytes:
         own = attributes_of(value)
-        attributes = {k: v for k, v in own.items() if not k.startswith("__")}
+        attributes = {k: v for k, v in own.items() if k != "__wrapped__"}
         wrapped = own.get("__wrapped__")
         found = named_references(value) if self._with_references else ()
         references = [tuple(r) for r in sorted(found, key=_name)]
@@ -163,7 +167,9 @@ class _Digester:
         return _hash(b"function", *map(self.digest, (*parts, attributes, wrapped)))
 
     def _cached(self, value: Any) -> bytes:
-        return _hash(b"cached", *map(self.digest, (value.cache_parameters(), value.__wrapped__)))
+        own = {k: v for k, v in vars(value).items() if k not in ("cache_parameters", "__wrapped__")}
+        parts = value.cache_parameters(), value.__wrapped__, own
+        return _hash(b"cached", *map(self.digest, parts))
 
     def _code(self, code: types.CodeType) -> bytes:
         counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
@@ -176,7 +182,8 @@ class _Digester:
 
     def _array(self, array: Any) -> bytes:
         kind = array.dtype.descr if array.dtype.names else array.dtype.str
-        head = repr((kind, array.shape, array.flags.fnc))  # a runner has it in the same order
+        flags = array.flags.fnc, array.flags.writeable  # a runner has it in the same order
+        head = repr((kind, array.shape, flags))
         if array.dtype.names:  # field by field, for the padding between them may hold anything
             return _hash(
                 b"record", head.encode(), *(self._array(array[n]) for n in array.dtype.names)

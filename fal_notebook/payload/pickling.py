@@ -7,6 +7,7 @@ cloudpickle ships most things; what it would ship by a reference to the notebook
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import io
 import operator
@@ -254,10 +255,18 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
         yield from ((f".keys()[{index}]", key) for index, key in enumerate(value))
+        yield from _attributes(value)
     elif isinstance(value, (list, tuple)):
         yield from ((f"[{index}]", part) for index, part in enumerate(value))
+        yield from _attributes(value)
     elif isinstance(value, (set, frozenset)):
         yield from ((f"{{{part!r}}}", part) for part in value)
+        yield from _attributes(value)
+    elif isinstance(value, enum.EnumMeta):
+        members: Mapping[str, Any] = value.__members__
+        for name, member in members.items():
+            yield from ((f".{name}{label}", part) for label, part in _attributes(member))
+        yield from _attributes(value)
     elif is_array(value) and value.dtype.hasobject:
         yield from ((f".flat[{index}]", part) for index, part in enumerate(value.flat))
     elif _of_pandas(value, "DataFrame"):

@@ -87,12 +87,13 @@ class File(BaseModel):
     ) -> F:
         """Store bytes; of a name or a type the other follows.
 
-        `request` is the endpoint's, whose caller says how long the file is kept. What else fal
-        has here, as `repository`, is taken and has no effect.
+        `request` is the endpoint's, whose caller says how long the file is kept, unless
+        `save_kwargs` holds an ``object_lifecycle_preference``. What else fal has here, as
+        `repository`, is taken and has no effect.
         """
         content_type, file_name = _described(content_type, file_name)
         return cls(
-            url=storage.upload(data, content_type, file_name, _lifecycle(request)),
+            url=storage.upload(data, content_type, file_name, _lifecycle(request, save_kwargs)),
             content_type=content_type,
             file_name=file_name,
             file_size=len(data),
@@ -126,7 +127,10 @@ class File(BaseModel):
         content_type, name = _described(content_type, path.name)
         return cls(
             url=storage.upload(
-                path if data is None else data, content_type, name, _lifecycle(request)
+                path if data is None else data,
+                content_type,
+                name,
+                _lifecycle(request, save_kwargs),
             ),
             content_type=content_type,
             file_name=name,
@@ -240,8 +244,10 @@ def _described(content_type: str | None, file_name: str | None) -> tuple[str, st
     return content_type, file_name
 
 
-def _lifecycle(request: Any) -> dict[str, Any] | None:
-    """Return how long the caller wants the file to be kept."""
+def _lifecycle(request: Any, save_kwargs: Any) -> dict[str, Any] | None:
+    """Return how long a file is kept: as its author says, else as the caller wants."""
+    if save_kwargs and (own := save_kwargs.get("object_lifecycle_preference")) is not None:
+        return dict(own)
     if request is not None:
         return lifecycle_preference(request.headers.get("x-fal-object-lifecycle-preference"))
     app = get_current_app()

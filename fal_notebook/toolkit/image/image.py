@@ -76,7 +76,8 @@ class Image(File):
         fallback_save_kwargs: Any = None,
     ) -> Image:
         """Store the bytes of an image of a format."""
-        made = super().from_bytes(data, f"image/{format}", file_name, request=request)
+        given = {"request": request, "save_kwargs": save_kwargs}
+        made = super().from_bytes(data, f"image/{format}", file_name, **given)
         made.width, made.height = (size.width, size.height) if size else (None, None)
         return made
 
@@ -99,7 +100,8 @@ class Image(File):
         kind = format or content_type
         full = f"image/{kind}" if kind and "/" not in kind else kind
         store = super().from_bytes
-        made = await asyncio.to_thread(store, data, full, file_name, request=request)
+        given = {"request": request, "save_kwargs": save_kwargs}
+        made = await asyncio.to_thread(store, data, full, file_name, **given)
         made.width, made.height = (size.width, size.height) if size else (None, None)
         return made
 
@@ -121,7 +123,8 @@ class Image(File):
         buffer = io.BytesIO()
         pil_image.save(buffer, format=chosen, **_SAVING.get(chosen, {}))
         size = ImageSize(width=pil_image.width, height=pil_image.height)
-        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, request=request)
+        given = {"request": request, "save_kwargs": save_kwargs}
+        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, **given)
 
     def to_pil(self, mode: str = "RGB") -> PILImage.Image:
         """Download the image and return it as Pillow's, turned as its camera says."""
