@@ -296,7 +296,9 @@ class QueueRoutes:
         if await self._queue.cancel(asked.fleet, asked.request):
             await json_reply({"status": "CANCELLATION_REQUESTED"}, asked.request.id, 202)(send)
         else:
-            detail, more = "the request is completed already", {"status": "ALREADY_COMPLETED"}
+            # fal's clients show the detail and nothing else.
+            detail = "ALREADY_COMPLETED: the request is completed"
+            more = {"status": "ALREADY_COMPLETED"}
             await error_reply(400, detail, asked.request.id, more=more)(send)
 
 
