@@ -264,12 +264,10 @@ def test_a_caller_who_goes_away_calls_the_cancel_route_that_the_server_has(
     shell.run(cell("cancels", f"{sys.executable} {tmp_path}/cancels.py"))
     server = shell["cancels"]
     for path in ("/other", "/job"):
-        with contextlib.suppress(GatewayUnavailableError):
+        with contextlib.suppress(GatewayUnavailableError):  # no answer came in time
             server.request("POST", path, timeout=0.5)
     wanted = ["/other", "/job/cancel"]
     eventually(lambda: server.request("GET", "/told").json() == wanted)
-    with pytest.raises(GatewayUnavailableError, match=r"^no answer came in time; the request may"):
-        server.request("POST", "/job", timeout=0.0001)
 
 
 # --- how it starts and ends ----------------------------------------------------------------------
