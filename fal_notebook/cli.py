@@ -48,16 +48,14 @@ class _Amount(click.FloatRange):
         return number
 
 
-class _Given(click.ParamType[str]):
+class _Given(click.types.StringParamType):
     """A text that is not empty, as a variable without a value would be."""
-
-    name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text."""
         if not value:
             self.fail("it is empty; leave the option out to see all", param, ctx)
-        return str(value)
+        return str(super().convert(value, param, ctx))
 
 
 _GIVEN = _Given()

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -26,6 +27,7 @@ import fal_notebook
 from fal_notebook import cli, discovery, handle, state_lock, sync
 from fal_notebook.backends.zygotes import INHERITED
 from fal_notebook.client import Client
+from fal_notebook.client_errors import gone
 from fal_notebook.exceptions import DeployError, GatewayUnavailableError
 from fal_notebook.magics.gateway_names import GatewayNames
 
@@ -165,6 +167,11 @@ def test_a_call_that_loses_its_gateway_says_that_it_may_have_run(
         "the gateway went away before it answered: the request may have been carried out and was "
         "not sent again; repeat it if that does no harm, the gateway starts by itself"
     )
+
+
+def test_an_answer_that_comes_too_late_is_no_gateway_that_went_away() -> None:
+    error = gone(httpx.ReadTimeout("late"), answered=False)
+    assert str(error) == "no answer came in time; the request may be carried out all the same"
 
 
 def test_calls_at_once_find_the_next_gateway(state) -> None:
