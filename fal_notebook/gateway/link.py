@@ -15,7 +15,7 @@ from fal_notebook.runner.spec import LINK, SECRET
 
 # How often an opening socket is tried while its runner starts to listen.
 CONNECT_PERIOD = 0.003
-# While nothing comes, it is looked this often whether the runner lives: a broken network is silent.
+# It is looked this often whether the runner lives: a broken network is silent.
 ALIVE_PERIOD = 5.0
 
 
@@ -30,31 +30,30 @@ async def states(runner: Runner, alive: Callable[[], bool]) -> AsyncGenerator[di
     Raises
     ------
     UpstreamError
-        When the link breaks.
+        When the link breaks, or the runner is gone.
     """
     connection = await _connect(runner, alive)
+    watching = asyncio.ensure_future(_close_when_gone(connection, alive))
     buffer = b""
     try:
         connection.begin(_request(runner, b"states"))
         await connection.head()
-        while data := await _read(connection, alive):
+        # Nothing stands between a read and its lines: a failure, which the runner tells before it
+        # answers, is known before its caller has the answer and asks for the failure.
+        while data := await connection.read():
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
                 yield json.loads(line)
     finally:
+        watching.cancel()
         connection.close()
 
 
-async def _read(connection: Connection, alive: Callable[[], bool]) -> bytes:
-    """Return what comes next, nothing when the link was closed or the runner is gone."""
-    reading = asyncio.ensure_future(connection.read())
-    try:
-        while not (await asyncio.wait((reading,), timeout=ALIVE_PERIOD))[0]:
-            if not alive():
-                return b""
-        return reading.result()
-    finally:
-        reading.cancel()
+async def _close_when_gone(connection: Connection, alive: Callable[[], bool]) -> None:
+    await asyncio.sleep(ALIVE_PERIOD)
+    while alive():
+        await asyncio.sleep(ALIVE_PERIOD)
+    connection.close()
 
 
 async def end(runner: Runner) -> None:
