@@ -13,6 +13,7 @@ import reprlib
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 from fal_notebook import calls, sync
@@ -26,6 +27,8 @@ from fal_notebook.submitting import QueueOptions, Submitter
 T = TypeVar("T")
 
 _ID = re.compile("[0-9a-f]{32}")  # of a request
+# The handles whose functions run here, by `local`.
+_AT_HOME: ContextVar[frozenset[int]] = ContextVar("_AT_HOME", default=frozenset())
 
 
 def shared_client() -> Client:
@@ -79,6 +82,8 @@ class Handle(Queued):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely; of a generator function, return an iterator."""
         __tracebackhide__ = True
+        if id(self) in _AT_HOME.get():
+            return self.original(*args, **kwargs)
         result = sync.wait(self._call(calls.dump(self.name, args, kwargs)))
         return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
 
@@ -116,29 +121,33 @@ class Handle(Queued):
             When this handle did not come from a cell of this kernel.
         """
         __tracebackhide__ = True
-        original = self.original
-        if self._first is None and inspect.iscoroutinefunction(self._setup_function):
-            return self._local_async(original, args, kwargs)
-        if self._first is None:
-            self._keep(self._setup_function() if self._setup_function is not None else None)
-        return original(*(self._first or ()), *args, **kwargs)
-
-    def _local_async(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        """Run the function after a setup that has to be awaited, as the function itself has."""
-        if not inspect.iscoroutinefunction(original):
+        if inspect.iscoroutinefunction(self.original):
+            return self._local_async(args, kwargs)
+        if inspect.iscoroutinefunction(self._setup_function):
             raise FalNotebookError(
                 f"{self.name} has an async setup_function, which can be awaited here for an async "
                 "function only; call the handle's .original with what it returns"
             )
+        if self._first is None:
+            self._keep(self._setup_function() if self._setup_function is not None else None)
+        with self._at_home():
+            return self.original(*(self._first or ()), *args, **kwargs)
 
-        async def run() -> Any:
-            if self._first is None and self._setup_function is not None:
-                self._keep(await self._setup_function())
-            return await original(*(self._first or ()), *args, **kwargs)
+    async def _local_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._first is None:
+            made = self._setup_function() if self._setup_function is not None else None
+            self._keep(await made if inspect.isawaitable(made) else made)
+        with self._at_home():
+            return await self.original(*(self._first or ()), *args, **kwargs)
 
-        return run()
+    @contextlib.contextmanager
+    def _at_home(self) -> Iterator[None]:
+        """Have the function's calls of itself be calls of itself, as they are in a runner."""
+        token = _AT_HOME.set(_AT_HOME.get() | {id(self)})
+        try:
+            yield
+        finally:
+            _AT_HOME.reset(token)
 
     def _keep(self, made: Any) -> None:
         self._first = () if made is None else (made,)

@@ -232,6 +232,22 @@ def test_local_runs_here_and_the_signature_is_the_functions(shell) -> None:
     assert call.__doc__ == "Say where."
 
 
+def test_local_recursion_is_local_as_it_is_in_a_runner(shell) -> None:
+    """Its calls of itself are not the handle's, whose name stands for the function here."""
+    helper = "import os\ndef helper(n): return f(n)\n"
+    call = deploy(
+        shell,
+        f"{helper}def f(n):\n    return [os.getpid(), *(helper(n - 1) if n else [])]",
+    )
+    assert set(call.local(3)) == {os.getpid()}
+    assert set(call(3)) == {call(0)[0]} != {os.getpid()}
+    call = deploy(
+        shell, "async def f(n):\n    return [os.getpid(), *(await f(n - 1) if n else [])]"
+    )
+    assert set(asyncio.run(call.local(3))) == {os.getpid()}
+    assert set(call(3)) == {call(0)[0]} != {os.getpid()}
+
+
 def test_local_awaits_a_setup_that_is_async(shell) -> None:
     setup = "calls = []\nasync def load():\n    calls.append(1)\n    return [1]\n"
     shell.run(setup)

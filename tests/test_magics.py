@@ -215,6 +215,17 @@ def test_a_function_whose_app_another_one_takes_is_named(shell, capsys) -> None:
     assert shell["Same"]() == shell["same"]() == "same"
 
 
+def test_an_app_named_as_another_function_of_the_cell_says_what_it_runs(shell, capsys) -> None:
+    source = "def first_one(): return 1\ndef last(): return 2\n"
+    shell.run(f"%%fal_function first-one wait=true\n{source}")
+    note = "note: the app first-one runs `last` and not the function `first_one`; entry= names"
+    assert note in capsys.readouterr().out
+    assert (shell["first_one"](), shell["last"]()) == (1, 2)
+    shell.run(f"%%fal_function first-one wait=true entry=first_one\n{source}")
+    assert "and not the function" not in capsys.readouterr().out
+    assert shell["first_one"]() == 1
+
+
 def test_cancel_ends_a_deploy_and_leaves_what_runs(shell) -> None:
     shell.run("import time\ndef load(): time.sleep(60)")
     shell.run(cell("wait=true", ONE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -120,9 +121,15 @@ class FunctionMagic:
                 self._wait(deployment, output)
 
     def _others(self, entry: str, handle: Handle) -> Iterator[str]:
-        """Yield a note for each other function of the notebook whose app runs this one now."""
+        """Yield a note for each other function of the notebook that the app might be taken for."""
         at, names = (handle.owner, handle.name), self._shell.user_ns
         for name, other in names.items():
+            named_alike = name.replace("_", "-") == handle.name.replace("_", "-")
+            if inspect.isfunction(other) and named_alike and name != entry:
+                yield (
+                    f"the app {handle.name} runs `{entry}` and not the function `{name}`; "
+                    "entry= names another function of the cell"
+                )
             if isinstance(other, Handle) and (other.owner, other.name) == at and name != entry:
                 function = getattr(other, "__wrapped__", None)
                 if name == getattr(function, "__name__", None):

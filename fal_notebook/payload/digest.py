@@ -38,7 +38,6 @@ _CHANGEABLE = {
     *(list, dict, set, bytearray, types.SimpleNamespace),
     *(collections.deque, collections.defaultdict, collections.OrderedDict, collections.Counter),
 }
-_SORTABLE = ({str}, {int}, {bytes})
 _ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
 
 
@@ -107,24 +106,16 @@ class _Digester:
             return _hash(tag, b"scalars", marshal.dumps(value, 2))
         return _hash(tag, *map(self.digest, value))
 
-    def _dict(self, value: dict[Any, Any]) -> bytes:
+    def _dict(self, value: Mapping[Any, Any]) -> bytes:
         """Hash a dictionary in its own order, which code may go by."""
         if {*map(type, value), *map(type, value.values())} <= _SCALARS:
             return _hash(b"dict", b"scalars", marshal.dumps(list(value.items()), 2))
         return _hash(b"dict", *(self.digest(part) for item in value.items() for part in item))
 
-    def _mapping(self, value: Mapping[Any, Any]) -> bytes:
+    def _names(self, value: Mapping[str, Any]) -> bytes:
         """Hash names and what they stand for, in whatever order they came to be."""
-        keys, values = set(map(type, value)), set(map(type, value.values()))
-        if keys in _SORTABLE and values <= _SCALARS:
-            return _hash(b"names", b"scalars", marshal.dumps(sorted(value.items(), key=_first), 2))
-        if keys in _SORTABLE:
-            ordered = sorted(value)
-            return _hash(
-                b"names", marshal.dumps(ordered, 2), *(self.digest(value[k]) for k in ordered)
-            )
-        hashed = sorted(((self._isolated(k), v) for k, v in value.items()), key=_first)
-        return _hash(b"names", *(part for k, v in hashed for part in (k, self.digest(v))))
+        ordered = sorted(value)
+        return _hash(b"names", marshal.dumps(ordered, 2), *(self.digest(value[k]) for k in ordered))
 
     def _set(self, value: Iterable[Any]) -> bytes:
         return _hash(type(value).__name__.encode(), *sorted(map(self._isolated, value)))
@@ -150,7 +141,7 @@ class _Digester:
         if not is_by_value(value) and sys.modules.get(name) is value:
             return _hash(b"module", name.encode(), _version(name))
         public = {k: v for k, v in vars(value).items() if not k.startswith("__")}
-        return _hash(b"local module", name.encode(), self._mapping(public))
+        return _hash(b"local module", name.encode(), self._names(public))
 
     def _imported(self, value: Any) -> bytes:
         path = f"{value.__module__}:{value.__qualname__}"
@@ -178,7 +169,7 @@ class _Digester:
         return self.digest(("code", counts, names, code.co_code, table, code.co_consts))
 
     def _class(self, cls: type) -> bytes:
-        return _hash(b"class", self.digest(source_of(cls)), self._mapping(class_parts(cls)))
+        return _hash(b"class", self.digest(source_of(cls)), self._names(class_parts(cls)))
 
     def _array(self, array: Any) -> bytes:
         kind = array.dtype.descr if array.dtype.names else array.dtype.str
@@ -214,15 +205,12 @@ class _Digester:
         padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
         padded[2] = _without_addresses(unused(value, padded[2]))
         padded[3:5] = list(padded[3] or ()), dict(padded[4] or ())
-        made, state, rest = padded[:2], padded[2], padded[3:]
-        hashed = self._mapping(state) if type(state) is dict else self.digest(state)
-        return _hash(b"object", *map(self.digest, made), hashed, *map(self.digest, rest))
+        return _hash(b"object", *map(self.digest, padded))
 
 
 _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]], ...] = (
     (lambda v: type(v) in (list, tuple), _Digester._sequence),
-    (lambda v: type(v) is dict, _Digester._dict),
-    (lambda v: type(v) is types.MappingProxyType, _Digester._mapping),
+    (lambda v: type(v) in (dict, types.MappingProxyType), _Digester._dict),
     (lambda v: type(v) in (set, frozenset), _Digester._set),
     (lambda v: isinstance(v, (set, frozenset)) and _is_pickled_as_set(v), _Digester._set_of_a_kind),
     (is_array, _Digester._array),
@@ -269,10 +257,6 @@ def _hash(*parts: Any) -> bytes:
         state.update(struct.pack("<q", memoryview(part).nbytes))
         state.update(part)
     return state.digest()
-
-
-def _first(pair: tuple[Any, Any]) -> Any:
-    return pair[0]
 
 
 def _name(reference: Any) -> tuple[str, str]:
