@@ -66,7 +66,13 @@ def options_of(cls: type) -> dict[str, Any]:
         values |= _own_options(base)
     split_options(values)
     health_check = health_check_of(cls)
-    return {**values, **({"health_check": health_check} if health_check is not None else {})}
+    if health_check is None:
+        return values
+    if values.get("health_check") is not None:
+        raise OptionError(
+            f"health_check is an option of the class and a mark of {health_check.path}; keep one"
+        )
+    return {**values, "health_check": health_check}
 
 
 def requirements_folder(cls: type) -> str | None:

@@ -68,6 +68,12 @@ def mark(route: RouteSignature) -> Callable[[F], F]:
                 f"{where_of(method)} has health_check={route.health_check!r}; write "
                 "health_check=fal_notebook.HealthCheck(), with its options"
             )
+        path = getattr(route.health_check, "path", "")
+        if path not in ("", route.path):
+            raise AppDefinitionError(
+                f"{where_of(method)} is at {route.path!r}, and its health check asks {path!r}; "
+                "leave path out there"
+            )
         if route.is_websocket and route.health_check is not None:
             raise AppDefinitionError(f"{where_of(method)} is a WebSocket and no health check")
         if route.is_websocket and route.realtime is None:

@@ -88,6 +88,12 @@ REFUSED = {
     METHOD.format("'/a', health_check={'path': '/h'}"): (
         "endpoint `A.f` (line 26) has health_check={'path': '/h'}; write health_check="
     ),
+    METHOD.format("'/a', health_check=fal.HealthCheck(path='/h')"): (
+        "endpoint `A.f` (line 26) is at '/a', and its health check asks '/h'; leave path out there"
+    ),
+    METHOD.format("'/a', health_check=fal.HealthCheck()") + "\n    health_check = {'path': '/h'}": (
+        "health_check is an option of the class and a mark of /a; keep one"
+    ),
     METHOD.format("'/a', is_websocket=True, health_check=fal.HealthCheck()"): (
         "endpoint `A.f` (line 26) is a WebSocket and no health check"
     ),
@@ -512,7 +518,7 @@ def test_a_health_check_is_answered_while_all_slots_are_taken(bench: Bench, para
         self.asked = threading.Event()
         self.count = 1
         return "asked" if self.asked.wait(20) else "late"
-    @fal.endpoint("/well", health_check=fal.HealthCheck(path="/"))
+    @fal.endpoint("/well", health_check=fal.HealthCheck())
     def well(self{parameter}) -> None:
         while not self.count:
             time.sleep(0.01)

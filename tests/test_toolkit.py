@@ -65,6 +65,15 @@ def test_images_go_through_pillow(gateway: GatewayInfo) -> None:
     assert (back.size, back.getpixel((0, 0))) == ((4, 2), (255, 0, 0))
 
 
+@pytest.mark.parametrize(
+    ("mode", "format", "reason"),
+    [("RGBA", "jpeg", "cannot write mode RGBA as JPEG"), ("RGB", "picture", "no such format")],
+)
+def test_an_image_that_cannot_be_written_says_why(mode: str, format: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"of mode {mode} as {format}: .*{reason}; give another"):
+        toolkit.Image.from_pil(PIL.Image.new(mode, (4, 2)), format=format)
+
+
 def test_a_compressed_file_gives_what_is_in_it(gateway: GatewayInfo) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

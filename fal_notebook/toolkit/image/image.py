@@ -117,14 +117,18 @@ class Image(File):
         save_kwargs: Any = None,
         fallback_save_kwargs: Any = None,
     ) -> Image:
-        """Store a Pillow image, by default in the format that it was opened from, else as png."""
+        """Store a Pillow image, by default in the format that it was opened from, else as png.
+
+        Raises
+        ------
+        ValueError
+            When Pillow cannot write it so, with its reason.
+        """
         chosen: Any = (format or pil_image.format or "png").lower()
         chosen = "jpeg" if chosen == "jpg" else chosen
-        buffer = io.BytesIO()
-        pil_image.save(buffer, format=chosen, **_SAVING.get(chosen, {}))
         size = ImageSize(width=pil_image.width, height=pil_image.height)
         given = {"request": request, "save_kwargs": save_kwargs}
-        return cls.from_bytes(buffer.getvalue(), chosen, size, file_name, **given)
+        return cls.from_bytes(_encoded(pil_image, chosen), chosen, size, file_name, **given)
 
     def to_pil(self, mode: str = "RGB") -> PILImage.Image:
         """Download the image and return it as Pillow's, turned as its camera says."""
@@ -137,3 +141,16 @@ class Image(File):
 
 ImageField = shown_as("image")
 ImageSizeField = shown_as(None)
+
+
+def _encoded(image: PILImage.Image, format: str) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format=format, **_SAVING.get(format, {}))
+    except (KeyError, OSError, ValueError) as error:
+        reason = "it knows no such format" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"Pillow cannot write an image of mode {image.mode} as {format}: {reason}; give another "
+            "format, or convert the image first: image.convert('RGB')"
+        ) from error
+    return buffer.getvalue()
