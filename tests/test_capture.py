@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 import fal_notebook
 from fal_notebook import payload as payload_module
 from fal_notebook.exceptions import CaptureError, PayloadTooLargeError, UnpicklableError
-from fal_notebook.payload import capture
+from fal_notebook.payload import capture, notes
 from fal_notebook.runner.envelope import unpack
 from fal_notebook.runner.sdk_server import SdkServer
 
@@ -449,17 +449,39 @@ def test_a_lock_that_a_member_of_an_enum_holds_is_found() -> None:
         capture(notebook(source, LOCK=LOCK)["f"])
 
 
-def test_a_variable_that_two_functions_share_is_noted_when_one_writes_it() -> None:
-    source = (
-        "def made():\n    n = START\n"
-        "    def inc():\n        WRITE\n    def get(): return n\n    return inc, get\n"
-        "inc, get = made()\ndef f():\n    inc(); return get()"
-    )
-    written = source.replace("START", "0").replace("WRITE", "nonlocal n; n += 1")
-    (note,) = capture(notebook(written)["f"]).warnings
-    assert note.startswith("`inc` and `get` share the variable `n`, and in a runner each has one")
-    held = source.replace("START", "[0]").replace("WRITE", "n[0] += 1")
-    assert capture(notebook(held)["f"]).warnings == ()
+COUNTER = """
+def made():
+    n = 0
+    def inc():
+        nonlocal n
+        n += 1
+    def get(): return n
+    return inc, get
+inc, get = made()
+"""
+RECURSIVE = """
+def made():
+    def even(n): return n == 0 or odd(n - 1)
+    def odd(n): return n != 0 and even(n - 1)
+    def early(): return late
+    if 0: late = 1
+    return even, odd, early
+even, odd, early = made()
+"""
+
+
+def test_functions_share_the_variables_of_the_one_around_them() -> None:
+    captured = capture(notebook(f"{COUNTER}def f():\n    inc()\n    return get()")["f"])
+    function = loaded(captured.content)["function"]
+    assert (function(), function(), captured.warnings) == (1, 2, ())
+
+
+def test_functions_around_which_variables_hold_each_other_are_captured() -> None:
+    source = f"{RECURSIVE}def f(n): return even(n), odd(n), early"
+    even, odd, early = loaded(capture(notebook(source)["f"]).content)["function"](10)
+    assert (even, odd) == (True, False)
+    with pytest.raises(NameError, match="late"):
+        early()
 
 
 def test_a_value_that_is_pickled_as_ever_more_values_ends() -> None:
@@ -531,7 +553,7 @@ def test_what_python_generates_for_a_class_is_not_listed() -> None:
 def test_above_the_first_limit_the_three_largest_values_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(payload_module, "WARN_BYTES", 500_000)
+    monkeypatch.setattr(notes, "LARGE", 500_000)
     sizes = {"a": 300_000, "b": 200_000, "c": 100_000, "d": 50_000}
     cell = notebook("def f(): return a, b, c, d", **{n: bytes(s) for n, s in sizes.items()})
     (warning,) = capture(cell["f"]).warnings

@@ -84,6 +84,24 @@ def test_one_list_twice_is_not_two_lists() -> None:
     assert of(text.format("V")) == of(text.format("V")) != of(text.format("[1]"))
 
 
+def test_variables_that_functions_share_are_not_those_of_each() -> None:
+    source = """
+def made():
+    n = 0
+    def inc():
+        nonlocal n
+        n += 1
+    def get(): return n
+    return inc, get
+{}
+def f():
+    inc()
+    return get()
+"""
+    one, two = "inc, get = made()", "inc, get = made()[0], made()[1]"
+    assert of(source.format(one)) == of(source.format(one)) != of(source.format(two))
+
+
 def test_attributes_have_an_order_which_code_may_go_by() -> None:
     one, other = SimpleNamespace(a=1, b=[2]), SimpleNamespace(b=[2], a=1)
     assert repr(one) != repr(other)

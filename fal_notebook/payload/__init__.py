@@ -7,19 +7,14 @@ is left to others.
 from __future__ import annotations
 
 import collections
-import heapq
-import io
 import json
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
-from pathlib import PurePath
 from typing import Any
 
 from typing_extensions import get_type_hints
 
-from fal_notebook import cell
 from fal_notebook.app import is_app
 from fal_notebook.endpoints import endpoints_of
 from fal_notebook.exceptions import (
@@ -27,27 +22,22 @@ from fal_notebook.exceptions import (
     PayloadTooLargeError,
     UnpicklableError,
 )
-from fal_notebook.local_requirements import folders
 from fal_notebook.payload import class_ids, local_modules
 from fal_notebook.payload.digest import digest_of
 from fal_notebook.payload.items import Item, collect
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
+from fal_notebook.payload.notes import largest, megabytes, warnings_of
 from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
 from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
-    Reference,
     import_path,
     is_by_value,
-    named_references,
-    written_variables,
 )
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
-from fal_notebook.payload.sources import source_of
 from fal_notebook.runner.envelope import pack
 from fal_notebook.runner.sdk_server import SdkServer
 
-WARN_BYTES = 10 * 1000 * 1000
 MAX_BYTES = 256 * 1000 * 1000
 # Of these the source tells what changes.
 _OF_CODE = ("function", "class", "module", "import", "handle")
@@ -156,13 +146,7 @@ def capture(
         told = json.dumps(dict(identity), sort_keys=True)  # options have no order
         identified = {**content, "identity": told, "python": python_minor()}
         digest = digest_of(identified, reductions)
-        warnings = (
-            *_size_warning(len(pickled), items),
-            *_code_warnings(items, modules, identity),
-            *_file_warnings(items),
-            *_shared_variables(items),
-            *_unknown_names(items, allow_secret, identity.get("options", ())),
-        )
+        warnings = warnings_of(len(pickled), items, modules, identity, allow_secret)
         captured = _captured(items, reductions)
     used = {module for item in items for module in item.modules}
     manifest = manifest_of(function, setup_function, sources, digest, map(asdict, captured), used)
@@ -238,100 +222,9 @@ def _dump(content: dict[str, Any], items: list[Item], reductions: Reductions) ->
         pickler.dump(content)
     except SizeExceeded:
         raise PayloadTooLargeError(
-            f"the payload of `{items[0].name}` is above {_megabytes(MAX_BYTES)}; the largest "
-            f"values are {_largest(items)}; load them in setup_function instead"
+            f"the payload of `{items[0].name}` is above {megabytes(MAX_BYTES)}; the largest "
+            f"values are {largest(items)}; load them in setup_function instead"
         ) from None
     except Exception as error:  # any class may raise anything from its __reduce__
         raise UnpicklableError(f"`{items[0].name}` cannot be pickled: {error}") from error
     return buffer.getvalue()
-
-
-def _size_warning(size: int, items: list[Item]) -> list[str]:
-    if size <= WARN_BYTES:
-        return []
-    return [
-        f"the payload of `{items[0].name}` is {_megabytes(size)}; "
-        f"the largest values are {_largest(items)}"
-    ]
-
-
-def _largest(items: list[Item]) -> str:
-    sized = [item for item in items if item.how != "signature" and item.size > WARN_BYTES / 1000]
-    largest = heapq.nlargest(3, sized, key=lambda item: item.size)
-    return ", ".join(f"`{item.name}` ({_megabytes(item.size)})" for item in largest)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
-def _code_warnings(
-    items: list[Item], modules: Mapping[str, Any], identity: Mapping[str, Any]
-) -> list[str]:
-    options, files = identity.get("options", {}), identity.get("files", ())
-    found: dict[str, None] = {}
-    for item in items:
-        if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
-            source = source_of(item.value) or ""
-            used = {r.name: r.value for r in named_references(item.value) if _is_told(r)}
-            line = item.value.__code__.co_firstlineno
-            found |= dict.fromkeys(cell.warnings(source, line, used, files))
-    used_modules = {m for item in items for m in item.modules}
-    installed = [folder.resolve() for folder in folders(options.get("requirements"))]
-    unless = ", unless the image brings it" if options.get("image") else ""
-    brought = {*modules, *(file.split("/")[0].removesuffix(".py") for file in files)}
-    for name in local_modules.missing(used_modules, brought, installed):
-        user = next(i for i in items if name in {m.split(".")[0] for m in i.modules})
-        owner = user if user.owner is None or user.kind == "function" else user.owner
-        found[
-            f"`{owner.name}` uses the module `{name}`, which lies beside the notebook where no "
-            f"runner finds it{unless}; add local_python_modules={name}"
-        ] = None
-    return list(found)
-
-
-def _is_told(reference: Reference) -> bool:
-    """Whether warnings need the value: of what is no global, only paths."""
-    return reference.how == "global" or isinstance(reference.value, (str, PurePath))
-
-
-def _shared_variables(items: list[Item]) -> Iterator[str]:
-    """Say which variable of an outer function is written by one of several that are captured."""
-    users: dict[int, list[tuple[str, Item]]] = {}
-    for item in items:
-        function = item.value
-        if isinstance(function, types.FunctionType) and is_by_value(function):
-            cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-            for name, cell in cells:
-                users.setdefault(id(cell), []).append((name, item))
-    for found in users.values():
-        name, first = found[0]
-        written = any(name in written_variables(i.value.__code__) for name, i in found)
-        if written and len({id(item.value) for _, item in found}) > 1:
-            others = " and ".join(f"`{item.name}`" for _, item in found[1:])
-            yield (
-                f"`{first.name}` and {others} share the variable `{name}`, and in a runner each "
-                "has one of its own; keep it in a list, a dict or an object that both have"
-            )
-
-
-def _file_warnings(items: list[Item]) -> list[str]:
-    return [
-        f"{item.sentence()}, {'an' if isinstance(item.value, io.IOBase) else 'which holds an'} "
-        "open file, and a runner gets a copy of its text as it is now; "
-        "open it in setup_function or inside the function"
-        for item in items
-        if item.holds_file
-    ]
-
-
-def _unknown_names(
-    items: list[Item], allowed: Iterable[str], options: Iterable[str]
-) -> Iterator[str]:
-    """Say which of the names in allow_secret are those of no captured value and no option."""
-    known = list(dict.fromkeys(item.name for item in items))
-    for name in allowed:
-        if name not in known and name not in options:
-            nearest = get_close_matches(name, known, n=1)
-            meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
-            yield f"allow_secret names `{name}`, which is not captured{meant}"

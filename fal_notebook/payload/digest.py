@@ -154,8 +154,13 @@ class _Digester:
         found = named_references(value) if self._with_references else ()
         references = [tuple(r) for r in sorted(found, key=_name)]
         names = value.__name__, value.__qualname__, value.__doc__
-        parts = (source_of(value), value.__code__, names, references, value.__annotations__)
+        shared = list(map(self._number, value.__closure__ or ()))
+        parts = (source_of(value), value.__code__, names, references, shared, value.__annotations__)
         return _hash(b"function", *map(self.digest, (*parts, attributes, wrapped)))
+
+    def _number(self, cell: types.CellType) -> int:
+        """Say which variable of a function around it is meant: two functions may share one."""
+        return self._done.setdefault(id(cell), (len(self._done), b""))[0]
 
     def _cached(self, value: Any) -> bytes:
         own = {k: v for k, v in vars(value).items() if k not in ("cache_parameters", "__wrapped__")}

@@ -91,7 +91,7 @@ class PayloadPickler(Pickler):
             return _reduce_alias(obj)
         if is_class(obj) and _PYDANTIC_NAMESPACE in vars(obj) and is_by_value(obj):
             return self._reduce_model(obj)
-        if kind is types.FunctionType or is_class(obj):
+        if kind in (types.FunctionType, types.CellType) or is_class(obj):
             return super().reducer_override(obj)
         return self._reductions.of(obj)
 

@@ -140,13 +140,6 @@ def class_body_names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(n for n in names if n not in stored and not n.startswith("__"))
 
 
-def written_variables(code: types.CodeType) -> set[str]:
-    """Return the variables of an outer function that code assigns to (``nonlocal``)."""
-    names = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"}
-    inner = (written_variables(nested) for nested in _nested(code))
-    return names.union(*inner) & set(code.co_freevars)
-
-
 def imported_names(code: types.CodeType) -> set[str]:
     """Return the modules that code imports while it runs, relative imports excepted."""
     names = {i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"}

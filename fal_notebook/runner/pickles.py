@@ -22,6 +22,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce an object; called for all but plain builtin values."""
+        if type(obj) is types.CellType:
+            return _reduced_variable(obj)
         if (found := reduced(obj)) is not None:
             return found
         if is_dispatcher(obj) and not cloudpickle._should_pickle_by_reference(obj):
@@ -34,6 +36,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if vars(obj).get("__slots__"):  # or instances of a copy would have a ``__dict__``
                 members["__slots__"] = obj.__slots__
         return made
+
+    def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
+        """Make a function with the variables of the one around it, which others may share."""
+        *parts, _ = super()._function_getnewargs(func)
+        return (*parts, func.__closure__)
 
 
 def is_dispatcher(value: Any) -> bool:
@@ -75,6 +82,15 @@ def error_of(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     bases: tuple[Any, ...] = kind.__mro__
     next(base for base in bases if _is_of_c(base.__init__)).__init__(error, *args)
     return error
+
+
+def _reduced_variable(cell: types.CellType) -> tuple[Any, ...]:
+    """Have a variable filled when it is there: what it holds may be a function that uses it."""
+    try:
+        state = None, {"cell_contents": cell.cell_contents}
+    except ValueError:  # nothing was assigned yet
+        return cloudpickle._make_empty_cell, ()
+    return cloudpickle._make_empty_cell, (), state
 
 
 def _is_of_c(method: Any) -> bool:

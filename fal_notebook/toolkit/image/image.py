@@ -150,7 +150,7 @@ def _encoded(image: PILImage.Image, format: str) -> bytes:
     except (KeyError, OSError, ValueError) as error:
         reason = "it knows no such format" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"Pillow cannot write an image of mode {image.mode} as {format}: {reason}; give another "
-            "format, or convert the image first: image.convert('RGB')"
+            f"Pillow cannot write an image of mode {image.mode} as {format}: {reason}; give "
+            "another format, or convert the image first: image.convert('RGB')"
         ) from error
     return buffer.getvalue()
