@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -141,19 +141,26 @@ def _attributes(members: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield option, value
 
 
-def near_misses(cls: type) -> list[str]:
-    """Note the attributes that are called almost like an option; they are the class's own."""
-    from fal_notebook.options import Options
+def no_options(cls: type) -> list[str]:
+    """Note the attributes that one might take for options; they are the class's own."""
+    from fal_notebook.options import CellOptions, Options
 
+    every = Options.model_fields.keys() | CellOptions.model_fields.keys()
     known = Options.model_fields.keys() - _NO_ATTRIBUTES | _ATTRIBUTES.keys()
     values = {n: v for n, v in vars(cls).items() if isinstance(v, (int, str, list, dict))}
     candidates = [n for n in values if not n.startswith("_") and n not in known]
-    nearest = {name: get_close_matches(name, known, n=1, cutoff=0.9) for name in candidates}
+    said = {name: _instead(name, name in every, known) for name in candidates}
     return [
-        f"the attribute `{name}` of `{cls.__name__}` is no option; did you mean {found[0]}?"
-        for name, found in nearest.items()
-        if found
+        f"the attribute `{n}` of `{cls.__name__}` is no option; {s}" for n, s in said.items() if s
     ]
+
+
+def _instead(name: str, keyword: bool, known: Collection[str]) -> str:
+    """Return what is to be written in place of an attribute, if that was meant for an option."""
+    if keyword:
+        return f"write {name}=… behind the class's bases, or on the line"
+    nearest = get_close_matches(name, known, n=1, cutoff=0.9)
+    return f"did you mean {nearest[0]}?" if nearest else ""
 
 
 def _refuse_init(cls: type) -> None:

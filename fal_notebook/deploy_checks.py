@@ -11,7 +11,7 @@ from typing import Any
 
 from fal_notebook import image_request, sdk_app
 from fal_notebook.app import is_app
-from fal_notebook.app_definition import http_endpoints, near_misses
+from fal_notebook.app_definition import http_endpoints, no_options
 from fal_notebook.app_handle import hidden
 from fal_notebook.exceptions import OptionError
 from fal_notebook.handle import Handle
@@ -84,7 +84,7 @@ def variables(options: Options) -> dict[str, str]:
 def notices(function: Any, options: Options) -> list[str]:
     """Return what a deploy tells of what will not be as it may be thought."""
     stars = _star_parameters(function, options)
-    missed = near_misses(function) if is_app(function) else []
+    missed = no_options(function) if is_app(function) else []
     images = [] if isinstance(function, SERVERS) else image_request.notices(options)
     closed = [] if is_app(function) or isinstance(function, SERVERS) else _not_open(options)
     return [*images, *missed, *stars, *closed, *hidden(_paths(function))]

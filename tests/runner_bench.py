@@ -138,7 +138,10 @@ class LiveRunner:
         self.folder.mkdir(parents=True)
         file = bench.state / f"{identity}.payload"
         file.write_bytes(content)
-        environment = {**bench.backend.inherited(), "FAL_RUNNER_ID": identity}
+        environment = {
+            **bench.backend.inherited({"python": sys.executable}),
+            "FAL_RUNNER_ID": identity,
+        }
         environment["FAL_DATA_DIR"] = str(self.folder)
         self.spec = RunnerSpec(
             runner_id=identity,

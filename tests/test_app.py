@@ -173,10 +173,14 @@ class A(Base, max_concurrency=2):
 
 
 def test_an_attribute_that_is_almost_an_option_is_noted_and_a_port_refused() -> None:
-    app = app_in("class A(Base):\n    keep_alives = 3\n    keeper = 4\n")
-    said = "the attribute `keep_alives` of `A` is no option; did you mean keep_alive?"
+    app = app_in("class A(Base):\n    keep_alives = 3\n    keeper = 4\n    target = 'docker'\n")
+    said = [
+        "the attribute `keep_alives` of `A` is no option; did you mean keep_alive?",
+        "the attribute `target` of `A` is no option; write target=… behind the class's bases, or "
+        "on the line",
+    ]
     with notebook():
-        assert dry_run(app, *split_options({}), "")[2] == [said]
+        assert dry_run(app, *split_options({}), "")[2] == said
         with pytest.raises(OptionError, match="exposed_port is for servers"):
             dry_run(app, *split_options({"exposed_port": 9000}), "")
 
@@ -508,6 +512,19 @@ def test_a_cancel_route_runs_while_all_slots_are_taken(bench: Bench) -> None:
         working = pool.submit(post, runner, "/work")
         assert post(runner, "/work/cancel").status_code == 200
         assert working.result().json() == "stopped"
+
+
+def test_a_dependency_may_name_in_its_annotations_what_nothing_else_names(bench: Bench) -> None:
+    source = """
+from fastapi import Query as Asked
+def wanted(it: Annotated[str, Asked()]): return it
+class A(Base):
+    @fal.endpoint("/which")
+    def which(self, found: str = Depends(wanted)) -> str:
+        return found
+"""
+    runner = bench.start(HEAD + source, entry="A")
+    assert post(runner, "/which?it=me").json() == "me"
 
 
 @pytest.mark.parametrize("parameter", ["", ", response: Response"])

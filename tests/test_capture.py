@@ -449,6 +449,22 @@ def test_a_lock_that_a_member_of_an_enum_holds_is_found() -> None:
         capture(notebook(source, LOCK=LOCK)["f"])
 
 
+def test_names_in_annotations_that_are_texts_travel_with_helpers() -> None:
+    source = (
+        "from __future__ import annotations\nfrom typing import Optional\n"
+        "class M: pass\nclass N: pass\n"
+        "def helper(x: M, y: Optional['N'], z: not a type = 0, w: Gone = 0): return 1\n"
+        "def f(): return helper"
+    )
+    source = source.replace("z: not a type", "z: 'not a type'")
+    captured = capture(notebook(source)["f"])
+    assert {"M", "N", "Optional"} <= {each.name for each in captured.captured}
+    names = loaded(captured.content)["function"]().__globals__
+    assert {"M", "N", "Optional"} <= names.keys()
+    changed = source.replace("class N: pass", "class N: a = 1")
+    assert capture(notebook(changed)["f"]).digest != captured.digest
+
+
 COUNTER = """
 def made():
     n = 0

@@ -283,20 +283,32 @@ async def test_a_killed_idle_runner_is_recorded_and_the_minimum_restored(gateway
     assert other is not runner
 
 
+@pytest.mark.parametrize(
+    ("code", "how"), [("os._exit(3)", "exit status 3"), ("os.kill(os.getpid(), 9)", "SIGKILL")]
+)
 async def test_a_runner_that_is_lost_with_a_request_says_how_it_ended_before_it_is_gone(
-    gateway: Gateway,
+    gateway: Gateway, code: str, how: str
 ) -> None:
-    fleet = await deployed(gateway, "import os\ndef f(): os._exit(3)")
+    fleet = await deployed(gateway, f"import os\ndef f(): {code}")
     runner = await ask(fleet)
     with pytest.raises(UpstreamError):
         await post(runner)
     gateway.lifecycle.kill(runner, "it closed the connection")
-    assert await runner.how == "exit status 3"
-    assert runner.row.cause == "it closed the connection (exit status 3)"
+    assert await runner.how == how
+    assert runner.row.cause == f"it closed the connection ({how})"
     assert runner.row.id in fleet.runners
     await runner.ended.wait()
     assert states(gateway, runner.row.id)[-1] == ("TERMINATED", runner.row.cause)
     fleet.release(runner)
+
+
+async def test_a_runner_that_is_killed_here_did_not_end_by_itself(gateway: Gateway) -> None:
+    fleet = await deployed(gateway, STAY, min_concurrency=1)
+    runner = await ask(fleet)
+    fleet.release(runner)
+    gateway.lifecycle.kill(runner, "it is not wanted")
+    await runner.ended.wait()
+    assert (await runner.how, runner.row.cause) == ("it is not wanted", "it is not wanted")
 
 
 async def test_a_runner_that_calls_exit_in_a_handler_goes_on(gateway: Gateway) -> None:

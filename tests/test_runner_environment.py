@@ -68,6 +68,24 @@ async def test_requirements_are_there_and_the_kernels_packages_are_not(
     assert found["pydantic"][1].startswith(found["last"])
 
 
+PROGRAMS = """
+import subprocess, sys
+def f():
+    asked = "import sys; print(sys.executable)"
+    return [sys.executable, subprocess.check_output(["python", "-c", asked], text=True).strip()]
+"""
+
+
+@pytest.mark.parametrize("requirements", [["humanize"], []])
+async def test_programs_that_an_app_starts_find_its_python(
+    gateway: Gateway, requirements: list[str]
+) -> None:
+    given = {"requirements": requirements} if requirements else {}
+    own, found = await value(await deployed(gateway, PROGRAMS, name="programs", **given))
+    assert found == own
+    assert ("/envs/" in own) == bool(requirements)
+
+
 async def test_a_second_deploy_with_the_same_requirements_is_instant(gateway: Gateway) -> None:
     await deployed(gateway, LOOK, requirements=["humanize"])
     began = time.monotonic()

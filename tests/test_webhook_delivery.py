@@ -430,9 +430,37 @@ async def test_many_paths_that_hang_do_not_hold_a_new_one_of_their_host(
         assert len(sent.flying) < flights.PER_ADDRESS
 
 
-async def test_a_path_that_fails_shares_a_lane_again(journal: FullAtTimes) -> None:
+async def test_a_path_that_says_no_at_once_is_tried_again_when_it_is_time(
+    journal: FullAtTimes,
+) -> None:
+    """However many others of its host hang."""
+    hanging, says_no, clock = Sent(), [], Clock()
+
+    async def send(delivery: Delivery) -> None:
+        if delivery.url != GOOD:
+            await hanging(delivery)
+        says_no.append(clock.now)
+        raise WebhookDeliveryError("500")
+
+    await add(journal, GOOD)
+    async with delivering(journal, send, clock) as deliverer:
+        await until(lambda: rows(journal)[0]["attempt"] == 1)
+        await add(journal, *(f"http://host/dead/{n}" for n in range(200)), start=10)
+        deliverer.notify()
+        await until(lambda: len(hanging.flying) >= 6)
+        clock.now += 10
+        deliverer.notify()
+        await until(lambda: says_no == [1000.0, 1010.0], timeout=5)
+
+
+async def test_a_path_that_hangs_shares_a_lane_again(
+    journal: FullAtTimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flights, "FRESH", 0.01)
+
     async def send(delivery: Delivery) -> None:
         if "fails" in delivery.url:
+            await asyncio.sleep(0.1)
             raise WebhookDeliveryError("no")
 
     clock = Clock()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,8 +119,8 @@ class Backend(Protocol):
     async def kill(self, process: dict[str, Any], runner_id: str) -> str:
         """End a runner at once with all it started; return when nothing of it is left.
 
-        The answer says how it ended, such as "exit status 3" or "SIGSEGV"; "" when that is not
-        known. Does nothing when all of it is gone.
+        The answer says how it ended by itself, such as "exit status 3" or "SIGSEGV"; "" when that
+        is not known, and when this ended it. Does nothing when all of it is gone.
         """
 
     def alive(self, process: dict[str, Any]) -> bool:
@@ -138,5 +138,8 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Release what the backend holds; runners live on."""
 
-    def inherited(self) -> dict[str, str]:
-        """Return the environment variables that every runner gets from its surroundings."""
+    def inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment variables that a runner gets from its surroundings.
+
+        `environment` is what `build` returned.
+        """

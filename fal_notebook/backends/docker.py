@@ -72,7 +72,7 @@ class DockerBackend:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._on_return)
 
-    def inherited(self) -> dict[str, str]:
+    def inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Return nothing: the image says what surrounds a runner."""
         return {}
 
@@ -226,7 +226,7 @@ class DockerBackend:
     def _kill(self, process: dict[str, Any], name: str) -> str:
         if (about := self._engine.inspect(name)) is None:
             return ""
-        if about["State"]["Running"]:
+        if lived := about["State"]["Running"]:
             self._engine.signal(name, "SIGKILL")
             self._engine.wait(name)
             about = self._engine.inspect(name) or about
@@ -235,7 +235,8 @@ class DockerBackend:
         out_of_memory = about["State"]["OOMKilled"] or (seen is not None and seen.out_of_memory)
         self._engine.remove(name)
         self._usage.forget(about["Id"])
-        return ending(about["State"]["ExitCode"], out_of_memory, process.get("memory_mb", 0))
+        how = ending(about["State"]["ExitCode"], out_of_memory, process.get("memory_mb", 0))
+        return "" if lived and how == "SIGKILL" else how
 
     def alive(self, process: dict[str, Any]) -> bool:
         """Say what the engine's events said last."""

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import math
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,16 @@ class LocalBackend:
         """Folder of the runners' sockets."""
         return self._sockets
 
-    def inherited(self) -> dict[str, str]:
-        """Return PATH, HOME and the like from the gateway's environment."""
-        return clean_environment()
+    def inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return PATH, HOME and the like from the gateway's environment.
+
+        On the PATH the runner's Python, and what its packages bring, come first.
+        """
+        variables, python = clean_environment(), environment["python"]
+        path = variables.get("PATH", os.defpath)
+        if shutil.which(os.path.basename(python), path=path) != python:
+            path = os.pathsep.join([os.path.dirname(python), path])
+        return {**variables, "PATH": path}
 
     async def warm(self, interpreter: str) -> None:
         """Have a zygote ready for an interpreter before its first runner is wanted."""
@@ -171,8 +179,10 @@ class LocalBackend:
         if process.get("keeper") in self._keepers:
             await self._bury(process["keeper"])
         how = await self._ending(process)
+        if how != "SIGKILL":
+            return how
         starved = _oom_kills() > process.get("oom_kills", math.inf)
-        return OUT_OF_MEMORY if how == "SIGKILL" and starved and not lived else how
+        return "" if lived else OUT_OF_MEMORY if starved else how
 
     async def _bury(self, kept_by: int) -> None:
         """Forget a keeper that has ended; what one without a zygote left came here."""

@@ -153,7 +153,7 @@ class Launcher:
         data = paths.data_folder(self._state, row.owner)
         key = f"{row.id}:{self.runner_key(row.id)}"
         return {
-            **self._targets[revision.target].inherited(),
+            **self._targets[revision.target].inherited(revision.environment),
             "FAL_APP_NAME": row.app,
             "FAL_APP_ID": f"{row.owner}/{row.app}",
             "FAL_JOB_ID": row.id,

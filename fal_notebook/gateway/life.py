@@ -20,8 +20,8 @@ from fal_notebook.gateway.store import Revision
 from fal_notebook.gateway.transitions import ENDING
 from fal_notebook.gateway.upstream import UpstreamError
 
-# Ends that say nothing: nobody knows, it was killed, or it was told to end.
-PLAIN = ("", "SIGKILL", "SIGTERM", "exit status 0")
+# Ends that say nothing: nobody knows, it was ended from here, or it was told to end.
+PLAIN = ("", "SIGTERM", "exit status 0")
 # How often a draining runner's requests are looked at.
 DRAIN_PERIOD = 0.003
 
@@ -61,7 +61,7 @@ class Life:
         self._health = health
         self._checking: asyncio.Task[Any] | None = None
         self._note = ""
-        self._ending = ""
+        self._ending: str | None = None  # None while nobody has looked
         self._cause = ""  # for which it was killed here
         self._over = False  # it is being killed, or has gone
         self._patient = False  # its end waits for its requests
@@ -85,14 +85,16 @@ class Life:
         self._states.ended(error or f"the runner ended by itself{how}")
 
     async def _kill(self) -> None:
-        """Kill what is left of it; who comes second finds nothing that says how it ended."""
+        """Kill what is left of it; who comes second would take that for how it ended by itself."""
         async with self._killing:
             row = self._runner.row
-            self._ending = await self._backend.kill(row.process, row.id) or self._ending
+            found = await self._backend.kill(row.process, row.id)
+            if row.process and self._ending is None:
+                self._ending = found
 
     def _tell_ending(self, how: str) -> None:
         """Let those know how it ended who lost it; what ended it itself is known already."""
-        row, told = self._runner.row, "" if self._ending in PLAIN else self._ending
+        row, told = self._runner.row, "" if self._ending in PLAIN else self._ending or ""
         if row.state == "TERMINATING" and row.cause and told and told not in row.cause:
             row.cause += how
         self._runner.how.set_result(told or self._cause)

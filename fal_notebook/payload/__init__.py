@@ -217,7 +217,7 @@ def _dump(content: dict[str, Any], items: list[Item], reductions: Reductions) ->
     pickler = PayloadPickler(buffer, reductions)
     for item in items:
         if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
-            pickler.add_class_body_globals(item.value)
+            pickler.add_unseen_globals(item.value)
     try:
         pickler.dump(content)
     except SizeExceeded:

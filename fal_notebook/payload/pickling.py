@@ -23,12 +23,12 @@ from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
     attributes_of,
-    class_body_names,
     import_path,
     is_by_value,
     is_class,
     is_function,
     local_module_of,
+    unseen_names,
 )
 from fal_notebook.runner.pickles import Pickler, cached
 
@@ -65,10 +65,10 @@ class PayloadPickler(Pickler):
             module = sys.modules[name]
             self.globals_ref[id(vars(module))] = _ModuleGlobals(module)
 
-    def add_class_body_globals(self, function: types.FunctionType) -> None:
-        """Ship the globals that class bodies inside `function` use; cloudpickle misses them."""
+    def add_unseen_globals(self, function: types.FunctionType) -> None:
+        """Ship the globals of a function that cloudpickle misses."""
         scope = function.__globals__
-        names = [n for n in class_body_names(function.__code__) if n in scope]
+        names = [n for n in unseen_names(function) if n in scope]
         if names and not isinstance(self.globals_ref.get(id(scope)), _ModuleGlobals):
             base = {name: scope[name] for name in _BASE_GLOBALS if name in scope}
             self.globals_ref.setdefault(id(scope), base).update((n, scope[n]) for n in names)

@@ -5,8 +5,10 @@ Walking the references is left to `items` and `digest`.
 
 from __future__ import annotations
 
+import ast
 import dis
 import functools
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -93,7 +95,7 @@ def named_references(function: types.FunctionType) -> Iterator[Reference]:
     if is_dispatcher(function):
         yield from _implementations(function)
         return
-    for name in global_names(function.__code__):
+    for name in dict.fromkeys((*global_names(function.__code__), *unseen_names(function))):
         if name in function.__globals__:
             yield Reference("global", name, function.__globals__[name])
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -128,16 +130,36 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def class_body_names(code: types.CodeType) -> tuple[str, ...]:
-    """Return names that class bodies inside a function take from globals.
-
-    cloudpickle looks for LOAD_GLOBAL only, while a class body compiles to LOAD_NAME.
-    """
+    """Return names that class bodies inside a function take from globals."""
     instructions = list(dis.get_instructions(code))
     stored = {i.argval for i in instructions if i.opname == "STORE_NAME"}
     names = {i.argval: None for i in instructions if i.opname == "LOAD_NAME"}
     for nested in _nested(code):
         names |= dict.fromkeys(class_body_names(nested))
     return tuple(n for n in names if n not in stored and not n.startswith("__"))
+
+
+def unseen_names(function: types.FunctionType) -> tuple[str, ...]:
+    """Return the global names for which cloudpickle does not look.
+
+    It looks for LOAD_GLOBAL only, while class bodies have LOAD_NAME, and annotations may be text.
+    """
+    texts = [text for text in function.__annotations__.values() if type(text) is str]
+    in_texts = (name for text in texts for name in _names_in(text))
+    return (*class_body_names(function.__code__), *in_texts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_in(annotation: str) -> tuple[str, ...]:
+    """Return the names in an annotation's text, and in texts within it."""
+    try:
+        nodes = list(ast.walk(ast.parse(annotation, mode="eval")))
+    except (SyntaxError, ValueError):  # it is no type, just text
+        return ()
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    inner = (_names_in(text) for text in constants if type(text) is str)
+    return (*names, *itertools.chain.from_iterable(inner))
 
 
 def imported_names(code: types.CodeType) -> set[str]:

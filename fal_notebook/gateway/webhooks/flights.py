@@ -8,12 +8,13 @@ from collections import Counter
 from fal_notebook.gateway.webhooks.table import Delivery
 from fal_notebook.gateway.webhooks.targets import address_of, parse
 
-# On their way at once: in all, and to one target. Targets that did not take their last one, new or
-# failing, share three of four places; those of one address have as many of them as PER_ADDRESS.
+# On their way at once: in all, and to one target. Targets are proven that took their last one, or
+# said at once that they do not; the others, new or hanging, share three of four places, and those
+# of one address have as many of them as PER_ADDRESS.
 AT_MOST = 1024
 PER_TARGET = 4
 PER_ADDRESS = 32
-# So many paths that took their last one are targets of their own.
+# So many proven paths are targets of their own.
 OWN_LANES = 1024
 # Attempts to these younger than FRESH (seconds) are at most so large a share of the places left, of
 # all and of an address's own. What answers at once passes through; what does not takes fewer and
@@ -34,7 +35,7 @@ class Flights:
 
     def __init__(self) -> None:
         self.targets: dict[str, str] = {}  # by request id
-        self.proven: set[str] = set()  # the targets that took their last one
+        self.proven: set[str] = set()  # targets whose last one held no place for long
         self._own: dict[str, None] = {}  # those of them that are one path, the newest last
         self._fresh: set[str] = set()  # request ids
         self._room = room()
@@ -46,7 +47,7 @@ class Flights:
 
     @property
     def left_to_unproven(self) -> int:
-        """How many more may start now to targets that did not take their last one."""
+        """How many more may start now to targets that are not proven."""
         flying = {id for id, target in self.targets.items() if target not in self.proven}
         free = min(self.left, self._room * 3 // 4 - len(flying))
         return _startable(free, len(flying & self._fresh))
@@ -64,7 +65,7 @@ class Flights:
         return crowded, [target for target in proven if address_of(target) in crowded]
 
     def _left_at(self, address: str) -> int:
-        """How many more may start now to targets there that did not take their last one."""
+        """How many more may start now to targets there that are not proven."""
         flying = {
             id
             for id, target in self.targets.items()
@@ -93,16 +94,16 @@ class Flights:
         self._fresh.discard(delivery.request_id)
 
     def lane_of(self, url: str) -> str:
-        """Return the target of a URL: one of its own if it took its last webhook."""
+        """Return the target of a URL: one of its own if it is proven."""
         target = parse(url)
         return target.own_lane if target.own_lane in self._own else target.lane
 
     def note(self, delivery: Delivery, took_it: bool) -> list[str]:
-        """Note whether a target took one; return the lanes of one path that are none any more."""
+        """Note how one ended, before `end`; return the lanes of one path that are none any more."""
         own = parse(delivery.url).own_lane
         known = own in self._own
         self._own.pop(own, None)
-        if took_it:
+        if took_it or delivery.request_id in self._fresh:
             self._own[own] = None
             self.proven |= {own, delivery.target}
             given_up = list(self._own)[:-OWN_LANES]

@@ -25,7 +25,7 @@ CHECK_TIMEOUT = 3.0
 RESOLVER_THREADS = 256
 
 # The paths of one host and port are told apart as so many targets: a server with a path for each
-# request is no endless number of targets. A path that took its last webhook is one of its own.
+# request is no endless number of targets. A path whose last webhook held nothing is one of its own.
 LANES = 4096
 
 _PORTS = {"http": 80, "https": 443}
