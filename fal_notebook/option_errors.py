@@ -22,7 +22,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 60
 
 def unknown_option(name: str, known: Collection[str]) -> str:
     """Say that there is no such option, and which one was meant."""
-    nearest = get_close_matches(name, known, n=1)
+    nearest = get_close_matches(name.lower(), known, n=1)
     if nearest:
         return f"unknown option '{name}'; did you mean '{nearest[0]}'?"
     others = " and others" if len(known) > _MOST_LISTED else ""

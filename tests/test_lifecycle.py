@@ -234,12 +234,25 @@ async def test_a_runner_that_ends_as_soon_as_it_is_ready_is_not_restarted_in_a_l
     fleet = await deployed(gateway, source, min_concurrency=1)
     await until(lambda: fleet.failures and not fleet.runners)
     await asyncio.sleep(0.5)
-    assert len(rows(gateway)) == 1
+    assert len(rows(gateway)) == 2
     with pytest.raises(SchedulingError) as refused:
         await ask(fleet)
     said = r"CRASH_BACKOFF.*ended by itself 0\.\d s after"
     assert re.search(said, refused.value.for_owner)
     assert "exit status 3" in rows(gateway)[0].cause
+
+
+async def test_one_runner_that_ends_early_holds_nothing_up(gateway: Gateway) -> None:
+    fleet = await deployed(gateway, STAY)
+    for _ in range(2):
+        first = gateway.lifecycle.start(fleet)
+        await first.ready
+        os.kill(first.row.process["pid"], 9)
+        await first.ended.wait()
+        assert (fleet.failures, first.row.state) == (0, "TERMINATED")
+        second = await ask(fleet)
+        assert (await post(second))[0] == 200
+        fleet.release(second)
 
 
 async def test_a_runner_that_has_lived_a_while_has_started_well(

@@ -151,6 +151,7 @@ class Fleet:
         self.startup_timeout = 0.0
         self.runners: dict[str, Runner] = {}
         self.failures = 0
+        self._ended_early = False  # a runner, and none has proven itself since
         # Runners in CRASH_BACKOFF, which have no process, each with what ends that state.
         self.crashed: dict[Runner, Callable[[], None]] = {}
         self.last_failure_at: float | None = None
@@ -273,7 +274,7 @@ class Fleet:
         """Give a slot back; the next in line gets it."""
         runner.in_flight -= 1
         runner.last_request_at = clock.now()
-        if self.failures:
+        if self.failures or self._ended_early:
             self.proven(runner)
         if self.waiting:
             self.grant()
@@ -312,6 +313,13 @@ class Fleet:
         if not any(runner.state in ("IDLE", "RUNNING") for runner in self.active()):
             self.refuse(start_failure(error))
 
+    def ended_early(self, error: str, began: float) -> bool:
+        """Count a runner that was ready and soon ended; once alone it says nothing of the next."""
+        again, self._ended_early = self._ended_early, True
+        if again:
+            self.failed(error, began)
+        return again
+
     def back_off(self, runner: Runner, at: float, end: Callable[[], None]) -> None:
         """Go on with the CRASH_BACKOFF in which the last gateway left a runner that failed."""
         self.failures = max(self.failures, runner.row.failures)
@@ -322,6 +330,7 @@ class Fleet:
     def proven(self, runner: Runner) -> None:
         """Forget failed starts: this runner has served a request, or for a while."""
         if runner.row.state == "IDLE":
+            self._ended_early = False
             self.try_again()
 
     def next_try_at(self) -> float | None:

@@ -17,7 +17,8 @@ from fal_notebook.gateway.transitions import ENDING
 from fal_notebook.gateway.upstream import Pool
 from fal_notebook.runner import listening
 
-# A runner that ends by itself earlier than this, before any request, has failed to start.
+# A runner that ends by itself earlier than this (seconds), before any request, has proven nothing:
+# the second one in a row has failed to start.
 PROVEN_AFTER = 10.0
 
 _LOG = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class States:
                 self._crash(error)
 
     def gone(self) -> None:
-        """Let no request go to the runner, which has ended; was it of no use, that is a failure."""
+        """Let no request go to the runner, which has ended; one after the other is a failure."""
         runner = self._runner
         if runner.row.state != "IDLE":
             return
@@ -111,7 +112,7 @@ class States:
         if age < PROVEN_AFTER and not runner.in_flight and runner.last_request_at is None:
             what = runner.row.cause or "the runner ended by itself"
             error = f"{what} {age:.1f} s after it was ready"
-            self._crash(error)
+            self._crashed = self._fleet.ended_early(error, self._runner.began)
         self._terminate("its link has closed")
 
     def _crash(self, error: str) -> None:

@@ -8,6 +8,7 @@ is ever evaluated.
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -197,7 +198,8 @@ def _variable(name: str, namespace: Mapping[str, Any], hint: str = "") -> Any:
     if not name.isidentifier():
         raise OptionError(f"{{{name}}} is not a variable's name; assign it to one and use that")
     if name not in namespace:
-        raise OptionError(f"the notebook has no variable '{name}'{hint}")
+        own = ": that is Python's own; assign it to one" if hasattr(builtins, name) else ""
+        raise OptionError(f"the notebook has no variable '{name}'{own or hint}")
     return namespace[name]
 
 
