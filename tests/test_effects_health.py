@@ -42,7 +42,7 @@ class Patient(fal.App):
         header = {"x-fal-runner-health-check": forced}
         return Response(f'{{"pid": {os.getpid()}, "asked": {self.asked}}}', headers=header)
 
-    @fal.endpoint("/well", health_check=fal.HealthCheck(path="/", **CHECK))
+    @fal.endpoint("/well", health_check=fal.HealthCheck(**CHECK))
     def well(self) -> str:
         self.asked += 1
         if os.path.exists(FILE):
