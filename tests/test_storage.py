@@ -357,7 +357,7 @@ def test_no_name_leads_out_of_the_storage(
     assert len(names.file_name("a" * 500 + ".png", "")) == names.LONGEST_NAME
 
 
-def test_a_link_in_the_storage_is_not_followed(
+def test_what_was_put_in_the_place_of_a_stored_file_is_not_read(
     gateway: GatewayInfo, stored: Callable[..., str], private_state: Path
 ) -> None:
     url = stored(b"x")
@@ -366,6 +366,9 @@ def test_a_link_in_the_storage_is_not_followed(
     path.unlink()
     path.symlink_to(private_state / "gateway.json")
     assert httpx.get(url).status_code == 400
+    path.unlink()
+    os.mkfifo(path)  # a plain open would wait for somebody who writes
+    assert httpx.get(url).json()["detail"] == "the stored file is no file any more"
     path.unlink()
     assert httpx.get(url).status_code == 404
 

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,18 +81,24 @@ class Files:
         return None if file is None or file.is_over(clock.ago(0)) else file
 
     def open(self, file: StoredFile) -> int:
-        """Return a descriptor of a file's content, never of where a link leads.
+        """Return a descriptor of a file's content, never of what was put in its place.
 
         Raises
         ------
         RefusedRequestError
+            Such as a link, or a pipe: to open one would wait until somebody writes to it.
         """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return os.open(self._path(file.id), os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(self._path(file.id), flags)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise RefusedRequestError(400, "the stored file is a link") from None
             raise RefusedRequestError(404, "no such file") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RefusedRequestError(400, "the stored file is no file any more")
+        return descriptor
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file, or an upload that has not ended.
