@@ -208,6 +208,13 @@ def _complaints(
                 f"`{function}` writes to the global `{name}` (line {line}); "
                 "each runner has its own copy, which is lost when the runner stops",
             )
+        name = _read_by_name(node) if function else ""
+        if name and name not in captured:
+            yield (
+                f"{function} reads {name}",
+                f"`{function}` takes the global `{name}` from globals() (line {line}), so it does "
+                "not travel along; write its name alone",
+            )
         path = None
         if function and isinstance(node, ast.Call):
             path = relative_read(node, captured)
@@ -274,6 +281,14 @@ def _written(node: ast.AST, captured: Mapping[str, Any]) -> Iterator[str]:
         changing = _CHANGING.fullmatch(node.func.attr)
         if changing and isinstance(value, (list, dict, set, bytearray, deque)):
             yield ast.unparse(owner)
+
+
+def _read_by_name(node: ast.AST) -> str:
+    """Return the name of a global that is looked up in ``globals()``, "" where none is."""
+    match node:
+        case ast.Subscript(ast.Call(ast.Name("globals"), []), ast.Constant(str(name)), ast.Load()):
+            return name
+    return ""
 
 
 def _is_data(value: Any) -> bool:

@@ -24,6 +24,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -100,6 +101,18 @@ def f():
 """
     one, two = "inc, get = made()", "inc, get = made()[0], made()[1]"
     assert of(source.format(one)) == of(source.format(one)) != of(source.format(two))
+
+
+def test_an_import_from_the_future_in_another_cell_changes_nothing() -> None:
+    source, later = "def f(x): return x", "from __future__ import annotations\n"
+    assert of(source) == of(later + source)
+    annotated = source.replace("x)", "x: int)")
+    assert of(annotated) != of(annotated.replace("int", "str"))
+
+
+def test_an_adapter_is_its_type() -> None:
+    one, same, other = (TypeAdapter(kind) for kind in (list[int], list[int], list[str]))
+    assert digest_of(one) == digest_of(same) != digest_of(other)
 
 
 def test_attributes_have_an_order_which_code_may_go_by() -> None:

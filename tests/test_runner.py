@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,38 @@ def _no_runner_is_left(bench: Bench) -> Iterator[None]:
 
 def start(bench: Bench, source: str, **spec: Any) -> LiveRunner:
     return bench.start(MODELS + source, **spec)
+
+
+@pytest.mark.parametrize("parameter", ["", "request: Request, "])
+def test_a_call_whose_caller_leaves_while_it_waits_does_not_run(
+    bench: Bench, tmp_path: Path, parameter: str
+) -> None:
+    """Such as an attempt for the queue of a gateway that was killed; the one at work goes on."""
+    source = f"""
+from starlette.requests import Request
+import time
+def f({parameter}n: int) -> int:
+    with open({str(tmp_path / "began")!r}, "a") as file: file.write(str(n))
+    while n == 1 and not os.path.exists({str(tmp_path / "go")!r}): time.sleep(0.01)
+    return n
+"""
+    runner = start(bench, f"import os{source}")
+
+    def ask(n: int, timeout: float = 30) -> Any:
+        with runner.client() as client:
+            return client.post("/", json={"n": n}, timeout=timeout).json()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, 1)
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        with pytest.raises(httpx.ReadTimeout):
+            ask(2, timeout=0.3)
+        third = pool.submit(ask, 3)
+        time.sleep(0.7)  # whose code may ask has half a second to hear that its caller has gone
+        (tmp_path / "go").touch()
+        assert (first.result(), third.result()) == (1, 3)
+    assert (tmp_path / "began").read_text() == "13"
 
 
 # --- results -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ So each value is hashed from its parts, in a canonical order; classes are left t
 """
 
 from __future__ import annotations
+import __future__
 
 import collections
 import functools
@@ -18,6 +19,8 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from fal_notebook.payload.class_parts import class_parts
 from fal_notebook.payload.pickling import is_array
@@ -38,6 +41,8 @@ _CHANGEABLE = {
     *(list, dict, set, bytearray, types.SimpleNamespace),
     *(collections.deque, collections.defaultdict, collections.OrderedDict, collections.Counter),
 }
+# Set in all cells after one that has the import; the annotations themselves tell what it changes.
+_LATER_ANNOTATIONS = __future__.annotations.compiler_flag
 _ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
 
 
@@ -168,7 +173,8 @@ class _Digester:
         return _hash(b"cached", *map(self.digest, parts))
 
     def _code(self, code: types.CodeType) -> bytes:
-        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        flags = code.co_flags & ~_LATER_ANNOTATIONS
+        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, flags)
         names = (code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         table = getattr(code, "co_exceptiontable", b"")
         return self.digest(("code", counts, names, code.co_code, table, code.co_consts))
@@ -194,6 +200,10 @@ class _Digester:
         names = ("__name__", "__bound__", "__constraints__", "__covariant__", "__supertype__")
         parts = [getattr(value, name, None) for name in (*names, "__value__")]
         return _hash(b"alias", self.digest(parts))
+
+    def _adapter(self, value: Any) -> bytes:
+        """Hash of which type it is; what pydantic has made of that differs each time."""
+        return _hash(b"adapter", *map(self.digest, (value._type, value._config)))
 
     def _forward(self, value: Any) -> bytes:
         """Hash what a name in quotes says, not what became of it."""
@@ -228,6 +238,7 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: isinstance(v, types.CodeType), _Digester._code),
     (lambda v: isinstance(v, _ALIASES), _Digester._alias),
     (lambda v: type(v) is typing.ForwardRef, _Digester._forward),
+    (lambda v: type(v) is TypeAdapter, _Digester._adapter),
 )
 
 

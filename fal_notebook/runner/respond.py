@@ -49,7 +49,7 @@ class Asked:
         pickled = self.headers.get(b"content-type") == frames.CONTENT_TYPE.encode()
         if isinstance(route, FastApiRoute):
             return functools.partial(self._from_fastapi, route, body, pickled)
-        if not route.is_async:
+        if not route.is_async and not route.workers.slot.locked():
             nobody = asyncio.get_running_loop().create_future()  # a thread cannot be stopped
             with self.callers.known(self._id, nobody):
                 return await answer(route, Call(self.scope, body, self.receive), pickled)
@@ -125,9 +125,16 @@ async def _body(receive: Receive) -> bytes | None:
 
 
 async def _unless_gone(route: Route, call: Call, pickled: bool, caller: Caller) -> Response:
-    """Cancel an async function when its caller goes away; a thread could not be stopped."""
+    """Cancel an async function when its caller goes away, and what waits for its turn.
+
+    A thread could not be stopped: the function goes on.
+    """
     answering = asyncio.ensure_future(answer(route, call, pickled))
     try:
+        if not route.is_async:
+            await asyncio.wait((answering, caller.gone), return_when=asyncio.FIRST_COMPLETED)
+            if answering not in route.workers.waiting:
+                return await answering
         if await caller.outlasts(answering, asks=route.signature.request is not None):
             return cancelled() if answering.cancelled() else answering.result()
         answering.cancel()

@@ -27,11 +27,14 @@ class Workers:
     ----------
     slot : asyncio.Semaphore
         Held by whatever is at work.
+    waiting : set of asyncio.Task
+        The calls that wait for a slot: nothing of theirs has begun.
     """
 
     def __init__(self, max_multiplexing: int) -> None:
         self._threads = ThreadPoolExecutor(max_multiplexing, thread_name_prefix="fal-request")
         self.slot = asyncio.Semaphore(max_multiplexing)
+        self.waiting: set[asyncio.Task[Any] | None] = set()
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="fal-aside")
 
     async def call(
@@ -48,8 +51,18 @@ class Workers:
         A generator is returned as it is, for `values_of`. Never more than `max_multiplexing` run
         at once, also when a caller has gone whose request is still at work.
         """
-        async with contextlib.nullcontext() if aside else self.slot:
+        if aside:
             return await self.run(function, args, kwargs, finish, aside)
+        task = asyncio.current_task()
+        self.waiting.add(task)
+        try:
+            await self.slot.acquire()
+        finally:
+            self.waiting.remove(task)
+        try:
+            return await self.run(function, args, kwargs, finish)
+        finally:
+            self.slot.release()
 
     async def run(
         self,
