@@ -109,6 +109,35 @@ def test_runners_outlive_a_gateway_and_the_next_one_adopts_them(
         assert old.get(f"{second.url}/api/apps").status_code == 401
 
 
+def test_a_queued_request_goes_on_in_its_runner_when_gateways_die(
+    state: Path, tmp_path: Path, eventually: Any
+) -> None:
+    began, go = tmp_path / "began", tmp_path / "go"
+    source = f"""
+import os, time
+def who(x: float = 0) -> int:
+    with open({str(began)!r}, "a") as file: file.write("!")
+    while not os.path.exists({str(go)!r}): time.sleep(0.01)
+    return 7
+"""
+    gateway = discovery.ensure(state)
+    deploy(gateway, source, max_concurrency=1)
+    queue = "/queue/tester/who"
+    request = httpx.post(f"{gateway.url}{queue}", json={}).json()["request_id"]
+    eventually(began.exists)
+    for _ in range(2):
+        end(gateway, state, signal.SIGKILL)
+        gateway = discovery.ensure(state)
+    with control(gateway) as client:
+        eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
+    time.sleep(0.2)  # now it has come to the runner, surely
+    go.touch()
+    url = f"{gateway.url}{queue}/requests/{request}"
+    eventually(lambda: httpx.get(f"{url}/status").status_code == 200)
+    assert httpx.get(url).json() == 7
+    assert began.read_text() == "!"
+
+
 def test_a_runner_that_died_with_its_gateway_is_replaced(state: Path) -> None:
     first = discovery.ensure(state)
     deploy(first, min_concurrency=1)

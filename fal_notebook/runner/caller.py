@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from fal_notebook.runner.link import disconnected
+from fal_notebook.runner.runs import Runs
 
 # Code that can ask has so long to hear that its caller has gone, before it is cancelled (seconds).
 LEAVE = 0.5
@@ -55,9 +56,16 @@ class Caller:
 
 
 class Callers:
-    """Who waits for each request at work, by the request's id."""
+    """Who waits for each request at work, by the request's id.
+
+    Attributes
+    ----------
+    runs : Runs
+        Those of them that are at work in threads.
+    """
 
     def __init__(self) -> None:
+        self.runs = Runs()
         self._gone: dict[str, asyncio.Future[None]] = {}
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ from fal_notebook.runner.caller import Caller, Callers
 from fal_notebook.runner.fastapi_route import FastApiRoute
 from fal_notebook.runner.refusals import cancelled, error_response
 from fal_notebook.runner.route import Route
+from fal_notebook.runner.runs import Run
 from fal_notebook.runner.served import Served
 
 Headers = dict[bytes, bytes]
@@ -49,10 +50,20 @@ class Asked:
         pickled = self.headers.get(b"content-type") == frames.CONTENT_TYPE.encode()
         if isinstance(route, FastApiRoute):
             return functools.partial(self._from_fastapi, route, body, pickled)
-        if not route.is_async and not route.workers.slot.locked():
-            nobody = asyncio.get_running_loop().create_future()  # a thread cannot be stopped
-            with self.callers.known(self._id, nobody):
-                return await answer(route, Call(self.scope, body, self.receive), pickled)
+        if not route.is_async:
+            run = Run((self._id, self.scope["path"]), body, self.receive)
+            make = functools.partial(self._from_thread, route, body, pickled)
+            return await self.callers.runs.answer(run, make)
+        return await self._unless_gone(route, body, pickled)
+
+    async def _from_thread(self, route: Route, body: bytes, pickled: bool) -> Response:
+        if route.workers.slot.locked():
+            return await self._unless_gone(route, body, pickled)
+        nobody = asyncio.get_running_loop().create_future()  # a thread cannot be stopped
+        with self.callers.known(self._id, nobody):
+            return await answer(route, Call(self.scope, body, self.receive), pickled)
+
+    async def _unless_gone(self, route: Route, body: bytes, pickled: bool) -> Response:
         caller = Caller(self.receive)
         with self.callers.known(self._id, caller.gone):
             call = Call(self.scope, body, caller.receive)
