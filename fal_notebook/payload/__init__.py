@@ -32,6 +32,7 @@ from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     import_path,
     is_by_value,
+    is_class,
 )
 from fal_notebook.payload.secret_check import refuse_secrets
 from fal_notebook.payload.secret_scan import environment_secrets
@@ -216,7 +217,8 @@ def _dump(content: dict[str, Any], items: list[Item], reductions: Reductions) ->
     buffer = LimitedBuffer(MAX_BYTES)
     pickler = PayloadPickler(buffer, reductions)
     for item in items:
-        if isinstance(item.value, types.FunctionType) and is_by_value(item.value):
+        written = isinstance(item.value, types.FunctionType) or is_class(item.value)
+        if written and is_by_value(item.value):
             pickler.add_unseen_globals(item.value)
     try:
         pickler.dump(content)

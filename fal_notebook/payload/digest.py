@@ -28,6 +28,7 @@ from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
     attributes_of,
+    class_references,
     is_by_value,
     is_class,
     is_function,
@@ -180,7 +181,9 @@ class _Digester:
         return self.digest(("code", counts, names, code.co_code, table, code.co_consts))
 
     def _class(self, cls: type) -> bytes:
-        return _hash(b"class", self.digest(source_of(cls)), self._names(class_parts(cls)))
+        found = sorted(class_references(cls), key=_name) if self._with_references else []
+        parts = self.digest(source_of(cls)), self._names(class_parts(cls))
+        return _hash(b"class", *parts, self.digest([tuple(r) for r in found]))
 
     def _array(self, array: Any) -> bytes:
         kind = array.dtype.descr if array.dtype.names else array.dtype.str

@@ -20,6 +20,7 @@ from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
     Reference,
+    class_references,
     imported_names,
     is_by_value,
     is_class,
@@ -148,6 +149,9 @@ def _references(item: Item, reductions: Reductions) -> Iterator[Item]:
         if local_module_of(function) is None:  # else it is a part of its module, a root itself
             for how, name, value in named_references(function):
                 yield Item(name, value, how, item)
+    if is_class(function) and is_by_value(function) and local_module_of(function) is None:
+        for how, name, value in class_references(function):
+            yield Item(name, value, how, item)
     for how, name, value in found:
         yield Item(name, value, how, item)
 

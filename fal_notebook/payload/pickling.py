@@ -23,14 +23,16 @@ from fal_notebook.payload.reductions import Reductions
 from fal_notebook.payload.references import (
     CachedFunction,
     attributes_of,
+    class_references,
     import_path,
     is_by_value,
     is_class,
     is_function,
     local_module_of,
+    scope_of,
     unseen_names,
 )
-from fal_notebook.runner.pickles import Pickler, cached
+from fal_notebook.runner.pickles import Pickler, cached, filled_model
 
 _ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
 # What the import system puts into a module and a runner must not inherit.
@@ -65,10 +67,14 @@ class PayloadPickler(Pickler):
             module = sys.modules[name]
             self.globals_ref[id(vars(module))] = _ModuleGlobals(module)
 
-    def add_unseen_globals(self, function: types.FunctionType) -> None:
-        """Ship the globals of a function that cloudpickle misses."""
-        scope = function.__globals__
-        names = [n for n in unseen_names(function) if n in scope]
+    def add_unseen_globals(self, value: Any) -> None:
+        """Ship the globals of a function, or class, that cloudpickle misses."""
+        if is_class(value):
+            scope = scope_of(value)
+            names = [reference.name for reference in class_references(value)]
+        else:
+            scope = value.__globals__
+            names = [name for name in unseen_names(value) if name in scope]
         if names and not isinstance(self.globals_ref.get(id(scope)), _ModuleGlobals):
             base = {name: scope[name] for name in _BASE_GLOBALS if name in scope}
             self.globals_ref.setdefault(id(scope), base).update((n, scope[n]) for n in names)
@@ -106,6 +112,8 @@ class PayloadPickler(Pickler):
 
         It serves to resolve forward references, so they are resolved here.
         """
+        if filled_model(model) is not None:
+            return super().reducer_override(model)
         if not model.__pydantic_complete__:
             model.model_rebuild(raise_errors=False)
         reduced = super().reducer_override(model)

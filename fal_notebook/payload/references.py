@@ -11,6 +11,7 @@ import functools
 import itertools
 import sys
 import types
+import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -109,6 +110,36 @@ def named_references(function: types.FunctionType) -> Iterator[Reference]:
         yield Reference("default argument", name, value)
     for name, value in (function.__kwdefaults__ or {}).items():
         yield Reference("default argument", name, value)
+
+
+def class_references(cls: type) -> Iterator[Reference]:
+    """Yield the globals that a class names in annotations that are texts.
+
+    Pydantic has resolved those of its models; of a TypedDict, say, whoever reads it does.
+    """
+    if "__pydantic_fields__" in vars(cls) or "model_fields" in vars(cls):
+        return
+    scope = scope_of(cls)
+    annotations = vars(cls).get("__annotations__", {}).values()
+    texts = itertools.chain.from_iterable(map(_texts, annotations))
+    for name in dict.fromkeys(name for text in texts for name in _names_in(text)):
+        if name in scope:
+            yield Reference("global", name, scope[name])
+
+
+def scope_of(cls: type) -> dict[str, Any]:
+    """Return the variables of the module in which a class was defined."""
+    module = sys.modules.get(cls.__module__)
+    return vars(module) if module is not None else {}
+
+
+def _texts(annotation: Any) -> Iterator[str]:
+    if isinstance(annotation, str):
+        yield annotation
+    elif isinstance(annotation, typing.ForwardRef):
+        yield annotation.__forward_arg__
+    for part in typing.get_args(annotation):
+        yield from _texts(part)
 
 
 def _implementations(dispatcher: types.FunctionType) -> Iterator[Reference]:

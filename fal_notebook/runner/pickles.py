@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,7 @@ def is_dispatcher(value: Any) -> bool:
 
 
 def reduced(value: Any) -> tuple[Any, ...] | None:
-    """Return how an exception, or a property or method of functools is pickled, else None.
+    """Return how an exception, ``Model[int]``, or what functools made is pickled, else None.
 
     These go without the lock that Python before 3.12 gives them, and the cache since 3.13.
     """
@@ -58,9 +59,22 @@ def reduced(value: Any) -> tuple[Any, ...] | None:
         return functools.cached_property, (value.func,), state
     if isinstance(value, BaseException):
         return _reduced_error(value)
+    if (filled := filled_model(value)) is not None:
+        return operator.getitem, filled
     if type(value) is functools.singledispatchmethod:
         return functools.singledispatchmethod, (value.func,), {"dispatcher": value.dispatcher}
     return None
+
+
+def filled_model(value: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    """Return of which generic pydantic model, and for which types, ``Model[int]`` is the class.
+
+    It is made of these wherever it is loaded: there is only one such class for its code.
+    """
+    about = vars(value).get("__pydantic_generic_metadata__") if isinstance(value, type) else None
+    if not about or about["origin"] is None:
+        return None
+    return about["origin"], about["args"]
 
 
 def _reduced_error(error: BaseException) -> tuple[Any, ...] | None:
