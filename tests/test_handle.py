@@ -217,6 +217,59 @@ def test_slots_and_descriptors_of_functools_come_back(shell, made: str) -> None:
     assert hasattr(call(fresh)[0], "__dict__") == hasattr(fresh, "__dict__")
 
 
+GENERIC = """
+from typing import Generic, TypeVar
+from pydantic import BaseModel
+T = TypeVar("T")
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+class Numbers(Page[int]): pass
+class Both(BaseModel, Generic[T]):
+    page: Page[T]
+"""
+
+
+def test_a_generic_model_with_its_types_is_one_class_there_and_here(shell) -> None:
+    shell.run(GENERIC)
+    call = deploy(
+        shell,
+        "def f(given: Page[int], both: Both[str]) -> Numbers:\n"
+        "    assert isinstance(given, Page[int]) and isinstance(both.page, Page[str])\n"
+        "    assert not isinstance(given, Page[str])\n"
+        "    return Numbers(items=given.items)",
+    )
+    page, both, numbers = (shell[name] for name in ("Page", "Both", "Numbers"))
+    found = call(page[int](items=[1]), both[str](page={"items": ["a"]}))
+    assert type(found) is numbers
+    assert isinstance(found, page[int])
+    call = deploy(shell, "def f() -> Page[str]: return Page[str](items=['a'])")
+    assert type(call()) is page[str]
+
+
+def test_names_in_the_annotations_of_typed_dicts_and_tuples_travel(shell) -> None:
+    shell.run(
+        "from typing import List, NamedTuple, Optional\n"
+        "from typing_extensions import NotRequired, TypedDict\nfrom pydantic import BaseModel\n"
+        "class Model(BaseModel):\n    n: int\n"
+        "class Dict(TypedDict):\n    models: List['Model']\n    more: 'NotRequired[str]'\n"
+        "class Pair(NamedTuple):\n    one: 'Optional[Model]'\n    two: 'int'\n"
+    )
+    call = deploy(shell, "def f(given: Dict) -> Pair: return Pair(given['models'][0], 2)")
+    assert call({"models": [shell["Model"](n=1)]}) == shell["Pair"](shell["Model"](n=1), 2)
+
+
+def test_functions_that_validate_their_calls_travel(shell) -> None:
+    shell.run(
+        "from pydantic import validate_call\n"
+        "@validate_call\ndef twice(n: int): return 2 * n\n"
+        "@validate_call(config={'strict': True})\ndef strict(n: int): return n\n"
+    )
+    call = deploy(shell, "def f(n): return twice(n), strict(n)")
+    assert call(2) == (4, 2)
+    with pytest.raises(ValueError, match="valid integer"):
+        call("2")
+
+
 def test_classes_made_alike_by_a_function_stay_two(shell) -> None:
     shell.run("def made():\n    class Kind: pass\n    return Kind\nA, B = made(), made()")
     call = deploy(shell, "def f(x): return isinstance(x, A), isinstance(x, B)")

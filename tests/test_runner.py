@@ -96,7 +96,8 @@ def f(n: int) -> int:
 
     def ask(n: int, timeout: float = 30) -> Any:
         with runner.client() as client:
-            return client.post("/", json={"n": n}, timeout=timeout).json()
+            headers = {"x-fal-request-id": f"r{n}"}
+            return client.post("/", json={"n": n}, headers=headers, timeout=timeout).json()
 
     with pytest.raises(httpx.ReadTimeout):
         ask(1, timeout=0.3)

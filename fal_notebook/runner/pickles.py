@@ -15,6 +15,7 @@ from fal_notebook.runner.unpickling import enum_of, set_enum_state
 
 # What enum itself knows of a member.
 _OF_ENUM = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+_VALIDATING = "ValidateCallWrapper"
 _dispatcher: Any = functools.singledispatch(lambda _: None)
 
 
@@ -61,6 +62,8 @@ def reduced(value: Any) -> tuple[Any, ...] | None:
         return _reduced_error(value)
     if (filled := filled_model(value)) is not None:
         return operator.getitem, filled
+    if (given := _of_validate_call(value)) is not None:
+        return type(value), given
     if type(value) is functools.singledispatchmethod:
         return functools.singledispatchmethod, (value.func,), {"dispatcher": value.dispatcher}
     return None
@@ -75,6 +78,16 @@ def filled_model(value: Any) -> tuple[Any, tuple[Any, ...]] | None:
     if not about or about["origin"] is None:
         return None
     return about["origin"], about["args"]
+
+
+def _of_validate_call(value: Any) -> tuple[Any, ...] | None:
+    """Return of what pydantic's ``validate_call`` made what it calls; that has no pickle."""
+    kind = type(value)
+    if (kind.__module__, kind.__name__) != ("pydantic._internal._validate_call", _VALIDATING):
+        return None
+    if not all(hasattr(value, name) for name in ("function", "config_wrapper", "validate_return")):
+        return None  # of an older pydantic
+    return value.function, dict(value.config_wrapper.config_dict), value.validate_return, None
 
 
 def _reduced_error(error: BaseException) -> tuple[Any, ...] | None:
