@@ -130,7 +130,7 @@ def who(x: float = 0) -> int:
         gateway = discovery.ensure(state)
     with control(gateway) as client:
         eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
-    time.sleep(0.2)  # now it has come to the runner, surely
+    time.sleep(1)  # now it has come to the runner, surely
     go.touch()
     url = f"{gateway.url}{queue}/requests/{request}"
     eventually(lambda: httpx.get(f"{url}/status").status_code == 200)

@@ -81,34 +81,6 @@ def f({parameter}n: int) -> int:
     assert (tmp_path / "began").read_text() == "13"
 
 
-def test_who_asks_again_for_what_a_thread_is_at_has_its_answer(
-    bench: Bench, tmp_path: Path
-) -> None:
-    """As the queue does after its gateway was killed: a thread cannot be stopped."""
-    source = f"""
-import os, time
-def f(n: int) -> int:
-    with open({str(tmp_path / "began")!r}, "a") as file: file.write(str(n))
-    while not os.path.exists({str(tmp_path / "go")!r}): time.sleep(0.01)
-    return n
-"""
-    runner = start(bench, source, max_multiplexing=2)
-
-    def ask(n: int, timeout: float = 30) -> Any:
-        with runner.client() as client:
-            headers = {"x-fal-request-id": f"r{n}"}
-            return client.post("/", json={"n": n}, headers=headers, timeout=timeout).json()
-
-    with pytest.raises(httpx.ReadTimeout):
-        ask(1, timeout=0.3)
-    with ThreadPoolExecutor(3) as pool:
-        again = [pool.submit(ask, 1), pool.submit(ask, 1), pool.submit(ask, 2)]
-        time.sleep(0.3)
-        (tmp_path / "go").touch()
-        assert [one.result() for one in again] == [1, 1, 2]
-    assert (tmp_path / "began").read_text() == "12"
-
-
 # --- results -------------------------------------------------------------------------------------
 RESULTS = {
     "np.float32(1.5)": 1.5,
