@@ -30,6 +30,8 @@ from fal_notebook.runner.spec import RunnerSpec
 
 # macOS has no child subreapers, and its libraries start threads, so that no fork is safe there.
 LINUX = sys.platform == "linux"
+# The kernel's PF_EXITING, among the flags of a process.
+_EXITING = 0x4
 # How long to wait for killed processes to be gone.
 KILL_TIMEOUT = 5.0
 OUT_OF_MEMORY = "SIGKILL, and since it began Linux has ended processes for want of memory"
@@ -170,7 +172,7 @@ class LocalBackend:
         """Kill the runner's group; its keeper ends what left it, or else a search for its name."""
         if not process:
             return ""
-        lived = self.alive(process)
+        lived = self.alive(process) and not _is_exiting(process["pid"])
         if _lives(process.get("keeper", 0), process.get("keeper_created", 0.0)):
             self._kill_group(process)
             await _until(lambda: not _lives(process["keeper"], process["keeper_created"]))
@@ -284,6 +286,14 @@ def _started(pid: int) -> float:
         if after_name[0] not in (b"Z", b"X"):
             return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     return 0.0
+
+
+def _is_exiting(pid: int) -> bool:
+    """Whether a process is on its way out, where that is told (Linux): its sockets close before."""
+    with contextlib.suppress(OSError, IndexError):
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return bool(int(after_name[6]) & _EXITING)
+    return False
 
 
 def _lives(pid: int, created: float) -> bool:
