@@ -48,3 +48,16 @@ def listed(shell: Any) -> list[dict[str, Any]]:
 def apps(shell: Any) -> str:
     """Return what ``%fal status`` shows."""
     return repr(cli.run(["status"], "%fal"))
+
+
+# Two functions that share a variable of the one around them.
+COUNTER = """
+def made():
+    n = 0
+    def inc():
+        nonlocal n
+        n += 1
+    def get(): return n
+    return inc, get
+inc, get = made()
+"""

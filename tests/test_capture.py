@@ -21,6 +21,7 @@ import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
+from cells import COUNTER
 from sklearn.linear_model import LogisticRegression
 
 import fal_notebook
@@ -465,16 +466,6 @@ def test_names_in_annotations_that_are_texts_travel_with_helpers() -> None:
     assert capture(notebook(changed)["f"]).digest != captured.digest
 
 
-COUNTER = """
-def made():
-    n = 0
-    def inc():
-        nonlocal n
-        n += 1
-    def get(): return n
-    return inc, get
-inc, get = made()
-"""
 RECURSIVE = """
 def made():
     def even(n): return n == 0 or odd(n - 1)

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from cells import COUNTER
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
@@ -86,21 +87,9 @@ def test_one_list_twice_is_not_two_lists() -> None:
 
 
 def test_variables_that_functions_share_are_not_those_of_each() -> None:
-    source = """
-def made():
-    n = 0
-    def inc():
-        nonlocal n
-        n += 1
-    def get(): return n
-    return inc, get
-{}
-def f():
-    inc()
-    return get()
-"""
-    one, two = "inc, get = made()", "inc, get = made()[0], made()[1]"
-    assert of(source.format(one)) == of(source.format(one)) != of(source.format(two))
+    shared = f"{COUNTER}def f():\n    inc()\n    return get()"
+    each = shared.replace("= made()", "= made()[0], made()[1]")
+    assert of(shared) == of(shared) != of(each)
 
 
 def test_an_import_from_the_future_in_another_cell_changes_nothing() -> None:

@@ -281,19 +281,23 @@ def _oom_kills() -> int:
 
 
 def _started(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if after_name[0] not in (b"Z", b"X"):
-            return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+    told = _stat(pid)
+    if not told or told[0] in (b"Z", b"X"):
+        return 0.0
+    return int(told[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_exiting(pid: int) -> bool:
     """Whether a process is on its way out, where that is told (Linux): its sockets close before."""
-    with contextlib.suppress(OSError, IndexError):
-        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return bool(int(after_name[6]) & _EXITING)
-    return False
+    told = _stat(pid)
+    return bool(told) and bool(int(told[6]) & _EXITING)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return what Linux tells of a process behind its name, nothing where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return []
 
 
 def _lives(pid: int, created: float) -> bool:
