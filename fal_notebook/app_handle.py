@@ -19,11 +19,12 @@ class AppHandle(Handle):
     """A deployed `App` class.
 
     Each endpoint is a method: ``app.generate(prompt="…")``. Where a handle has a method of that
-    name itself, as `status`, the endpoint is reached by its path: ``app["/status"]()``.
+    name itself, as `status`, the endpoint is reached by its path: ``app["/status"]()``. Inside
+    another payload it travels as owner and name with its endpoints.
 
     Parameters
     ----------
-    original : type
+    original : type, optional
         The class as the cell defined it.
     """
 
@@ -36,10 +37,11 @@ class AppHandle(Handle):
         setup_function: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__(owner, name, None, deployed)
-        self._class = original
         self._original = original
-        self.__doc__ = original.__doc__
-        self._endpoints = self._endpoints_of(original)
+        self._endpoints: dict[str, Endpoint] = {}
+        if original is not None:
+            self.__doc__ = original.__doc__
+            self._endpoints = self._endpoints_of(original)
         self._instance: Any = None
 
     def _endpoints_of(self, cls: Any) -> dict[str, Endpoint]:
@@ -50,7 +52,8 @@ class AppHandle(Handle):
         endpoints: dict[str, Endpoint] = vars(self).get("_endpoints", {})
         if name in endpoints:
             return endpoints[name]
-        route = endpoints_of(vars(self)["_class"]).get(name) if "_class" in vars(self) else None
+        original = vars(self).get("_original")
+        route = endpoints_of(original).get(name) if original is not None else None
         if route is not None:
             where = self.url.replace("http", "ws", 1) + route.path
             raise AttributeError(f"{name!r} is a WebSocket: connect to {where} with your key")
@@ -61,7 +64,8 @@ class AppHandle(Handle):
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         """Stand for the class where another is derived from it: its name is bound to this."""
-        return (self._class,)
+        cls: Any = self.original
+        return (cls,)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._endpoints})
@@ -79,16 +83,21 @@ class AppHandle(Handle):
         """Yield the values of a path as they come, by default of ``/stream``."""
         return self[path].stream(*args, **kwargs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as owner and name, with the endpoints."""
+        return type(self), (self.owner, self.name), {"_endpoints": self._endpoints}
+
     @property
     def local(self) -> Any:
         """An instance of the class here, set up once: ``app.local.generate(prompt="…")``."""
         if self._instance is None:
-            if inspect.iscoroutinefunction(self._class.setup):
+            cls: Any = self.original
+            if inspect.iscoroutinefunction(cls.setup):
                 raise FalNotebookError(
                     f"{self.name} has an async setup, which only a runner can run; make an "
                     "instance with .original() and await its setup()"
                 )
-            instance = self._class()
+            instance = cls()
             instance.setup()
             self._instance = instance
         return self._instance

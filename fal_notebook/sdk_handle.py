@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -51,7 +51,6 @@ class Parameters:
     names: tuple[str, ...] = ()
     model: str | None = None
     result: Any = Any
-    hints: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, app: Any, method: str) -> Parameters:
@@ -60,7 +59,7 @@ class Parameters:
         names = tuple(inspect.signature(getattr(app, method)).parameters)[1:]
         models = [n for n in names if _is_model(hints.get(n))]
         result = hints.get("return", Any)
-        return cls(names, models[0] if len(models) == 1 else None, result, hints)
+        return cls(names, models[0] if len(models) == 1 else None, result)
 
     def sent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> calls.Sent:
         """Return arguments as they travel; of a model its fields may be given by name."""

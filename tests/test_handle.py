@@ -628,6 +628,30 @@ def test_a_captured_handle_calls_its_app_from_inside_another(shell) -> None:
     assert shell["outer"].status()["number"] == 1
 
 
+def test_the_handle_of_a_captured_app_has_its_endpoints_inside_another(shell) -> None:
+    shell.run("import fal_notebook as fal")
+    shell.run(
+        "%%fal_app wait=true\nclass Inner(fal.App):\n"
+        "    @fal.endpoint('/')\n    def root(self, n: int) -> int: return n\n"
+        "    @fal.endpoint('/add')\n    def add(self, n: int) -> int: return n + 1\n"
+        "    @fal.endpoint('/stream')\n    def parts(self, n: int): yield from range(n)\n"
+    )
+    body = """
+    def outer(n):
+        once = Inner.add.submit(n).result()
+        try:
+            Inner.local
+        except Exception as error:
+            return Inner(n), Inner.add(n), once, list(Inner.stream(n=n)), str(error)
+    """
+    deploy(shell, body)
+    *values, error = shell["outer"](2)
+    assert values == [2, 3, 3, [0, 1]]
+    assert error == "inner was not defined in this kernel; run its cell"
+    deploy(shell, body)
+    assert shell["outer"].status()["number"] == 1
+
+
 def test_a_forked_child_can_use_the_handle(shell) -> None:
     call = deploy(shell, "def f(): return 9")
     reading, writing = os.pipe()

@@ -110,6 +110,9 @@ CELLS = {
     "wrong": "Painter.draw(n=1)",
     "image": "Painter.image(prompt='').image.url",
     "environment": "Painter.environment()",
+    "outer": "%%fal_function wait=true\ndef outer(n: int) -> list:\n"
+    "    return [Painter.draw(prompt='a', n=n).text, Painter.plain(n)['b']]",
+    "inside": "outer(2)",
     "options": "Painter.status()['options']",
     "paths": "list(Painter.openapi()['paths'])",
     "function": "%%fal_function wait=true\ndef plain(n: int) -> str:\n"
@@ -168,6 +171,11 @@ def test_a_class_of_the_sdk_is_called_like_any_app(answers: dict[str, Any]) -> N
     assert answers["stream"] == [{"number": 0}, {"number": 1}, {"number": 2}]
     assert "422" in answers["wrong"]
     assert "prompt" in answers["wrong"]
+
+
+def test_its_handle_inside_another_app_has_its_endpoints(answers: dict[str, Any]) -> None:
+    assert answers["outer"] is None
+    assert answers["inside"] == ["aa ready", "x"]
 
 
 def test_its_endpoints_go_through_the_queue(answers: dict[str, Any]) -> None:

@@ -255,5 +255,5 @@ def _step(item: Item) -> str:
 
 
 def _is_handle(value: Any) -> bool:
-    kind = type(value)  # by name, so that nothing is imported to find out
-    return (kind.__module__, kind.__name__) == ("fal_notebook.handle", "Handle")
+    kinds = type(value).__mro__  # by name, so that nothing is imported to find out
+    return any((k.__module__, k.__name__) == ("fal_notebook.handle", "Handle") for k in kinds)
