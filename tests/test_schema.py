@@ -25,6 +25,13 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from typing import Annotated, Any, Literal, Optional
 import numpy as np
 from pydantic import BaseModel, Field, RootModel
+from typing_extensions import NotRequired, Required, TypedDict, Unpack
+class Wide(TypedDict):
+    width: Required[int]
+    name: NotRequired[str]
+    size: "NotRequired[Annotated[int, Field(ge=1)]]"
+class Loose(Wide, total=False):
+    point: "Point"
 class Point(BaseModel):
     x: int
     y: int = 0
@@ -118,6 +125,12 @@ def resolved(found: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         ("def f(a: int, **more): return more", {"a": 1, "z": [2]}, {"z": [2]}),
         ("def f(**more: int): return more", {"z": "2"}, {"z": 2}),
         ("def f(p: Point, **more): return p.x, more", {"p": {"x": 1}, "k": 1}, (1, {"k": 1})),
+        ("def f(**more: Unpack[Wide]): return more", {"width": "3"}, {"width": 3}),
+        (
+            "def f(width: str, **more: Unpack[Loose]): return width, more['point'].x, more['name']",
+            {"width": "3", "point": {"x": 4}, "name": "a"},
+            ("3", 4, "a"),
+        ),
         (
             "def f(copy, json, schema=1, model_x=2, _u=3, self=4, cls=5): "
             "return copy, json, schema, model_x, _u, self, cls",
@@ -146,6 +159,15 @@ def test_a_body_becomes_arguments(source: str, body: Any, result: Any) -> None:
         ("def f(p: Point, n: int): return p", {"p": {}, "n": 1}, "missing", ("p", "x")),
         ("def f(**more: int): return more", {"z": "x"}, "int_parsing", ("z",)),
         ("def f(): return 1", {"a": 1}, "extra_forbidden", ("a",)),
+        ("def f(**more: Unpack[Wide]): return 1", {}, "missing", ("width",)),
+        ("def f(**more: Unpack[Wide]): return 1", {"width": "a"}, "int_parsing", ("width",)),
+        ("def f(**more: Unpack[Wide]): return 1", {"width": 1, "b": 1}, "extra_forbidden", ("b",)),
+        (
+            "def f(**more: Unpack[Loose]): return 1",
+            {"width": 1, "size": 0},
+            "greater_than_equal",
+            ("size",),
+        ),
     ],
 )
 def test_a_wrong_body_is_named_by_the_parameter(
@@ -175,6 +197,13 @@ def test_parameters_keep_their_names_order_and_constraints_in_the_schema() -> No
     }  # fmt: skip
     assert schema["title"] == "FInput"
     assert schema["additionalProperties"] is False
+
+
+def test_the_keys_of_an_unpacked_typed_dict_are_in_the_schema() -> None:
+    schema = body_schema("def f(**more: Unpack[Wide]): return 1")
+    assert list(schema["properties"]) == ["width", "name", "size"]
+    assert (schema["required"], schema["additionalProperties"]) == (["width"], False)
+    assert "default" not in schema["properties"]["size"]
 
 
 def test_nested_models_keep_the_order_of_their_fields_too() -> None:

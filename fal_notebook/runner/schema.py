@@ -24,6 +24,7 @@ from starlette.requests import Request
 from fal_notebook.annotations import is_class_of, without_none
 from fal_notebook.runner.failures import defined_at
 from fal_notebook.runner.results import Output, output_of
+from fal_notebook.runner.unpacked import UNGIVEN, with_unpacked
 
 _STREAMS = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
 
@@ -134,7 +135,7 @@ class Signature:
             found = getattr(value, f"field_{number}")
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 args.append(found)
-            else:
+            elif found is not UNGIVEN:
                 kwargs[parameter.name] = found
         return tuple(args), kwargs
 
@@ -169,6 +170,7 @@ def read_signature(
         When there is no first parameter to leave out.
     """
     parameters = list(inspect.signature(function).parameters.values())
+    parameters, hints = with_unpacked(parameters, hints)
     if skip_first:
         parameters = _without_first(function, parameters)
     request = next((p.name for p in parameters if _is_request(hints.get(p.name))), None)
@@ -222,6 +224,8 @@ def _body(
     for number, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, Any)
         default = ... if parameter.default is parameter.empty else parameter.default
+        if default is UNGIVEN:
+            default = Field(default_factory=lambda: UNGIVEN)  # which no schema shows
         fields[f"field_{number}"] = (_aliased(annotation, parameter.name), default)
     if more is not None and more.name in hints:
         fields["__pydantic_extra__"] = (dict.__class_getitem__((str, hints[more.name])), Field())
