@@ -105,7 +105,8 @@ def test_path_query_and_headers_arrive_as_they_were_sent(
     assert (status, first, content) == (200, f"PUT {path} HTTP/1.1", "abc")
     assert got[: len(sent)] == sent
     added = [line.partition(":")[0] for line in got[len(sent) :]]
-    assert added == ["x-fal-request-id", "x-fal-caller-user-id", "x-fal-endpoint"]
+    told = "x-fal-object-lifecycle-preference"
+    assert added == ["x-fal-request-id", told, "x-fal-caller-user-id", "x-fal-endpoint"]
 
 
 def test_a_request_without_a_body_has_no_length(raw: ServerHandle) -> None:

@@ -408,9 +408,9 @@ class Exchange:
         return request_head(method, target, headers, added, kept, as_it_came, says_of_body)
 
     def _preference(self) -> tuple[Header, ...]:
-        """Tell an app, but no server of the user's own, how long files live by default."""
+        """Tell an app how long files live by default, where its caller says nothing of it."""
         told = PREFERENCE in self._request.headers
-        return () if told or self._app.own_server else ((PREFERENCE, default_preference()),)
+        return () if told else ((PREFERENCE, default_preference()),)
 
     def _framing(self) -> tuple[Header, ...]:
         if self._as_it_came:

@@ -146,7 +146,6 @@ class Fleet:
         self.auth = "private"
         self.serve = False
         self.direct = False
-        self.own_server = False
         self.request_timeout = 0.0
         self.startup_timeout = 0.0
         self.runners: dict[str, Runner] = {}
@@ -183,7 +182,6 @@ class Fleet:
         self.auth = options["auth"]
         self.serve = options["serve"] or revision.direct or revision.manifest.get("kind") == "app"
         self.direct = revision.direct
-        self.own_server = revision.direct and revision.manifest["kind"] != "sdk"
         self.request_timeout = float(options["request_timeout"] or REQUEST_TIMEOUT)
         self.startup_timeout = float(options["startup_timeout"] or STARTUP_TIMEOUT)
         self.start_timeout = options["request_start_timeout"] or None
