@@ -28,6 +28,7 @@ from fal_notebook.gateway.logs.lines import parse
 from fal_notebook.machines import MachineType
 from fal_notebook.payload import capture
 from fal_notebook.runner import frames
+from fal_notebook.runner.log_file import record_mark
 from fal_notebook.runner.spec import RunnerSpec
 
 T = TypeVar("T")
@@ -257,7 +258,8 @@ class LiveRunner:
 
     def lines(self) -> list[dict[str, Any]]:
         text = Path(self.spec.log).read_text(errors="replace")
-        return [parse(line, "") for line in text.rstrip("\n").split("\n") if line]
+        mark = record_mark(self.spec.secret)
+        return [parse(line.encode(), mark) for line in text.rstrip("\n").split("\n") if line]
 
     def log(self) -> list[str]:
         return [line["message"] for line in self.lines()]

@@ -105,7 +105,7 @@ async def test_a_setup_that_fails_fails_the_deploy_and_says_why(
     with pytest.raises(DeployFailed, match=named):
         await deployed(gateway, f"def setup():\n    {setup}\ndef f(): pass")
     (row,) = await until(lambda: rows(gateway, "state = 'TERMINATED'"))
-    log = log_tail(gateway, row.id, 50)
+    log = log_tail(gateway, row, 50)
     assert any("in setup" in line for line in log) or "exit" in named
 
 

@@ -28,6 +28,7 @@ from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.operations.logs import Query, _page
 from fal_notebook.gateway.store import RunnerRow, Store
 from fal_notebook.runner import log_file
+from fal_notebook.runner.log_file import LogFile, record_mark
 
 TALKS = """
 import os, sys
@@ -36,6 +37,14 @@ def talks(text: str) -> int:
     print("aside", file=sys.stderr)
     return os.getpid()
 """
+
+RAW = """
+import os
+def raw(text: str) -> None:
+    os.write(1, text.encode())
+"""
+# What begins the records of the runners that are made here.
+MARK = record_mark("s")
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +112,22 @@ def test_the_follower_of_a_deleted_app_ends(gateway: GatewayInfo) -> None:
         assert answer.read() is not None
 
 
+def test_a_caller_cannot_write_lines_of_anothers_request(gateway: GatewayInfo) -> None:
+    with deployed(RAW, serve=True, auth="public") as handle, control(gateway) as client:
+        told = client.post(f"{gateway.url}/queue/tester/raw", json={"text": "one\n"}).json()
+        eventually(lambda: client.get(told["status_url"]).status_code == 200)
+        forged = record("two", 1e18, told["request_id"], "CRITICAL").replace(MARK, b"\x1e")
+        httpx.post(run_url(gateway, handle), json={"text": forged.decode()}).raise_for_status()
+        assert client.get(told["status_url"], params={"logs": True}).json()["logs"] == []
+        *_, last = client.get("/api/apps/tester/raw/logs").json()["lines"]
+    assert (last["at"], last["level"], last["request"]) == (None, "INFO", None)
+    assert '"two"' in last["message"]
+
+
 # --- files --------------------------------------------------------------------------------------
 def record(message: str, at: float, request: str | None = None, level: str = "INFO") -> bytes:
     data = {"at": at, "level": level, "request": request, "message": message}
-    return b"\x1e" + json.dumps(data).encode() + b"\n"
+    return MARK + json.dumps(data).encode() + b"\n"
 
 
 def runner(state: Path, identity: str, content: bytes, ended: float | None = None) -> RunnerRow:
@@ -154,11 +175,13 @@ def test_a_line_comes_when_it_is_whole_and_only_once(tmp_path: Path) -> None:
 
 def test_a_record_behind_an_unfinished_line_of_a_child_is_one(tmp_path: Path) -> None:
     record = {"at": 1.5, "level": "INFO", "request": "r1", "message": "of print"}
-    (tmp_path / "log").write_bytes(b"progress 10%\x1e" + json.dumps(record).encode() + b"\nnext\n")
-    found = pieces.next_lines(tmp_path / "log", 0, False)
-    assert [raw.text[:12] for raw in found.lines] == [b"progress 10%", b'\x1e{"at": 1.5,', b"next"]
+    log = LogFile(tmp_path / "log", MARK)
+    log.path.write_bytes(b"progress 10%" + MARK + json.dumps(record).encode() + b"\nnext\n")
+    found = pieces.next_lines(log, 0, False)
+    begins = [raw.text.removeprefix(MARK)[:12] for raw in found.lines]
+    assert begins == [b"progress 10%", b'{"at": 1.5, ', b"next"]
     assert [raw.start for raw in found.lines[1:]] == [raw.end for raw in found.lines[:-1]]
-    assert parse(found.lines[1].text.decode(), "")["request"] == "r1"
+    assert parse(found.lines[1].text, MARK)["request"] == "r1"
 
 
 def test_of_lines_without_a_time_those_are_last_whose_runner_wrote_last(tmp_path: Path) -> None:
@@ -220,13 +243,28 @@ def test_a_line_longer_than_a_piece_does_not_stop_the_reader(tmp_path: Path) -> 
 
 
 def test_what_is_no_text_is_shown_with_marks(tmp_path: Path) -> None:
-    row = runner(tmp_path, "a", b"\xff\xfe caf\xc3\xa9\r\n\n\x1enot json\n\x1e5\n\x1e{}\n")
+    lines = [b"\xff\xfe caf\xc3\xa9\r", b"", MARK + b"not json", MARK + b"5", MARK + b"{}", b""]
+    row = runner(tmp_path, "a", b"\n".join(lines))
     assert tail(tmp_path, [row], 10) == ["\ufffd\ufffd café\r", "", "not json", "5", "{}"]
 
 
 def test_only_whole_records_are_taken_for_records() -> None:
-    for text in ('\x1e{"at": "x"}', '\x1e{"at": null, "level": 1}', "\x1e[]", "\x1enull", "\x1e"):
-        assert parse(text, "r")["at"] is None
+    for text in (b'{"at": "x"}', b'{"at": null, "level": 1}', b"[]", b"null", b""):
+        assert parse(MARK + text, MARK)["at"] is None
+
+
+def test_a_record_of_another_runner_is_text(tmp_path: Path) -> None:
+    """As when a server prints what it was sent: a caller knows no runner's mark."""
+    for mark in (b"\x1e", b"\x1e" + b"0" * 16, record_mark("another"), b""):
+        forged = mark + record("forged", 1e18, "mine", "CRITICAL").removeprefix(MARK)
+        row = runner(tmp_path, "a", record("real", 2.0) + b"before" + forged + forged)
+        reader = LogReader(tmp_path, Wanted())
+        real, *others = reader.lines([row], 10)
+        assert real["message"] == "real"
+        assert {(line["at"], line["level"], line["request"]) for line in others} == {
+            (None, "INFO", None)
+        }
+        assert tail(tmp_path, [row], 10, request="mine") == []
 
 
 def test_a_filter_finds_lines_far_behind(tmp_path: Path) -> None:
@@ -341,15 +379,15 @@ def test_a_log_on_a_file_system_without_holes_is_emptied(
 
 def test_the_place_of_a_time_is_found_without_reading_all(tmp_path: Path) -> None:
     content = b"".join(record(f"{n}", 1000.0 + n) + b"raw\n" for n in range(40_000))
-    path = paths.runner_log(tmp_path, "a")
-    path.write_bytes(content)
+    log = LogFile(paths.runner_log(tmp_path, "a"), MARK)
+    log.path.write_bytes(content)
     for at in (0.0, 1000.0, 1001.0, 21_000.5, 40_999.0, 1e9):
-        place = pieces.offset_of(path, at)
-        exact = content.find(b'{"at": %d.' % min(int(at), 40_999)) - 1 if at >= 1000 else 0
+        place = pieces.offset_of(log, at)
+        exact = content.find(b'{"at": %d.' % min(int(at), 40_999)) - len(MARK) if at >= 1000 else 0
         assert place <= max(exact, 0) or at > 41_000
         assert max(exact, 0) - place <= 3 * pieces.PRECISION
-        assert place == 0 or content[place : place + 1] == b"\x1e"
-    assert pieces.offset_of(tmp_path / "none", 5.0) == 0
+        assert place == 0 or content[place:].startswith(MARK)
+    assert pieces.offset_of(LogFile(tmp_path / "none", MARK), 5.0) == 0
 
 
 async def test_logs_are_trimmed_while_they_grow(

@@ -18,8 +18,11 @@ import pytest
 from runner_bench import Bench, LiveRunner
 
 from fal_notebook.runner import log_context, log_file
-from fal_notebook.runner.logs import LONGEST, RECORD, LineWriter
+from fal_notebook.runner.log_file import record_mark
+from fal_notebook.runner.logs import LONGEST, LineWriter
 from fal_notebook.runner.secret_forms import hiding
+
+MARK = record_mark("secret")
 
 
 def run(bench: Bench, body: str, head: str = "") -> LiveRunner:
@@ -237,8 +240,8 @@ def test_a_runner_that_prints_without_end_fills_no_disk(bench: Bench) -> None:
         assert log_file.kept_from(file.fileno(), found.st_size) == found.st_size
         assert log_file.kept_from(file.fileno(), found.st_size + 1) == begin
         file.seek(begin)
-        kept = [json.loads(line[1:])["message"][:6] for line in file.read().split(b"\n")[1:-1]]
-    assert kept == [f"{n:06}" for n in range(2000 - len(kept), 2000)]
+        kept = [line.partition(b'"message": "')[2][:6] for line in file.read().split(b"\n")[1:-1]]
+    assert kept == [b"%06d" % n for n in range(2000 - len(kept), 2000)]
 
 
 def test_requests_that_print_at_once_do_not_mix(bench: Bench) -> None:
@@ -270,12 +273,12 @@ def test_the_log_is_readable_by_its_user_only(bench: Bench) -> None:
 def written(tmp_path: Path) -> Iterator[Any]:
     path = tmp_path / "log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    writer = LineWriter(descriptor, "INFO")
+    writer = LineWriter(descriptor, "INFO", MARK)
 
     def messages() -> list[str]:
-        text = path.read_text().rstrip("\n").split("\n")
-        assert all(line.startswith(RECORD) for line in text)
-        return [json.loads(line[1:])["message"] for line in text]
+        lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+        assert all(line.startswith(MARK) for line in lines)
+        return [json.loads(line.removeprefix(MARK))["message"] for line in lines]
 
     yield writer, messages
     os.close(descriptor)
@@ -284,7 +287,7 @@ def written(tmp_path: Path) -> Iterator[Any]:
 def test_a_line_that_cannot_be_written_is_lost_and_nothing_else() -> None:
     reader, descriptor = os.pipe()
     os.close(reader)
-    writer = LineWriter(descriptor, "INFO")
+    writer = LineWriter(descriptor, "INFO", MARK)
     assert writer.write("one\ntwo") == 7
     writer.finish(None)
     os.close(descriptor)
@@ -304,7 +307,7 @@ def test_a_huge_line_costs_no_more_than_the_same_text_in_lines(tmp_path: Path) -
     def cost(text: str) -> float:
         with (tmp_path / "log").open("wb") as file:
             begun = time.process_time()
-            LineWriter(file.fileno(), "INFO").write(text)
+            LineWriter(file.fileno(), "INFO", MARK).write(text)
             return time.process_time() - begun
 
     size = 32_000_000
@@ -356,15 +359,15 @@ def test_a_secret_is_written_to_no_log_also_where_a_long_line_is_cut(tmp_path: P
     value = "correct horse battery staple"
     path = tmp_path / "log"
     with path.open("wb") as file:
-        writer = LineWriter(file.fileno(), "INFO", hiding({"WORDS": value}))
+        writer = LineWriter(file.fileno(), "INFO", MARK, hiding({"WORDS": value}))
         for start in (LONGEST - 10, LONGEST - len(value) + 1):
             writer.write("x" * start + value + "\n")
             writer.write("x" * start + value + "y" * LONGEST)  # without an end
             writer.finish(None)
         writer.write(value[:9])
         writer.write(value[9:] + "\n")
-    lines = path.read_text().rstrip("\n").split("\n")
-    text = "".join(json.loads(line[1:])["message"] for line in lines)
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")
+    text = "".join(json.loads(line.removeprefix(MARK))["message"] for line in lines)
     assert text.count("[secret WORDS]") == 5
     for part in value.split():
         assert part not in text

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fal_notebook.machines import MachineType
+from fal_notebook.runner.log_file import LogFile
 from fal_notebook.runner.spec import RunnerSpec
 
 Progress = Callable[[str], None]
@@ -56,6 +57,14 @@ class Placement:
     gpus: tuple[str, ...] = ()
     registries: Callable[[], dict[str, Any]] = dict
     on_pull: Callable[[], None] = lambda: None
+
+
+class Left(NamedTuple):
+    """A runner of an earlier gateway: its id, what finds its process, and its log."""
+
+    id: str
+    process: dict[str, Any]
+    log: LogFile
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,8 @@ class Backend(Protocol):
     async def gateway_host(self) -> str:
         """Return the address of this machine for runners, empty for that of every program."""
 
-    async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
-        """Get to know runners of an earlier gateway, their id, process and log, and end strays."""
+    async def take_up(self, runners: Iterable[Left]) -> None:
+        """Get to know runners of an earlier gateway, and end strays."""
 
     async def close(self) -> None:
         """Release what the backend holds; runners live on."""

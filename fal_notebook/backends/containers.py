@@ -19,7 +19,7 @@ from requests.exceptions import RequestException
 from fal_notebook.backends.engine import Engine, Streams
 from fal_notebook.backends.limits import killed_for_memory
 from fal_notebook.exceptions import BuildError
-from fal_notebook.runner.logs import RECORD
+from fal_notebook.runner.log_file import LogFile
 
 # Labels of every container: which gateway's it is, and which runner's.
 STATE, RUNNER = "fal-notebook.state", "fal-notebook.runner"
@@ -39,7 +39,7 @@ class Seen:
     """What is known of a container."""
 
     runner: str
-    log: str
+    log: LogFile
     running: bool = True
     memory_mb: int = 0
     killed_for_memory: float = 0.0  # when the kernel last ended a process of it for that
@@ -86,7 +86,7 @@ class Containers:
         for name in [name for name, seen in list(self._seen.items()) if seen.runner == runner]:
             self._seen.pop(name, None)
 
-    def add(self, container: str, runner: str, log: str, memory_mb: int = 0) -> None:
+    def add(self, container: str, runner: str, log: LogFile, memory_mb: int = 0) -> None:
         """Know a container that is about to start."""
         self._seen[container] = Seen(runner, log, memory_mb=memory_mb)
 
@@ -202,8 +202,9 @@ class Containers:
 class _Log:
     """A log file whose time of change is that of its last line, to go on from after a restart."""
 
-    def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def __init__(self, log: LogFile) -> None:
+        self._mark = log.mark
+        self._descriptor = os.open(log.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         found = os.fstat(self._descriptor)
         self.at = found.st_mtime_ns if found.st_size else 0
         self._before = self.at
@@ -230,7 +231,7 @@ class _Log:
     def note(self, message: str) -> None:
         """Append a line of our own, without a change of what was copied last."""
         record = {"at": time.time(), "level": "ERROR", "request": None, "message": message}
-        line = f"{RECORD}{json.dumps(record)}\n".encode()
+        line = self._mark + json.dumps(record).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):  # a full disk, or the container has ended
             self._append(b"\n" * self._within_line + line)
 

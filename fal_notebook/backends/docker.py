@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from fal_notebook import image, settings
 from fal_notebook.backends import untouched, usage
-from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
+from fal_notebook.backends.base import BuildOrder, Left, Placement, Progress, Started
 from fal_notebook.backends.containers import RETRY, RUNNER, STATE, Containers
 from fal_notebook.backends.engine import CALLS, Engine
 from fal_notebook.backends.images import Images
@@ -25,6 +25,7 @@ from fal_notebook.backends.limits import UMASK, ending, limits
 from fal_notebook.backends.outside import OutsideOfContainer
 from fal_notebook.backends.stored_images import StoredImages
 from fal_notebook.exceptions import BuildError, EngineError, GatewayError
+from fal_notebook.runner.log_file import LogFile
 from fal_notebook.runner.spec import RunnerSpec
 
 # In its container a runner listens here, or there if a server of the user's own does.
@@ -76,17 +77,17 @@ class DockerBackend:
         """Return nothing: the image says what surrounds a runner."""
         return {}
 
-    async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
-        """Know the runners of an earlier gateway again: id, process and log of each.
+    async def take_up(self, runners: Iterable[Left]) -> None:
+        """Know the runners of an earlier gateway again.
 
         Without an engine they count as ended, until it answers; others of this state folder that
         are left over are removed.
         """
-        for runner, process, log in runners:
-            self._containers.expect(runner)
-            if process:
-                memory = process.get("memory_mb", 0)
-                self._containers.add(process["container"], runner, str(log), memory)
+        for runner in runners:
+            self._containers.expect(runner.id)
+            if runner.process:
+                container, memory = runner.process["container"], runner.process.get("memory_mb", 0)
+                self._containers.add(container, runner.id, runner.log, memory)
         try:
             await asyncio.wait_for(self._call(self._containers.look), LONGEST_LOOK)
         except BuildError as error:
@@ -168,7 +169,8 @@ class DockerBackend:
             labels=self._labels(spec.runner_id, placement),
             **made,
         )
-        self._containers.add(container, spec.runner_id, spec.log, placement.machine.memory_mb)
+        log = LogFile.of(spec.log, spec.secret)
+        self._containers.add(container, spec.runner_id, log, placement.machine.memory_mb)
         told = None if bare else contained.to_json().encode() + b"\n"
         about = self._engine.start(container, told)
         self._containers.read(container)

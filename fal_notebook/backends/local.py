@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from fal_notebook.backends import children, fit
-from fal_notebook.backends.base import BuildOrder, Placement, Progress, Started
+from fal_notebook.backends.base import BuildOrder, Left, Placement, Progress, Started
 from fal_notebook.backends.bundle import write_bundle
 from fal_notebook.backends.environments import EnvironmentSpec, ensure, installed
 from fal_notebook.backends.requirement_layers import layers_of
@@ -242,7 +242,7 @@ class LocalBackend:
         """Return nothing: runners reach the gateway where everybody does."""
         return ""
 
-    async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
+    async def take_up(self, runners: Iterable[Left]) -> None:
         """Do nothing: what a process id means can be asked at any time, and keepers end strays."""
 
     async def close(self) -> None:

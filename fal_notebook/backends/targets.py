@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fal_notebook.backends.base import Backend
+from fal_notebook.backends.base import Backend, Left
 from fal_notebook.backends.local import LocalBackend
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ class Targets:
         """Return CPU and memory of a runner, see `Backend.stats`."""
         return self.of(process).stats(process)
 
-    async def take_up(self, runners: Iterable[tuple[str, dict[str, Any], Path]]) -> None:
-        """Get to know what an earlier gateway left: id, process and log of each runner."""
+    async def take_up(self, runners: Iterable[Left]) -> None:
+        """Get to know what an earlier gateway left."""
         if (self._state / DOCKER).exists():  # no engine is asked where none was used
             backend = await self.load(DOCKER)
-            await backend.take_up([r for r in runners if r[1].get("target") == DOCKER])
+            await backend.take_up([r for r in runners if r.process.get("target") == DOCKER])
 
     async def close(self) -> None:
         """Release what the backends hold; runners live on."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook import settings
+from fal_notebook.backends.base import Left
 from fal_notebook.backends.targets import DOCKER, Targets
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.exceptions import BuildError
@@ -47,6 +48,7 @@ from fal_notebook.gateway.webhooks.sender import Sender
 from fal_notebook.gateway.webhooks.signing import Signer
 from fal_notebook.gateway.webhooks.table import DeliveryTable
 from fal_notebook.machines import MachineType, this_host
+from fal_notebook.runner.log_file import LogFile
 
 MAX_BODY = 100 * 1024 * 1024
 # A base folder of this many bytes leaves room for fal-…/….sock within macOS' 103.
@@ -161,7 +163,8 @@ class Gateway:
         """Let backends look for the runners that the last gateway left, before `restore`."""
         rows = self.store.select(RunnerRow, "state != 'TERMINATED'")
         await self.targets.take_up(
-            [(row.id, row.process, paths.runner_log(self.state, row.id)) for row in rows]
+            Left(row.id, row.process, LogFile.of(paths.runner_log(self.state, row.id), row.secret))
+            for row in rows
         )
         if any(row.process.get("target") == DOCKER for row in rows):
             # An engine that hangs holds no gateway; once it answers its containers have one.

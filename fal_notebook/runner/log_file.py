@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import struct
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 # A log that takes more than this much of the disk loses its oldest part; so much of it stays.
 MOST = 16 * 1024 * 1024
@@ -22,6 +25,27 @@ _BLOCK = 1024 * 1024
 # From <linux/falloc.h> and from macOS' <sys/fcntl.h>.
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 _F_PUNCHHOLE = 99
+
+
+def record_mark(secret: str) -> bytes:
+    """Return what begins each record of the runner with this secret; other lines are raw output.
+
+    Who makes a server print what it was sent cannot know it, and so cannot write records: those
+    name requests of others.
+    """
+    return b"\x1e" + hashlib.sha256(f"records {secret}".encode()).hexdigest()[:16].encode()
+
+
+class LogFile(NamedTuple):
+    """The file of one runner, and what begins the records in it."""
+
+    path: Path
+    mark: bytes
+
+    @classmethod
+    def of(cls, path: str | Path, secret: str) -> LogFile:
+        """Return the log of the runner with this secret."""
+        return cls(Path(path), record_mark(secret))
 
 
 def disk_space(found: os.stat_result) -> int:

@@ -14,9 +14,6 @@ from typing import Any
 from fal_notebook.runner import log_context, log_file, log_levels
 from fal_notebook.runner.secret_forms import Redact
 
-# A line that starts with this byte is one of ours; any other was written past Python's sys.stdout.
-RECORD = "\x1e"
-
 # A longer line is written in pieces, so that one without an end does not fill the memory.
 LONGEST = 32 * 1024
 
@@ -33,7 +30,8 @@ class LineWriter(io.TextIOBase):
     encoding = "utf-8"
     errors = "backslashreplace"
 
-    def __init__(self, descriptor: int, level: str, redact: Redact = str) -> None:
+    def __init__(self, descriptor: int, level: str, mark: bytes, redact: Redact = str) -> None:
+        self._mark = mark
         self._redact = redact
         self._descriptor = descriptor
         self._level = level
@@ -88,7 +86,7 @@ class LineWriter(io.TextIOBase):
                 "request": request,
                 "message": message[start : start + LONGEST],
             }
-            self._append((RECORD + json.dumps(record) + "\n").encode())
+            self._append(self._mark + json.dumps(record).encode() + b"\n")
 
     def _append(self, data: bytes) -> None:
         # A line that is lost, to a full disk say, must not fail what the user's code does.
@@ -100,8 +98,10 @@ class LineWriter(io.TextIOBase):
             log_file.bound(self._descriptor)
 
 
-def redirect(path: str, redact: Redact = str) -> None:
+def redirect(path: str, mark: bytes, redact: Redact = str) -> None:
     """Send descriptors 1 and 2 to the log file and sys.stdout, sys.stderr through line writers.
+
+    Their records begin with `mark`.
 
     Without a path it stays where descriptor 1 goes: in a container, to the engine.
 
@@ -113,8 +113,8 @@ def redirect(path: str, redact: Redact = str) -> None:
         os.close(descriptor)
     os.dup2(1, 2)
     streams: Any = sys  # typeshed knows them as constants
-    streams.stdout = streams.__stdout__ = LineWriter(1, "INFO", redact)
-    streams.stderr = streams.__stderr__ = LineWriter(2, "ERROR", redact)
+    streams.stdout = streams.__stdout__ = LineWriter(1, "INFO", mark, redact)
+    streams.stderr = streams.__stderr__ = LineWriter(2, "ERROR", mark, redact)
     _writers[:] = streams.stdout, streams.stderr
     log_levels.install()
     log_context.install()

@@ -18,6 +18,7 @@ from fal_notebook.runner import app_files, listening, logs, mounts
 from fal_notebook.runner.escapes import original
 from fal_notebook.runner.link import Link
 from fal_notebook.runner.loading import load
+from fal_notebook.runner.log_file import record_mark
 from fal_notebook.runner.secret_forms import Redact, hiding
 from fal_notebook.runner.serve import RunnerApp
 from fal_notebook.runner.served import Served
@@ -57,7 +58,7 @@ def clean(spec: RunnerSpec) -> list[str]:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    logs.redirect(spec.log, _hiding(spec))
+    logs.redirect(spec.log, record_mark(spec.secret), _hiding(spec))
     notes = _about_hidden(hidden, spec)
     print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
     faulthandler.enable(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import sys
 import traceback
 import types
@@ -14,10 +15,13 @@ from typing import Any
 from fal_notebook.runner import logs, unpickling
 from fal_notebook.runner.envelope import packages_compared, unpack
 
+# The variable that says how records of this runner begin.
+LOG_MARK = "FAL_NOTEBOOK_LOG_MARK"
+
 
 def main(payload: str, log: str, port: int, told: str) -> None:
     """Load the function and call it; end with 1 when it raises, which the file `told` says."""
-    logs.redirect(log)
+    logs.redirect(log, os.environ.pop(LOG_MARK).encode())
     status: object = 0
     try:
         _call(payload, port)

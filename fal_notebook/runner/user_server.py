@@ -15,8 +15,10 @@ from pathlib import Path
 
 import psutil
 
+from fal_notebook.runner.log_file import record_mark
 from fal_notebook.runner.sdk_server import LISTEN
 from fal_notebook.runner.spec import RunnerSpec
+from fal_notebook.runner.user_function import LOG_MARK
 
 # Where a server on this machine may be reached; names as in addresses of the gateway's pools.
 HOSTS = {"127.0.0.1": "127.0.0.1", "::1": "[::1]"}
@@ -62,12 +64,14 @@ class UserServer:
 
     async def start(self, command: str | None) -> None:
         """Start the command; None: the function of the payload."""
+        own = dict[str, str]()
         if command is not None:
             arguments = ["/bin/sh", "-c", _PORT.sub(str(self._port), command)]
         else:
             arguments = [sys.executable, "-c", self._child()]
+            own[LOG_MARK] = record_mark(self._spec.secret).decode()  # everybody sees a command
         # Without it what a Python server prints would be seen when it ends.
-        variables = {"PYTHONUNBUFFERED": "1", **os.environ, "PORT": str(self._port)}
+        variables = {"PYTHONUNBUFFERED": "1", **os.environ, "PORT": str(self._port), **own}
         variables[LISTEN] = "127.0.0.1" if self._hosts is HOSTS else "0.0.0.0"
         self._process = await asyncio.create_subprocess_exec(*arguments, env=variables)
 

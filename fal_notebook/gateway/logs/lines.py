@@ -8,18 +8,21 @@ from typing import Any
 
 from fal_notebook.exceptions import OptionError
 from fal_notebook.runner.log_levels import LEVELS
-from fal_notebook.runner.logs import RECORD
 
 Line = dict[str, Any]
 
 
-def parse(text: str, runner: str) -> Line:
-    """Return one line of a log file as data; what only looks like a record is text."""
+def parse(raw: bytes, mark: bytes, runner: str = "") -> Line:
+    """Return one line of a log file as data; `mark` begins the records of its runner.
+
+    What only looks like a record is text.
+    """
+    text = raw.removeprefix(mark).decode(errors="replace")
     plain = {"at": None, "level": "INFO", "runner": runner, "request": None, "message": text}
-    if not text.startswith(RECORD):
+    if not raw.startswith(mark):
         return plain
     try:
-        record = json.loads(text[1:])
+        record = json.loads(text)
         return {
             "at": float(record["at"]),
             "level": str(record["level"]),
@@ -29,7 +32,7 @@ def parse(text: str, runner: str) -> Line:
             "message": str(record["message"]).encode(errors="backslashreplace").decode(),
         }
     except (ValueError, TypeError, KeyError):
-        return {**plain, "message": text[1:]}
+        return plain
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from fal_notebook.gateway.logs.cursor import Cursor
 from fal_notebook.gateway.logs.lines import Line, Wanted, parse
 from fal_notebook.gateway.logs.redaction import Redact
 from fal_notebook.gateway.store import RunnerRow
+from fal_notebook.runner.log_file import LogFile
 
 # One look goes through at most so many bytes, however few lines are wanted.
 AT_MOST = 64 * 1024 * 1024
@@ -69,9 +71,9 @@ class LogReader:
             if row.ended_at is not None and (row.ended_at < oldest or not tail):
                 self.cursor.finish(row)  # every line of it is older
                 continue
-            lines, end = pieces.last_lines(
-                self._path(row), row.ended_at is not None, tail, self._raw_wanted
-            )
+            log = self._log(row)
+            wanted = functools.partial(self._raw_wanted, log.mark)
+            lines, end = pieces.last_lines(log, row.ended_at is not None, tail, wanted)
             self.cursor.offsets[row.id] = end
             found = sorted([*found, *self._timed(row, lines)])
             found = found[max(0, len(found) - tail) :]
@@ -91,7 +93,7 @@ class LogReader:
             return False
         if row.ended_at is not None:
             return True
-        return pieces.size_of(self._path(row)) != self.cursor.offsets.get(row.id, 0)
+        return pieces.size_of(self._log(row)) != self.cursor.offsets.get(row.id, 0)
 
     def lines(self, rows: Sequence[RunnerRow], limit: int, redact: Redact = str) -> Iterator[Line]:
         """Yield at most `limit` lines; the cursor stands behind each as it is yielded.
@@ -117,7 +119,7 @@ class LogReader:
         """Return how many of the runners may be read together: of each a piece is held."""
         held = 0
         for number, row in enumerate(behind):
-            new = pieces.size_of(self._path(row)) - self.cursor.offsets.get(row.id, 0)
+            new = pieces.size_of(self._log(row)) - self.cursor.offsets.get(row.id, 0)
             held += max(0, min(new, pieces.SIZE))
             if held > AT_ONCE and number:
                 return number
@@ -132,20 +134,20 @@ class LogReader:
         return max(0, step.offset - before)
 
     def _steps(self, row: RunnerRow) -> Iterator[_Step]:
-        path, ended = self._path(row), row.ended_at is not None
+        log, ended = self._log(row), row.ended_at is not None
         offset = self.cursor.offsets.get(row.id)
         if offset is None:
-            offset = pieces.offset_of(path, self._between[0]) if self._between else 0
+            offset = pieces.offset_of(log, self._between[0]) if self._between else 0
         while True:
-            piece = pieces.next_lines(path, offset, ended)
+            piece = pieces.next_lines(log, offset, ended)
             at = self._at.get(row.id, row.created_at)
             if piece.at_end:
-                at = max(at, pieces.written_at(path, piece.lines))
-            late = self._is_late(piece)
+                at = max(at, pieces.written_at(log, piece.lines))
+            late = self._is_late(piece, log.mark)
             for raw in () if late else piece.lines:
                 if not self._wanted.may_match(raw.text):
                     continue
-                line = parse(raw.text.decode(errors="replace"), row.id)
+                line = parse(raw.text, log.mark, row.id)
                 at = self._at[row.id] = max(at, line["at"] or at)
                 if self._wanted.matches(line):
                     yield _Step(at, row, raw.end, line)
@@ -154,30 +156,29 @@ class LogReader:
                 return
             offset = piece.end
 
-    def _is_late(self, piece: pieces.Piece) -> bool:
+    def _is_late(self, piece: pieces.Piece, mark: bytes) -> bool:
         """Say whether a piece begins with a line of after the time that is asked for."""
         if self._between is None or not piece.lines:
             return False
-        at = parse(piece.lines[0].text.decode(errors="replace"), "")["at"]
+        at = parse(piece.lines[0].text, mark)["at"]
         return at is not None and at > self._between[1]
 
     def _readable(self, rows: Sequence[RunnerRow]) -> list[RunnerRow]:
         return [row for row in rows if self._wanted.runner in ("", row.id)]
 
-    def _path(self, row: RunnerRow) -> Path:
-        return paths.log_in(self._folder, row.id)
+    def _log(self, row: RunnerRow) -> LogFile:
+        return LogFile.of(paths.log_in(self._folder, row.id), row.secret)
 
-    def _raw_wanted(self, raw: bytes) -> bool:
+    def _raw_wanted(self, mark: bytes, raw: bytes) -> bool:
         if not self._wanted.may_match(raw):
             return False
-        return not self._wanted.narrow or self._wanted.matches(
-            parse(raw.decode(errors="replace"), "")
-        )
+        return not self._wanted.narrow or self._wanted.matches(parse(raw, mark))
 
     def _timed(self, row: RunnerRow, lines: list[pieces.Raw]) -> list[tuple[float, str, int]]:
-        at, found = max(row.created_at, pieces.written_at(self._path(row), lines)), []
+        log, found = self._log(row), list[tuple[float, str, int]]()
+        at = max(row.created_at, pieces.written_at(log, lines))
         for raw in lines:
-            at = max(at, parse(raw.text.decode(errors="replace"), row.id)["at"] or at)
+            at = max(at, parse(raw.text, log.mark)["at"] or at)
             found.append((at, row.id, raw.start))
         return found
 

@@ -20,6 +20,7 @@ from fal_notebook.gateway.logs.reader import LogReader
 from fal_notebook.gateway.logs.redaction import Redact
 from fal_notebook.gateway.operations.apps import check_deployed, past_runners
 from fal_notebook.gateway.store import RunnerRow
+from fal_notebook.runner.log_file import LogFile
 
 # A follower looks for new lines this often.
 FOLLOW_PERIOD = 0.2
@@ -104,11 +105,12 @@ def _is_completed(gateway: Gateway, request_id: str) -> bool:
     return at is not None and clock.now() - at > SLACK
 
 
-def log_tail(gateway: Gateway, runner_id: str, lines: int) -> list[str]:
+def log_tail(gateway: Gateway, row: RunnerRow, lines: int) -> list[str]:
     """Return the last lines of a runner's log as plain text."""
-    path, redact = paths.runner_log(gateway.state, runner_id), gateway.redaction.current()
-    found, _ = last_lines(path, True, lines, lambda raw: True)
-    return [redact(parse(raw.text.decode(errors="replace"), "")["message"]) for raw in found]
+    log = LogFile.of(paths.runner_log(gateway.state, row.id), row.secret)
+    redact = gateway.redaction.current()
+    found, _ = last_lines(log, True, lines, lambda raw: True)
+    return [redact(parse(raw.text, log.mark)["message"]) for raw in found]
 
 
 def without_repeats(lines: list[str]) -> list[str]:

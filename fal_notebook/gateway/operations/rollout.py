@@ -200,7 +200,7 @@ def _fail(
 ) -> None:
     revision, runner = deployment.revision, deployment.runner
     if runner is not None:
-        log = without_repeats(log_tail(gateway, runner.row.id, LOG_LINES))
+        log = without_repeats(log_tail(gateway, runner.row, LOG_LINES))
         if not runner.ended.is_set():
             gateway.lifecycle.kill(runner, reason)
     redact = gateway.redaction.current()
