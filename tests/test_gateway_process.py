@@ -109,33 +109,47 @@ def test_runners_outlive_a_gateway_and_the_next_one_adopts_them(
         assert old.get(f"{second.url}/api/apps").status_code == 401
 
 
-def test_a_queued_request_goes_on_in_its_runner_when_gateways_die(
+def test_queued_requests_go_on_in_their_runners_when_gateways_die(
     state: Path, tmp_path: Path, eventually: Any
 ) -> None:
-    began, go = tmp_path / "began", tmp_path / "go"
+    began = tmp_path / "began"
     source = f"""
 import os, time
-def who(x: float = 0) -> int:
-    with open({str(began)!r}, "a") as file: file.write("!")
-    while not os.path.exists({str(go)!r}): time.sleep(0.01)
-    return 7
+def who(x: int) -> list[int]:
+    with open({str(began)!r}, "a") as file: file.write(str(x))
+    while not os.path.exists({str(tmp_path)!r} + f"/{{x}}"): time.sleep(0.01)
+    return [x, os.getpid()]
 """
     gateway = discovery.ensure(state)
-    deploy(gateway, source, max_concurrency=1)
+    deploy(gateway, source, min_concurrency=3, max_concurrency=3)
     queue = "/queue/tester/who"
-    request = httpx.post(f"{gateway.url}{queue}", json={}).json()["request_id"]
-    eventually(began.exists)
+
+    def submitted(number: int) -> str:
+        told = httpx.post(f"{gateway.url}{queue}", json={"x": number}).json()
+        eventually(lambda: began.exists() and str(number) in began.read_text())
+        return str(told["request_id"])
+
+    def answer(request: str) -> list[int]:
+        url = f"{gateway.url}{queue}/requests/{request}"
+        eventually(lambda: httpx.get(f"{url}/status").status_code == 200)
+        found: list[int] = httpx.get(url).json()
+        return found
+
+    first, *ids = [submitted(number) for number in range(3)]
+    (tmp_path / "0").touch()
+    idle = answer(first)[1]  # the runner that would be the first to be given something
     for _ in range(2):
         end(gateway, state, signal.SIGKILL)
         gateway = discovery.ensure(state)
     with control(gateway) as client:
-        eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 1)
-    time.sleep(1)  # now it has come to the runner, surely
-    go.touch()
-    url = f"{gateway.url}{queue}/requests/{request}"
-    eventually(lambda: httpx.get(f"{url}/status").status_code == 200)
-    assert httpx.get(url).json() == 7
-    assert began.read_text() == "!"
+        eventually(lambda: client.get("/api/apps/tester/who").json()["in_flight"] == 2)
+    time.sleep(1)  # now they have come to the runners, surely
+    for number in (1, 2):
+        (tmp_path / str(number)).touch()
+    answers = [answer(request) for request in ids]
+    assert [number for number, _ in answers] == [1, 2]
+    assert len({idle, *(runner for _, runner in answers)}) == 3
+    assert sorted(began.read_text()) == ["0", "1", "2"]
 
 
 def test_a_runner_that_died_with_its_gateway_is_replaced(state: Path) -> None:

@@ -343,6 +343,19 @@ def test_what_is_malformed_is_422(act: Client, headers: Any, params: Any) -> Non
     assert isinstance(answer.json()["detail"], str)
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "two"),
+    [
+        ("x-fal-submit-id", "1" * 32, "2" * 32),
+        ("x-fal-queue-priority", "low", "normal"),
+        ("x-fal-request-timeout", "20", "30"),
+    ],
+)
+def test_a_header_that_says_two_things_is_400(act: Client, name: str, one: str, two: str) -> None:
+    reply = act.post("", json={}, headers=[(name, one), (name, two)])
+    assert (reply.status_code, reply.json()["detail"]) == (400, f"the header {name} occurs twice")
+
+
 def test_who_may_submit_and_see(gateway: GatewayInfo, private_state: Path) -> None:
     owner = {"authorization": f"Bearer {gateway.token}"}
     with control(gateway) as client:

@@ -254,6 +254,22 @@ class Fleet:
         self.changed()
         self._on_need(self)
 
+    async def reserve(self, runner: Runner, patience: float) -> bool:
+        """Take a slot of a certain runner, though it be one too many; say whether it serves.
+
+        `patience` (seconds) is for one that was not heard of yet. One that does not serve has no
+        slot taken.
+        """
+        runner.in_flight += 1
+        ended = asyncio.ensure_future(runner.ended.wait())
+        known: set[asyncio.Future[Any]] = {runner.ready, ended}
+        await asyncio.wait(known, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        serves = runner.row.state == "IDLE" and runner in self.active()
+        if not serves:
+            self.release(runner)
+        return serves
+
     def queue(self, number: int, low: bool, hint: bytes | None = None) -> None:
         """Let a queued request stand in line."""
         self.waiting.add_queued(number, low, hint)

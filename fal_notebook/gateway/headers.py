@@ -27,9 +27,10 @@ _CALLER_MAY_SET = frozenset(
         *(b"x-fal-no-retry", b"x-fal-store-io", PREFERENCE),
     )
 )
-# Two of these would let the gateway and a runner read different requests.
+# Two of these would let the gateway and a runner read different requests, or say two things.
 _ONCE = frozenset(
     (
+        *(b"x-fal-submit-id", b"x-fal-request-timeout", b"x-fal-queue-priority"),
         *(b"host", b"origin", b"authorization"),
         *(b"content-type", b"content-length", b"transfer-encoding"),
         *(b"sec-websocket-key", b"sec-websocket-version"),

@@ -28,6 +28,9 @@ from fal_notebook.gateway.tracing import Trace, Tracing
 DISK_PERIOD = 1.0
 LOG_PERIOD = 60.0
 
+# So long a runner of the last gateway may take to be heard of (seconds).
+GO_ON = 10.0
+
 _LOG = logging.getLogger(__name__)
 
 _CANCELLED = failed(499, "the request was cancelled", "client_cancelled")
@@ -193,8 +196,20 @@ class Queue:
         if delay is None:
             await self._complete(fleet, request, answer)
             return
+        if answer is _LOST:
+            self._spawn(self._go_on(fleet, request))
+            return
         await _insist(functools.partial(self.records.put_back, request))
-        self._put_back(fleet, request, 0.0 if answer is _LOST else delay)
+        self._put_back(fleet, request, delay)
+
+    async def _go_on(self, fleet: Fleet, request: QueuedRequest) -> None:
+        """Ask the runner that the last gateway asked: it may be at it still, and answer that."""
+        runner = fleet.runners.get(request.runner)
+        if runner is not None and await fleet.reserve(runner, GO_ON):
+            self.run(fleet, runner, request.number)
+            return
+        await _insist(functools.partial(self.records.put_back, request))
+        self._put_back(fleet, request, 0.0)
 
     def _put_back(self, fleet: Fleet, request: QueuedRequest, delay: float) -> None:
         if request.number in self._cancelled:

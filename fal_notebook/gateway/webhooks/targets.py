@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import re
-import socket
 import zlib
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fal_notebook.addresses import is_public
 from fal_notebook.exceptions import WebhookUrlError
+from fal_notebook.gateway.webhooks.names import Names
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
+resolve: Resolve = Names().resolve
 
 # A submit waits this long (seconds) for a name; what takes longer is checked at delivery only.
 CHECK_TIMEOUT = 3.0
-# As many as webhooks may be on their way: a name that hangs holds its thread for a while.
-RESOLVER_THREADS = 256
 
 # The paths of one host and port are told apart as so many targets: a server with a path for each
 # request is no endless number of targets. A path whose last webhook held nothing is one of its own.
@@ -122,19 +119,6 @@ def _host(netloc: str, host: str) -> str:
 
 def _malformed(why: str) -> WebhookUrlError:
     return WebhookUrlError(f"the webhook URL {why}; pass one like https://example.com/hook")
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    # Their own: names that hang must not hold the gateway's other work.
-    return ThreadPoolExecutor(RESOLVER_THREADS, "webhook-names")
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a host; OSError when there are none."""
-    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    found = await asyncio.get_running_loop().run_in_executor(_threads(), look_up)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 async def addresses(target: Target, allow: str, resolve: Resolve = resolve) -> list[str]:
