@@ -76,6 +76,19 @@ CASES = (
         "strstr",
     ),
     Case(
+        "alias_that_is_a_part_of_itself",
+        (
+            "import sys, typing, typing_extensions\nfrom pydantic import TypeAdapter\n"
+            "Tree = typing_extensions.TypeAliasType('Tree', 'typing.Union[int, list[Tree]]')\n"
+            "if sys.version_info >= (3, 12): exec('type Tree = int | list[Tree]')",
+            "def leaves(x: Tree) -> list[str]:\n"
+            "    tree = TypeAdapter(Tree)\n"
+            "    return [str(tree.validate_python(x)), str(tree.json_schema()['$defs'])[:7]]",
+        ),
+        "['1', ['2', ['3']]]",
+        ["[1, [2, [3]]]", "{'Tree'"],
+    ),
+    Case(
         "methods_of_the_modules_own_generator",
         ("from random import choice", "def drawn(x: int) -> int: return choice([x])"),
         "4",

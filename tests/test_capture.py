@@ -32,6 +32,7 @@ from fal_notebook.runner.envelope import unpack
 from fal_notebook.runner.sdk_server import SdkServer
 
 MATRIX = Path(__file__).with_name("capture_matrix.py")
+ANNOTATIONS = Path(__file__).with_name("annotation_matrix.py")
 MINORS = ("3.10", "3.11", "3.12", "3.13")
 HERE = "{}.{}".format(*sys.version_info)
 PACKAGES = ("cloudpickle", "pydantic", "packaging", "ipython", "starlette")
@@ -110,9 +111,11 @@ def _environment(folder: Path, seed: int) -> dict[str, str]:
     }
 
 
-def _matrix(python: Path, action: str, folder: Path, seed: int) -> dict[str, Any]:
+def _matrix(
+    python: Path, action: str, folder: Path, seed: int, matrix: Path = MATRIX, *more: str
+) -> dict[str, Any]:
     environment = _environment(folder, seed)
-    command = [str(python), str(MATRIX), action, str(folder)]
+    command = [str(python), str(matrix), action, str(folder), *more]
     output = _run(command, env=environment, cwd=folder.parent, stdin=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
@@ -139,6 +142,18 @@ def test_cells_are_captured_by_a_real_shell_and_run_in_a_fresh_interpreter(
     assert results.get("trained_model", 0) in range(10)
     again = _matrix(python, "capture", folder, seed=3)
     assert again == first, "the digest is the same after a kernel restart with another hash seed"
+
+
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_annotations_mean_in_a_runner_what_they_mean_in_the_notebook(
+    minor: str, environments: Any, tmp_path: Path
+) -> None:
+    python, folder = environments(minor), tmp_path / "payloads"
+    folder.mkdir()
+    step = 1 if minor == HERE else 5  # it goes through all places and all kinds
+    here = _matrix(python, "capture", folder, 1, ANNOTATIONS, str(step))
+    assert len(here) > 500 / step
+    assert _matrix(python, "load", folder, 2, ANNOTATIONS) == here
 
 
 @pytest.mark.parametrize("minor", PYTHONS)
@@ -733,6 +748,12 @@ class Refusing:
 
 def test_values_that_make_up_their_attributes_are_only_values() -> None:
     names = {"DOTTED": Dotted(lr=1), "VIVID": Vivid(lr=1), "REFUSING": Refusing()}
+    if sys.version_info < (3, 11):  # whose pickle calls the __getstate__ that they make up
+        for name in ("DOTTED", "VIVID"):
+            used = notebook(f"def used():\n    return {name}", **names)["used"]
+            with pytest.raises(UnpicklableError, match=f"`{name}`"):
+                capture(used)
+        return
     used = notebook("def used():\n    return DOTTED, VIVID, REFUSING", **names)["used"]
     dotted, vivid, refusing = loaded(capture(used).content)["function"]()
     assert (dict(dotted), dict(vivid), type(refusing)) == ({"lr": 1}, {"lr": 1}, Refusing)

@@ -36,6 +36,7 @@ from fal_notebook.payload.references import (
 )
 from fal_notebook.payload.sources import source_of
 from fal_notebook.payload.used_values import unused
+from fal_notebook.runner import type_aliases
 
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _CHANGEABLE = {
@@ -44,7 +45,7 @@ _CHANGEABLE = {
 }
 # Set in all cells after one that has the import; the annotations themselves tell what it changes.
 _LATER_ANNOTATIONS = __future__.annotations.compiler_flag
-_ALIASES = (typing.TypeVar, typing.ParamSpec, typing.NewType, getattr(typing, "TypeAliasType", ()))
+_ALIASES: tuple[Any, ...] = (typing.TypeVar, typing.ParamSpec, typing.NewType, *type_aliases.KINDS)
 
 
 def digest_of(value: Any, reductions: Reductions | None = None) -> str:
@@ -201,7 +202,9 @@ class _Digester:
 
     def _alias(self, value: Any) -> bytes:
         names = ("__name__", "__bound__", "__constraints__", "__covariant__", "__supertype__")
-        parts = [getattr(value, name, None) for name in (*names, "__value__")]
+        parts = [getattr(value, name, None) for name in names]
+        if isinstance(value, type_aliases.KINDS):
+            parts.append(type_aliases.value_of(value))
         return _hash(b"alias", self.digest(parts))
 
     def _adapter(self, value: Any) -> bytes:

@@ -32,9 +32,10 @@ from fal_notebook.payload.references import (
     scope_of,
     unseen_names,
 )
+from fal_notebook.runner import type_aliases
 from fal_notebook.runner.pickles import Pickler, cached, filled_model
 
-_ALIASES = (typing.NewType, typing.ParamSpec, getattr(typing, "TypeAliasType", None))
+_ALIASES = (typing.NewType, typing.ParamSpec, *type_aliases.KINDS)
 # What the import system puts into a module and a runner must not inherit.
 _NOT_SHIPPED = ("__builtins__", "__loader__", "__spec__", "__cached__")
 _PYDANTIC_NAMESPACE = "__pydantic_parent_namespace__"
@@ -153,9 +154,7 @@ def _reduce_alias(alias: Any) -> tuple[Any, ...]:
         return kind, (alias.__name__, alias.__supertype__)
     if kind is typing.ParamSpec:
         return kind, (alias.__name__,)
-    params = alias.__type_params__  # of ``type Pair[T] = …``
-    made = functools.partial(kind, type_params=params) if params else kind
-    return made, (alias.__name__, alias.__value__)
+    return type_aliases.reduced(alias)
 
 
 class ValuePickler(PayloadPickler):

@@ -134,12 +134,22 @@ def scope_of(cls: type) -> dict[str, Any]:
 
 
 def _texts(annotation: Any) -> Iterator[str]:
+    """Yield the texts in an annotation that stand for types."""
     if isinstance(annotation, str):
         yield annotation
     elif isinstance(annotation, typing.ForwardRef):
         yield annotation.__forward_arg__
-    for part in typing.get_args(annotation):
+    for part in _parts(annotation):
         yield from _texts(part)
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, typing.TypeVar):
+        return annotation.__bound__, *annotation.__constraints__
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ()
+    return args[:1] if origin is typing.Annotated else args
 
 
 def _implementations(dispatcher: types.FunctionType) -> Iterator[Reference]:
@@ -175,7 +185,7 @@ def unseen_names(function: types.FunctionType) -> tuple[str, ...]:
 
     It looks for LOAD_GLOBAL only, while class bodies have LOAD_NAME, and annotations may be text.
     """
-    texts = [text for text in function.__annotations__.values() if type(text) is str]
+    texts = itertools.chain.from_iterable(map(_texts, function.__annotations__.values()))
     in_texts = (name for text in texts for name in _names_in(text))
     return (*class_body_names(function.__code__), *in_texts)
 

@@ -16,6 +16,8 @@ from fal_notebook.runner.unpickling import enum_of, set_enum_state
 # What enum itself knows of a member.
 _OF_ENUM = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 _VALIDATING = "ValidateCallWrapper"
+# What pydantic has built of a class.
+_BUILT = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__")
 _dispatcher: Any = functools.singledispatch(lambda _: None)
 
 
@@ -37,6 +39,11 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             _, _, _, members, _, _ = made[1]
             if vars(obj).get("__slots__"):  # or instances of a copy would have a ``__dict__``
                 members["__slots__"] = obj.__slots__
+            attributes, _ = made[2]
+            # A validator is made of a schema, so all schemas must be whole: those that a model's
+            # schema holds come with the fields that are before it.
+            for name in filter(attributes.__contains__, _BUILT):
+                attributes[name] = attributes.pop(name)
         return made
 
     def _function_getnewargs(self, func: types.FunctionType) -> tuple[Any, ...]:
@@ -63,7 +70,7 @@ def reduced(value: Any) -> tuple[Any, ...] | None:
     if (filled := filled_model(value)) is not None:
         return operator.getitem, filled
     if (given := _of_validate_call(value)) is not None:
-        return type(value), given
+        return _validating, (type(value), *given)
     if type(value) is functools.singledispatchmethod:
         return functools.singledispatchmethod, (value.func,), {"dispatcher": value.dispatcher}
     return None
@@ -87,7 +94,13 @@ def _of_validate_call(value: Any) -> tuple[Any, ...] | None:
         return None
     if not all(hasattr(value, name) for name in ("function", "config_wrapper", "validate_return")):
         return None  # of an older pydantic
-    return value.function, dict(value.config_wrapper.config_dict), value.validate_return, None
+    return value.function, dict(value.config_wrapper.config_dict), value.validate_return
+
+
+def _validating(kind: Any, function: Any, config: dict[str, Any], validate_return: bool) -> Any:
+    """Make it again; it reads the annotations when it is called: names in them may come later."""
+    later = {**config, "defer_build": True}
+    return kind(function, later, validate_return, function.__globals__)
 
 
 def _reduced_error(error: BaseException) -> tuple[Any, ...] | None:

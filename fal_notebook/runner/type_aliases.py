@@ -1,0 +1,53 @@
+"""Type aliases of the notebook, which runners make anew; one may be a part of itself."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import typing
+from typing import Any
+
+import typing_extensions
+from typing_extensions import get_type_hints
+
+# The one of the ``type`` statement, and that of Pythons before it.
+_NATIVE: Any = getattr(typing, "TypeAliasType", typing_extensions.TypeAliasType)
+KINDS: tuple[Any, ...] = (_NATIVE, typing_extensions.TypeAliasType)
+
+_empty: dict[int, list[Any]] = {}  # what evaluates to the values of aliases that have none yet
+
+
+def value_of(alias: Any) -> Any:
+    """Return what an alias stands for, with the names in its texts as what they name, if known."""
+    holder = types.SimpleNamespace(__annotations__={"value": alias.__value__})
+    scope = vars(sys.modules[alias.__module__]) if alias.__module__ in sys.modules else {}
+    try:
+        return get_type_hints(holder, scope, include_extras=True)["value"]
+    except Exception:  # annotations are code: they may raise anything
+        return alias.__value__
+
+
+def reduced(alias: Any) -> tuple[Any, ...]:
+    """Return how an alias is pickled: first made, then given its value, which may hold it."""
+    kind: Any = type(alias)
+    name, parameters = alias.__name__, alias.__type_params__
+    if parameters or not name.isidentifier():
+        return functools.partial(kind, type_params=parameters), (name, value_of(alias))
+    return _made, (kind, name), (value_of(alias),), None, None, _fill
+
+
+def _made(kind: Any, name: str) -> Any:
+    if not hasattr(typing, "TypeAliasType") or kind is not _NATIVE:
+        return kind(name, None)
+    scope: dict[str, Any] = {"value": []}
+    exec(f"type {name} = value[0]", scope)  # evaluated when somebody asks
+    _empty[id(scope[name])] = scope["value"]
+    return scope[name]
+
+
+def _fill(alias: Any, state: tuple[Any]) -> None:
+    if id(alias) in _empty:
+        _empty.pop(id(alias)).extend(state)
+    else:
+        object.__setattr__(alias, "__value__", *state)
