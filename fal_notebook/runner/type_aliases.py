@@ -34,13 +34,15 @@ def reduced(alias: Any) -> tuple[Any, ...]:
     name, parameters = alias.__name__, alias.__type_params__
     if parameters or not name.isidentifier():
         return functools.partial(kind, type_params=parameters), (name, value_of(alias))
-    return _made, (kind, name), (value_of(alias),), None, None, _fill
+    return _made, (kind, name, alias.__module__), (value_of(alias),), None, None, _fill
 
 
-def _made(kind: Any, name: str) -> Any:
+def _made(kind: Any, name: str, module: str) -> Any:
     if not hasattr(typing, "TypeAliasType") or kind is not _NATIVE:
-        return kind(name, None)
-    scope: dict[str, Any] = {"value": []}
+        made = kind(name, None)
+        made.__module__ = module
+        return made
+    scope: dict[str, Any] = {"__name__": module, "value": []}
     exec(f"type {name} = value[0]", scope)  # evaluated when somebody asks
     _empty[id(scope[name])] = scope["value"]
     return scope[name]
