@@ -70,7 +70,7 @@ class AppHandle(Handle):
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._endpoints})
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the endpoint at ``/``."""
         __tracebackhide__ = True
         if "/" not in {endpoint.path for endpoint in self._endpoints.values()}:

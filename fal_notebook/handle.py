@@ -79,7 +79,7 @@ class Handle(Queued):
             self.__doc__ = original.__doc__
             self.__wrapped__ = original
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely; of a generator function, return an iterator."""
         __tracebackhide__ = True
         if id(self) in _AT_HOME.get():
@@ -87,7 +87,7 @@ class Handle(Queued):
         result = sync.wait(self._call(calls.dump(self.name, args, kwargs)))
         return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
 
-    async def aio(self, *args: Any, **kwargs: Any) -> Any:
+    async def aio(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function remotely: ``await handle.aio(…)``; a generator gives ``async for``."""
         __tracebackhide__ = True
         call = self._call(calls.dump(self.name, args, kwargs))
@@ -112,7 +112,7 @@ class Handle(Queued):
             raise FalNotebookError(f"{wrong} is no id of a request: that is 32 hexadecimal digits")
         return Submitted(shared_client, self.owner, self.name, request_id)
 
-    def local(self, *args: Any, **kwargs: Any) -> Any:
+    def local(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the function here, as the cell defined it, after its setup_function.
 
         Raises
@@ -376,19 +376,19 @@ class Endpoint(Queued):
         self._handle = handle
         self.path = path
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it and return its Python value; of a generator, an iterator."""
         __tracebackhide__ = True
         result = sync.wait(self._call(args, kwargs))
         return sync.iterate(result.values) if isinstance(result, calls.Stream) else result
 
-    async def aio(self, *args: Any, **kwargs: Any) -> Any:
+    async def aio(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it without blocking: ``await app.generate.aio(…)``."""
         __tracebackhide__ = True
         result = await sync.there(self._call(args, kwargs))
         return sync.aiterate(result.values) if isinstance(result, calls.Stream) else result
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Yield its values as they come; of one that returns, the one value."""
         result = self(*args, **kwargs)
         if isinstance(result, Iterator):

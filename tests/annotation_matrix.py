@@ -2,7 +2,7 @@
 
 ``annotation_matrix.py capture FOLDER STEP`` defines each STEP-th case as a notebook would, writes
 its payload, and prints what it takes and gives here; ``annotation_matrix.py load FOLDER`` prints
-the same of the payloads.
+the same of the payloads. Their digests are in ``digests.json``.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Latest(BaseModel):
     color: Color
 class Page(BaseModel, Generic[T]):
     items: "list[T]"
+class Chain(BaseModel, Generic[T]):
+    item: T
+    rest: "Optional[Chain[T]]" = None
 class Node(BaseModel):
     kids: "list[Node]" = []
 class Cat(BaseModel):
@@ -113,6 +116,7 @@ ANNOTATIONS = [
     ),
     ("Page[int]", '{"items": [1]}', '{"items": ["a"]}'),
     ("list[Page[Point]]", '[{"items": [{"x": 1}]}]', "[1]"),
+    ("Chain[int]", '{"item": 1, "rest": {"item": 2}}', '{"item": 1, "rest": {"item": "a"}}'),
     ("Node", '{"kids": [{}]}', '{"kids": [1]}'),
     ("Dict[str, List[Optional['Node']]]", '{"a": [{}, null]}', '{"a": [1]}'),
     ("Checked", '{"a": 1}', '{"a": 99}'),
@@ -208,7 +212,8 @@ def capture_all(folder: Path, step: str) -> dict[str, Any]:
     """Define and capture each case, write the payload, and return what it means here."""
     from fal_notebook.payload import _hints, capture
 
-    found, notebooks = {}, {begin: notebook(begin) for begin in ("", FUTURE)}
+    found, digests = {}, {}
+    notebooks = {begin: notebook(begin) for begin in ("", FUTURE)}
     for number, case in itertools.islice(enumerate(cases()), None, None, int(step)):
         main = sys.modules["__main__"] = notebooks[case.begin]
         try:
@@ -216,7 +221,10 @@ def capture_all(folder: Path, step: str) -> dict[str, Any]:
             found[case.name] = meaning(main.f, _hints(main.f), case.bodies)
         except Exception:  # what Python or pydantic refuses here is no case
             continue
-        (folder / str(number)).write_bytes(capture(main.f).content)
+        payload = capture(main.f)
+        (folder / str(number)).write_bytes(payload.content)
+        digests[case.name] = payload.digest
+    (folder / "digests.json").write_text(json.dumps(digests))
     return found
 
 

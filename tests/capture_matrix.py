@@ -76,6 +76,21 @@ CASES = (
         "strstr",
     ),
     Case(
+        "type_parameters_of_all_kinds",
+        (
+            "import sys, typing, typing_extensions\nfrom typing import Any\n"
+            "Ts = typing_extensions.TypeVarTuple('Ts')\n"
+            "class Held(typing.Generic[typing_extensions.Unpack[Ts]]):\n"
+            "    def count(self, *a: typing_extensions.Unpack[Ts]) -> int: return len(a)\n"
+            "def called(f: Any, *a: typing_extensions.Unpack[Ts]) -> int: return f(*a)\n"
+            "if sys.version_info >= (3, 12): exec('def called[**P](f: typing.Callable[P, int], "
+            "*a: P.args, **k: P.kwargs) -> int: return f(*a, **k)')",
+            "def parametrised(x: int) -> int: return called(Held().count, x, x)",
+        ),
+        "3",
+        2,
+    ),
+    Case(
         "alias_that_is_a_part_of_itself",
         (
             "import sys, typing, typing_extensions\nfrom pydantic import TypeAdapter\n"

@@ -154,6 +154,13 @@ def test_annotations_mean_in_a_runner_what_they_mean_in_the_notebook(
     here = _matrix(python, "capture", folder, 1, ANNOTATIONS, str(step))
     assert len(here) > 500 / step
     assert _matrix(python, "load", folder, 2, ANNOTATIONS) == here
+    again = tmp_path / "again"
+    again.mkdir()
+    _matrix(python, "capture", again, 3, ANNOTATIONS, str(5 * step))  # a kernel started anew
+    digests = json.loads((folder / "digests.json").read_text())
+    found = json.loads((again / "digests.json").read_text())
+    assert len(found) > 100 / step
+    assert found == {name: digests[name] for name in found}
 
 
 @pytest.mark.parametrize("minor", PYTHONS)

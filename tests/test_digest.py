@@ -26,6 +26,7 @@ from cells import COUNTER
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from runner_bench import define, notebook
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -34,6 +35,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import fal_notebook
 from fal_notebook.payload import capture
 from fal_notebook.payload.digest import digest_of
+from fal_notebook.runner.envelope import unpack
 
 
 def cell(source: str, **names: Any) -> dict[str, Any]:
@@ -608,3 +610,15 @@ def test_one_object_twice_is_not_two_objects(made: str) -> None:
     one, two = f"one = {made}; h = [one, one]", f"h = [{made}, {made}]"
     digests = [of(f"{source}{values}\ndef f(): return h") for values in (one, two)]
     assert digests[0] != digests[1]
+
+
+def test_the_environment_is_each_process_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOUND", "of the kernel, and no runner's business")
+    used = "from os import environ\ndef f(x: int = NotImplemented): return environ.get('FOUND')"
+    with notebook():
+        function = define(used)["f"]
+        before = capture(function)
+        monkeypatch.setenv("FOUND", "another")
+        assert capture(function).digest == before.digest
+    assert b"no runner's business" not in before.content
+    assert pickle.loads(unpack(before.content)[1])["function"]() == "another"

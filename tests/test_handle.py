@@ -628,6 +628,21 @@ def test_a_captured_handle_calls_its_app_from_inside_another(shell) -> None:
     assert shell["outer"].status()["number"] == 1
 
 
+def test_a_keyword_may_be_named_self(shell) -> None:
+    call = deploy(shell, "def f(*, self: int, **more): return self, more")
+    assert call(self=1, me=2) == call.local(self=1, me=2) == (1, {"me": 2})
+
+
+def test_an_error_through_another_handle_is_at_the_line_that_called_it(shell) -> None:
+    deploy(shell, "def inner(): raise LookupError('within')")
+    deploy(shell, "def outer():\n    return inner()")
+    with pytest.raises(LookupError):
+        shell["outer"]()
+    (group,) = shell["outer"].errors()
+    assert group["place"].endswith(" in outer")
+    assert "fal_notebook" not in group["place"]
+
+
 def test_the_handle_of_a_captured_app_has_its_endpoints_inside_another(shell) -> None:
     shell.run("import fal_notebook as fal")
     shell.run(

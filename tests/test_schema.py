@@ -25,13 +25,14 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from typing import Annotated, Any, Literal, Optional
 import numpy as np
 from pydantic import BaseModel, Field, RootModel
-from typing_extensions import NotRequired, Required, TypedDict, Unpack
+from typing_extensions import NotRequired, ReadOnly, Required, TypedDict, Unpack
 class Wide(TypedDict):
     width: Required[int]
     name: NotRequired[str]
     size: "NotRequired[Annotated[int, Field(ge=1)]]"
 class Loose(Wide, total=False):
     point: "Point"
+Odd = TypedDict("Odd", {"from": Required[ReadOnly[int]], "x-y": NotRequired[str]})
 class Point(BaseModel):
     x: int
     y: int = 0
@@ -127,6 +128,11 @@ def resolved(found: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         ("def f(p: Point, **more): return p.x, more", {"p": {"x": 1}, "k": 1}, (1, {"k": 1})),
         ("def f(**more: Unpack[Wide]): return more", {"width": "3"}, {"width": 3}),
         (
+            "def f(**more: Unpack[Odd]): return more",
+            {"from": "1", "x-y": "a"},
+            {"from": 1, "x-y": "a"},
+        ),
+        (
             "def f(width: str, **more: Unpack[Loose]): return width, more['point'].x, more['name']",
             {"width": "3", "point": {"x": 4}, "name": "a"},
             ("3", 4, "a"),
@@ -177,6 +183,37 @@ def test_a_wrong_body_is_named_by_the_parameter(
         called(source, body)
     (error,) = caught.value.errors()
     assert (error["type"], error["loc"]) == (kind, loc)
+
+
+@pytest.mark.parametrize("more", ["more", "more: Unpack[Own]"])
+@pytest.mark.parametrize(
+    ("parameters", "name", "skip_first"),
+    [
+        ("self, a: int", "self", False),
+        ("this, model, a: int", "model", True),
+        ("this, a: int, *, request: Request", "request", False),
+    ],
+)
+def test_further_names_are_none_that_the_function_is_given_otherwise(
+    more: str, parameters: str, name: str, skip_first: bool
+) -> None:
+    own = f"from starlette.requests import Request\nOwn = TypedDict('Own', {{{name!r}: int}})\n"
+    source = f"{HEAD}{own}class A:\n    def f({parameters}, **{more}): return more\n"
+    method = define(source)["A"]().f
+    hints = typing.get_type_hints(method, include_extras=True)
+    signature = read_signature(method, hints, skip_first)
+    body = json.dumps({"a": 1, name: 2}).encode()
+    with pytest.raises(ValidationError) as caught:
+        signature.arguments(body)
+    (error,) = caught.value.errors()
+    assert (error["type"], error["loc"]) == ("extra_forbidden", (name,))
+    assert name not in signature.input.json_schema()["properties"]
+
+
+def test_a_name_that_stands_for_itself_by_place_only_may_be_given() -> None:
+    source = "class A:\n    def f(self, /, **more): return more\n"
+    signature = read_signature(define(source)["A"]().f, {}, False)
+    assert signature.arguments(b'{"self": 2}') == ((), {"self": 2})
 
 
 def test_a_mutable_default_is_made_anew_for_each_call() -> None:

@@ -380,6 +380,8 @@ def test_what_was_put_in_the_place_of_a_stored_file_is_not_read(
         {"content-type": "a/" + "b" * 300},
         {"x-fal-object-lifecycle": "{"},
         {"x-fal-object-lifecycle": "[1]"},
+        {"x-fal-object-lifecycle": "null"},
+        {"x-fal-object-lifecycle-preference": "[]"},
         lifecycle(expiration_duration_seconds=0),
         lifecycle(expiration_duration_seconds="x"),
         {"x-fal-object-lifecycle": '{"expiration_duration_seconds": 1e400}'},

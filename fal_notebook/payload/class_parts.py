@@ -12,6 +12,8 @@ import sys
 import types
 from typing import Any
 
+from fal_notebook.runner.pickles import BUILT
+
 _GENERATED = {
     "__dict__",
     "__weakref__",
@@ -92,7 +94,7 @@ def _members(cls: type) -> dict[str, Any]:
         del members["__annotations__"]
     if getattr(cls, "_is_protocol", None) is not None and not _has_own_init(members):
         members.pop("__init__", None)
-    members = {n: v for n, v in members.items() if not _by_attrs(v)}
+    members = {n: v for n, v in members.items() if not _by_attrs(v) and n not in BUILT}
     if dataclasses.is_dataclass(cls) and (cls.__doc__ or "").startswith(f"{cls.__name__}("):
         members.pop("__doc__", None)  # shows addresses and orders of defaults
     if _is_pydantic(cls):

@@ -37,6 +37,7 @@ from fal_notebook.payload.references import (
 from fal_notebook.payload.sources import source_of
 from fal_notebook.payload.used_values import unused
 from fal_notebook.runner import type_aliases
+from fal_notebook.runner.pickles import filled_model
 
 _SCALARS = {type(None), bool, int, float, complex, str, bytes, type(...)}
 _CHANGEABLE = {
@@ -45,7 +46,10 @@ _CHANGEABLE = {
 }
 # Set in all cells after one that has the import; the annotations themselves tell what it changes.
 _LATER_ANNOTATIONS = __future__.annotations.compiler_flag
-_ALIASES: tuple[Any, ...] = (typing.TypeVar, typing.ParamSpec, typing.NewType, *type_aliases.KINDS)
+_ALIASES: tuple[Any, ...] = (
+    *(typing.TypeVar, typing.ParamSpec, typing.NewType),
+    *(type_aliases.VARIADIC, *type_aliases.KINDS),
+)
 
 
 def digest_of(value: Any, reductions: Reductions | None = None) -> str:
@@ -207,6 +211,10 @@ class _Digester:
             parts.append(type_aliases.value_of(value))
         return _hash(b"alias", self.digest(parts))
 
+    def _filled(self, value: Any) -> bytes:
+        """Hash of which generic model, and for which types; pydantic's own refer to addresses."""
+        return _hash(b"filled", self.digest(filled_model(value)))
+
     def _adapter(self, value: Any) -> bytes:
         """Hash of which type it is; what pydantic has made of that differs each time."""
         return _hash(b"adapter", *map(self.digest, (value._type, value._config)))
@@ -221,7 +229,8 @@ class _Digester:
     def _by_reduction(self, value: Any) -> bytes:
         reduced = self._reductions.of(value)
         if isinstance(reduced, str):
-            return _hash(b"global", self.digest((type(value), value.__module__, reduced)))
+            module = getattr(value, "__module__", None)  # NotImplemented has none
+            return _hash(b"global", self.digest((type(value), module, reduced)))
         self._alive.append(reduced)
         padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
         padded[2] = _without_addresses(unused(value, padded[2]))
@@ -240,6 +249,7 @@ _METHODS: tuple[tuple[Callable[[Any], bool], Callable[[_Digester, Any], bytes]],
     (lambda v: (is_function(v) or is_class(v)) and not is_by_value(v), _Digester._imported),
     (lambda v: isinstance(v, types.FunctionType), _Digester._function),
     (lambda v: isinstance(v, CachedFunction), _Digester._cached),
+    (lambda v: filled_model(v) is not None, _Digester._filled),
     (is_class, _Digester._class),
     (lambda v: isinstance(v, types.CodeType), _Digester._code),
     (lambda v: isinstance(v, _ALIASES), _Digester._alias),

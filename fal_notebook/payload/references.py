@@ -144,7 +144,7 @@ def _texts(annotation: Any) -> Iterator[str]:
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
-    if isinstance(annotation, typing.TypeVar):
+    if type(annotation) is typing.TypeVar:
         return annotation.__bound__, *annotation.__constraints__
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:

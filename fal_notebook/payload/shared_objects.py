@@ -1,4 +1,4 @@
-"""Objects that are each process's own, such as the generator behind `random`: they go by name."""
+"""Objects that are each process's own, such as its environment: they go by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fal_notebook.payload.references import is_by_value
 from fal_notebook.runner import pickles
 
 _OBJECTS: tuple[tuple[Any, ...], ...] = (
+    ("os", "environ"),
+    ("os", "environb"),
     ("random", "_inst"),
     ("numpy.random.mtrand", "_rand"),
     ("fastapi.datastructures", "_Unset", PydanticUndefined),  # an older FastAPI's own mark
@@ -22,8 +24,9 @@ _METHODS = (types.MethodType, types.BuiltinMethodType)
 def reduced(value: Any) -> Any:
     """Return how such an object is pickled, None for every other one.
 
-    A copy of a generator would give every runner the same numbers; one of FastAPI's mark for what
-    was not given would itself be an example in the schema.
+    A copy of the environment would show the kernel's to runners, and hide their own; one of a
+    generator would give every runner the same numbers; one of FastAPI's mark for what was not given
+    would itself be an example in the schema.
     """
     if (made := pickles.reduced(value)) is not None:
         return made

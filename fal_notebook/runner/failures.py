@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
@@ -28,7 +29,9 @@ from fal_notebook.runner.tracebacks import OURS, chained
 KEPT = 100
 LONGEST_NAME, LONGEST_MESSAGE, LONGEST_TRACEBACK = 200, 500, 16 * 1024
 
-_LIBRARIES = tuple({path + os.sep for path in sysconfig.get_paths().values()})
+_LIBRARIES = tuple(
+    {path + os.sep for path in (*sysconfig.get_paths().values(), str(Path(__file__).parents[1]))}
+)
 _PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _CELL = re.compile(r"<ipython-input-.*>|.*[/\\]ipykernel_\d+[/\\]\d+\.py")
 

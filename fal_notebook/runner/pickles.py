@@ -17,7 +17,7 @@ from fal_notebook.runner.unpickling import enum_of, set_enum_state
 _OF_ENUM = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 _VALIDATING = "ValidateCallWrapper"
 # What pydantic has built of a class.
-_BUILT = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__")
+BUILT = ("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__")
 _dispatcher: Any = functools.singledispatch(lambda _: None)
 
 
@@ -42,7 +42,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             attributes, _ = made[2]
             # A validator is made of a schema, so all schemas must be whole: those that a model's
             # schema holds come with the fields that are before it.
-            for name in filter(attributes.__contains__, _BUILT):
+            for name in filter(attributes.__contains__, BUILT):
                 attributes[name] = attributes.pop(name)
         return made
 

@@ -24,8 +24,13 @@ from starlette.requests import Request
 from fal_notebook.annotations import is_class_of, without_none
 from fal_notebook.runner.failures import defined_at
 from fal_notebook.runner.results import Output, output_of
-from fal_notebook.runner.unpacked import UNGIVEN, with_unpacked
+from fal_notebook.runner.unpacked import UNGIVEN, Key, unpacked
 
+_NAMELESS = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+)
 _STREAMS = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
 
 
@@ -47,6 +52,10 @@ class Signature:
         Values of parameters whose default is a pydantic ``Field``.
     request : str or None
         The parameter that takes the HTTP request itself; it is none of `parameters`.
+    keys : tuple of str
+        Further names that the body gives, of an unpacked TypedDict.
+    reserved : frozenset of str
+        Names of parameters that no caller gives: ``**more`` cannot take them.
     """
 
     input: TypeAdapter[Any]
@@ -56,6 +65,8 @@ class Signature:
     defaults: dict[str, Any]
     models: dict[str, TypeAdapter[Any]]
     request: str | None = None
+    keys: tuple[str, ...] = ()
+    reserved: frozenset[str] = frozenset()
 
     def python_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -130,14 +141,26 @@ class Signature:
             return (), {}  # it reads the body itself, which may be anything
         value = self.input.validate_json(body or b"{}")
         args: list[Any] = []
-        kwargs = dict(value.__pydantic_extra__ or {})
+        kwargs = self._without_reserved(value.__pydantic_extra__ or {})
         for number, parameter in enumerate(self.parameters):
             found = getattr(value, f"field_{number}")
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 args.append(found)
-            elif found is not UNGIVEN:
+            else:
                 kwargs[parameter.name] = found
+        for number, name in enumerate(self.keys, len(self.parameters)):
+            found = getattr(value, f"field_{number}")
+            kwargs |= {} if found is UNGIVEN else {name: found}
         return tuple(args), kwargs
+
+    def _without_reserved(self, more: dict[str, Any]) -> dict[str, Any]:
+        errors = [
+            InitErrorDetails(type="extra_forbidden", loc=(name,), input=more[name])
+            for name in self.reserved & more.keys()
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("arguments", errors)
+        return dict(more)
 
     def _whole(self, body: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         (parameter,) = self.parameters
@@ -170,13 +193,20 @@ def read_signature(
         When there is no first parameter to leave out.
     """
     parameters = list(inspect.signature(function).parameters.values())
-    parameters, hints = with_unpacked(parameters, hints)
+    of_nobody = _bound(function)
     if skip_first:
+        of_nobody += parameters[:1]
         parameters = _without_first(function, parameters)
-    request = next((p.name for p in parameters if _is_request(hints.get(p.name))), None)
-    parameters = [p for p in parameters if p.name != request]
+    request = next((p for p in parameters if _is_request(hints.get(p.name))), None)
+    of_nobody += [] if request is None else [request]
+    parameters = [p for p in parameters if p is not request]
+    reserved = frozenset(p.name for p in of_nobody if p.kind not in _NAMELESS)
     plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    keys = unpacked(hints.get(more.name)) if more is not None else None
+    more = more if keys is None else None
+    taken = {p.name for p in plain} | reserved
+    keys = {name: key for name, key in (keys or {}).items() if name not in taken}
     returned = item_type(function, hints.get("return", Any))
     output = output_of(_name(function), returned, defined_at(function))
     defaults = {
@@ -185,11 +215,19 @@ def read_signature(
         if isinstance(p.default, FieldInfo) and not p.default.is_required()
     }
     models = {p.name: _adapter(hints[p.name]) for p in plain if _holds_model(hints.get(p.name))}
-    if len(plain) == 1 and more is None and _is_model(hints.get(plain[0].name)):
+    models |= {name: _adapter(key.type) for name, key in keys.items() if _holds_model(key.type)}
+    given = defaults, models, request.name if request is not None else None, tuple(keys), reserved
+    if len(plain) == 1 and more is None and not keys and _is_model(hints.get(plain[0].name)):
         whole = models[plain[0].name]
-        return Signature(whole, output, plain, True, defaults, models, request)
-    model = _body(function, plain, more, hints)
-    return Signature(TypeAdapter(model), output, plain, False, defaults, models, request)
+        return Signature(whole, output, plain, True, *given)
+    model = _body(function, plain, keys, more, hints)
+    return Signature(TypeAdapter(model), output, plain, False, *given)
+
+
+def _bound(function: Any) -> list[inspect.Parameter]:
+    """Return the parameter that a method's own object takes."""
+    inner = getattr(function, "__func__", None)
+    return list(inspect.signature(inner).parameters.values())[:1] if inner is not None else []
 
 
 def _is_request(annotation: Any) -> bool:
@@ -211,6 +249,7 @@ def _without_first(
 def _body(
     function: Callable[..., Any],
     parameters: tuple[inspect.Parameter, ...],
+    keys: Mapping[str, Key],
     more: inspect.Parameter | None,
     hints: Mapping[str, Any],
 ) -> type[BaseModel]:
@@ -224,9 +263,11 @@ def _body(
     for number, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, Any)
         default = ... if parameter.default is parameter.empty else parameter.default
-        if default is UNGIVEN:
-            default = Field(default_factory=lambda: UNGIVEN)  # which no schema shows
         fields[f"field_{number}"] = (_aliased(annotation, parameter.name), default)
+    for number, (name, key) in enumerate(keys.items(), len(parameters)):
+        # What a factory makes is in no schema.
+        default = ... if key.is_required else Field(default_factory=lambda: UNGIVEN)
+        fields[f"field_{number}"] = (_aliased(key.type, name), default)
     if more is not None and more.name in hints:
         fields["__pydantic_extra__"] = (dict.__class_getitem__((str, hints[more.name])), Field())
     title = "".join(part.capitalize() for part in _name(function).split("_")) + "Input"

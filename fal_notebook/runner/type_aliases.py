@@ -15,6 +15,9 @@ from typing_extensions import get_type_hints
 _NATIVE: Any = getattr(typing, "TypeAliasType", typing_extensions.TypeAliasType)
 KINDS: tuple[Any, ...] = (_NATIVE, typing_extensions.TypeAliasType)
 
+# What ``*Ts`` is on this Python.
+VARIADIC: Any = type(typing_extensions.TypeVarTuple("VARIADIC"))
+
 _empty: dict[int, list[Any]] = {}  # what evaluates to the values of aliases that have none yet
 
 

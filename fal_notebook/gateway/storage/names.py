@@ -93,7 +93,7 @@ def lifetime(header: bytes | None, default: int) -> float | None:
 
 def _preference(header: bytes | None) -> dict[str, object]:
     try:
-        found = json.loads(header or b"{}") or {}
+        found = json.loads(header or b"{}")
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -45,7 +45,7 @@ def get_image_size(source: ImageSizeInput) -> ImageSize:
     """Return the size that a preset's name or a size is."""
     if isinstance(source, ImageSize):
         return source
-    if source not in IMAGE_SIZE_PRESETS:
+    if not isinstance(source, str) or source not in IMAGE_SIZE_PRESETS:
         raise TypeError(f"Invalid value for ImageSize: {source}")
     return IMAGE_SIZE_PRESETS[source]
 
