@@ -348,12 +348,22 @@ def test_what_is_malformed_is_422(act: Client, headers: Any, params: Any) -> Non
     [
         ("x-fal-submit-id", "1" * 32, "2" * 32),
         ("x-fal-queue-priority", "low", "normal"),
+        ("x-fal-no-retry", "1", "0"),
         ("x-fal-request-timeout", "20", "30"),
     ],
 )
 def test_a_header_that_says_two_things_is_400(act: Client, name: str, one: str, two: str) -> None:
     reply = act.post("", json={}, headers=[(name, one), (name, two)])
     assert (reply.status_code, reply.json()["detail"]) == (400, f"the header {name} occurs twice")
+
+
+@pytest.mark.parametrize("name", ["fal_webhook", "fal_max_queue_length"])
+def test_a_query_that_says_two_things_is_422(act: Client, name: str) -> None:
+    reply = act.post("", json={}, params=[(name, "http://example.com/1"), (name, "2")])
+    assert (reply.status_code, reply.json()["detail"]) == (
+        422,
+        f"{name} occurs twice in the query; give it once",
+    )
 
 
 def test_who_may_submit_and_see(gateway: GatewayInfo, private_state: Path) -> None:

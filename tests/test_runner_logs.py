@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from runner_bench import Bench, LiveRunner
+from serving import eventually
 
 from fal_notebook.runner import log_context, log_file
 from fal_notebook.runner.log_file import record_mark
@@ -201,6 +202,63 @@ def f(first, name: str):
         runner.post({"name": name}, headers={"x-fal-request-id": name})
     found = [(line["message"], line["request"]) for line in runner.lines()]
     assert found == [("first", "first"), ("second", None)]
+
+
+LIVES_ON = {
+    "a task": """
+import asyncio
+WORK = []
+async def work():
+    while True:
+        name, done = await WORK[0].get()
+        print(name)
+        done.set_result(None)
+async def f(name: str):
+    if not WORK:
+        WORK.extend([asyncio.Queue(), asyncio.create_task(work())])
+    done = asyncio.get_running_loop().create_future()
+    WORK[0].put_nowait((name, done))
+    await done
+""",
+    "a process": """
+import concurrent.futures, multiprocessing
+POOL = []
+def f(name: str):
+    if not POOL:
+        kind = multiprocessing.get_context("fork")
+        POOL.append(concurrent.futures.ProcessPoolExecutor(1, kind))
+    POOL[0].submit(print, name, flush=True).result()
+""",
+}
+
+
+@pytest.mark.parametrize("what", LIVES_ON)
+def test_what_lives_on_names_no_request_that_has_ended(bench: Bench, what: str) -> None:
+    runner = bench.start(LIVES_ON[what])
+    for name in ("first", "second"):
+        runner.post({"name": name}, headers={"x-fal-request-id": name})
+    first, second = [line for line in runner.lines() if line["message"] in ("first", "second")]
+    assert first["request"] in ("first", None)
+    assert second["request"] is None
+
+
+def test_a_function_whose_caller_has_gone_still_names_its_request(
+    bench: Bench, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    runner = bench.start(
+        "import os, time\ndef f():\n    print('began')\n"
+        f"    while not os.path.exists({str(go)!r}): time.sleep(0.01)\n    print('still there')"
+    )
+    call = {"content": b"{}", "headers": {"x-fal-request-id": "r7"}}
+    with runner.client() as client, ThreadPoolExecutor(1) as pool:
+        gone = pool.submit(client.post, "/", **call)  # type: ignore[arg-type]
+        eventually(lambda: "began" in runner.log())
+        client.close()
+        assert gone.exception() is not None
+    go.touch()
+    eventually(lambda: "still there" in runner.log())
+    assert {line["request"] for line in runner.lines()} == {"r7"}
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])

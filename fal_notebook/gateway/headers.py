@@ -31,6 +31,7 @@ _CALLER_MAY_SET = frozenset(
 _ONCE = frozenset(
     (
         *(b"x-fal-submit-id", b"x-fal-request-timeout", b"x-fal-queue-priority"),
+        *(b"x-fal-no-retry", b"x-fal-store-io", PREFERENCE),
         *(b"host", b"origin", b"authorization"),
         *(b"content-type", b"content-length", b"transfer-encoding"),
         *(b"sec-websocket-key", b"sec-websocket-version"),

@@ -1,17 +1,18 @@
-"""Which request the code that runs now works for, also in threads that it starts.
+"""Which request the code that runs now works for, also in tasks and threads that it starts.
 
-Tasks of asyncio inherit it by themselves. A thread inherits it as long as its request is in
-flight: one that lives on may serve others, and then no id is better than a wrong one. What is
-submitted to a `ThreadPoolExecutor` keeps its own, whoever started the thread.
+These inherit it as long as the request is in flight: one that lives on may serve others, and then
+no id is better than a wrong one, as in a process, which cannot know. What is submitted to a
+`ThreadPoolExecutor` keeps its own, whoever started the thread.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 request_id: ContextVar[str | None] = ContextVar("fal_request_id", default=None)
@@ -21,12 +22,12 @@ _in_flight: dict[str, int] = {}
 
 
 class _Inherited(str):
-    """The id of the request that started this thread."""
+    """The id of the request that began this task or thread."""
 
 
 def begin(request: str | None) -> None:
     """Note that the present task works for `request`."""
-    request_id.set(request)
+    request_id.set(None if request is None else _Inherited(request))
     if request is not None:
         _in_flight[request] = _in_flight.get(request, 0) + 1
 
@@ -43,8 +44,20 @@ def current() -> str | None:
     return None if isinstance(request, _Inherited) and request not in _in_flight else request
 
 
+def kept() -> Context:
+    """Return a context for the function of a request: it names it though its caller has gone."""
+    context = copy_context()
+    context.run(request_id.set, _plain(current()))
+    return context
+
+
+def _plain(request: str | None) -> str | None:
+    return None if request is None else str(request)
+
+
 def install() -> None:
-    """Have threads and what is submitted to pools of threads carry the id."""
+    """Have threads and what is submitted to pools of threads carry the id, and no process."""
+    os.register_at_fork(after_in_child=functools.partial(request_id.set, None))
     for kind, name, carrying in (
         (threading.Thread, "start", _starting),
         (ThreadPoolExecutor, "submit", _submitting),
@@ -73,7 +86,7 @@ def _starting(start: Callable[..., None]) -> Callable[..., None]:
 def _submitting(submit: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(submit)
     def submit_with_request(pool: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return submit(pool, _for_request, current(), function, args, kwargs)
+        return submit(pool, _for_request, _plain(current()), function, args, kwargs)
 
     return submit_with_request
 

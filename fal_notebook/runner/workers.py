@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
+from fal_notebook.runner import log_context
 from fal_notebook.runner.escapes import awaited, contained
 
 _END = object()
@@ -83,7 +83,7 @@ class Workers:
         return contained(finish, await awaited(result))
 
     async def _in_thread(self, call: Callable[[], Any], threads: Executor) -> Any:
-        context = contextvars.copy_context()
+        context = log_context.kept()
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(threads, context.run, call)
         try:

@@ -70,7 +70,11 @@ def max_queue_length(scope: Scope) -> int | None:
 
 def parameter(scope: Scope, name: str) -> str | None:
     """Return a parameter of the query, None when it is not there."""
-    return dict(parse_qsl(scope["query_string"].decode("latin-1"), True)).get(name)
+    given = parse_qsl(scope["query_string"].decode("latin-1"), True)
+    found = [value for key, value in given if key == name]
+    if len(found) > 1:
+        raise RefusedRequestError(422, f"{name} occurs twice in the query; give it once")
+    return found[0] if found else None
 
 
 def wants_logs(scope: Scope) -> bool:
