@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from typing import Annotated, Any, Literal, Optional
 import numpy as np
 from pydantic import BaseModel, Field, RootModel
+from starlette.requests import Request
 from typing_extensions import NotRequired, ReadOnly, Required, TypedDict, Unpack
 class Wide(TypedDict):
     width: Required[int]
@@ -166,6 +167,7 @@ def test_a_body_becomes_arguments(source: str, body: Any, result: Any) -> None:
         ("def f(**more: int): return more", {"z": "x"}, "int_parsing", ("z",)),
         ("def f(): return 1", {"a": 1}, "extra_forbidden", ("a",)),
         ("def f(**more: Unpack[Wide]): return 1", {}, "missing", ("width",)),
+        ("def f(r: Request, **more: Unpack[Wide]): return 1", {}, "missing", ("width",)),
         ("def f(**more: Unpack[Wide]): return 1", {"width": "a"}, "int_parsing", ("width",)),
         ("def f(**more: Unpack[Wide]): return 1", {"width": 1, "b": 1}, "extra_forbidden", ("b",)),
         (
@@ -197,7 +199,7 @@ def test_a_wrong_body_is_named_by_the_parameter(
 def test_further_names_are_none_that_the_function_is_given_otherwise(
     more: str, parameters: str, name: str, skip_first: bool
 ) -> None:
-    own = f"from starlette.requests import Request\nOwn = TypedDict('Own', {{{name!r}: int}})\n"
+    own = f"Own = TypedDict('Own', {{{name!r}: int}})\n"
     source = f"{HEAD}{own}class A:\n    def f({parameters}, **{more}): return more\n"
     method = define(source)["A"]().f
     hints = typing.get_type_hints(method, include_extras=True)

@@ -83,7 +83,7 @@ class Signature:
         """
         if self.request is not None:
             args, kwargs = self._by_name(args, kwargs)
-            if not self.parameters:
+            if not self.parameters and not self.keys:
                 return (), {}
         if self._by_fields(args, kwargs):
             return (self.input.validate_python(kwargs),), {}
@@ -137,7 +137,7 @@ class Signature:
         """
         if self.whole_body:
             return self._whole(body)
-        if self.request is not None and not self.parameters:
+        if self.request is not None and not self.parameters and not self.keys:
             return (), {}  # it reads the body itself, which may be anything
         value = self.input.validate_json(body or b"{}")
         args: list[Any] = []
@@ -192,15 +192,7 @@ def read_signature(
     TypeError
         When there is no first parameter to leave out.
     """
-    parameters = list(inspect.signature(function).parameters.values())
-    of_nobody = _bound(function)
-    if skip_first:
-        of_nobody += parameters[:1]
-        parameters = _without_first(function, parameters)
-    request = next((p for p in parameters if _is_request(hints.get(p.name))), None)
-    of_nobody += [] if request is None else [request]
-    parameters = [p for p in parameters if p is not request]
-    reserved = frozenset(p.name for p in of_nobody if p.kind not in _NAMELESS)
+    parameters, request, reserved = _of_callers(function, hints, skip_first)
     plain = tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     more = next((p for p in parameters if p.kind is p.VAR_KEYWORD), None)
     keys = unpacked(hints.get(more.name)) if more is not None else None
@@ -214,14 +206,34 @@ def read_signature(
         for p in plain
         if isinstance(p.default, FieldInfo) and not p.default.is_required()
     }
-    models = {p.name: _adapter(hints[p.name]) for p in plain if _holds_model(hints.get(p.name))}
-    models |= {name: _adapter(key.type) for name, key in keys.items() if _holds_model(key.type)}
-    given = defaults, models, request.name if request is not None else None, tuple(keys), reserved
-    if len(plain) == 1 and more is None and not keys and _is_model(hints.get(plain[0].name)):
-        whole = models[plain[0].name]
-        return Signature(whole, output, plain, True, *given)
-    model = _body(function, plain, keys, more, hints)
-    return Signature(TypeAdapter(model), output, plain, False, *given)
+    types = {p.name: hints.get(p.name) for p in plain} | {n: key.type for n, key in keys.items()}
+    models = {name: _adapter(kind) for name, kind in types.items() if _holds_model(kind)}
+    is_whole = len(plain) == 1 and more is None and not keys and _is_model(types[plain[0].name])
+    if is_whole:
+        body = models[plain[0].name]
+    else:
+        body = TypeAdapter(_body(function, plain, keys, more, hints))
+    return Signature(
+        *(body, output, plain, is_whole, defaults, models, request, tuple(keys), reserved)
+    )
+
+
+def _of_callers(
+    function: Callable[..., Any], hints: Mapping[str, Any], skip_first: bool
+) -> tuple[list[inspect.Parameter], str | None, frozenset[str]]:
+    """Return the parameters that callers give, and the name of the one that takes the request.
+
+    Then the names of those that nobody gives, which no caller may use for another value.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    of_nobody = _bound(function)
+    if skip_first:
+        of_nobody += parameters[:1]
+        parameters = _without_first(function, parameters)
+    requests = [p for p in parameters if _is_request(hints.get(p.name))][:1]
+    parameters = [p for p in parameters if p not in requests]
+    reserved = {p.name for p in (*of_nobody, *requests) if p.kind not in _NAMELESS}
+    return parameters, requests[0].name if requests else None, frozenset(reserved)
 
 
 def _bound(function: Any) -> list[inspect.Parameter]:
