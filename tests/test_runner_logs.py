@@ -9,6 +9,7 @@ import os
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -240,6 +241,47 @@ def test_what_lives_on_names_no_request_that_has_ended(bench: Bench, what: str) 
     first, second = [line for line in runner.lines() if line["message"] in ("first", "second")]
     assert first["request"] in ("first", None)
     assert second["request"] is None
+
+
+POOLS = """
+import asyncio, concurrent.futures
+from multiprocessing.pool import ThreadPool
+def setup():
+    return ThreadPool(2), concurrent.futures.ThreadPoolExecutor(2), asyncio.Event(), []
+async def f(shared, name: str):
+    pool, executor, go, begun = shared
+    if name == "held":
+        begun += [ThreadPool(2), concurrent.futures.ThreadPoolExecutor(2)]
+        begun[0].map(print, ["held"])
+        begun[1].submit(print, "held").result()
+        await go.wait()
+        return
+    while not begun:
+        await asyncio.sleep(0.01)
+    for threads, futures in ((pool, executor), begun):
+        threads.map(print, ["map"])
+        threads.apply_async(str, callback=lambda _: print("callback")).wait()
+        list(threads.imap(print, ["imap"]))
+        list(threads.imap_unordered(print, ["unordered"]))
+        threads.starmap(print, [("starmap",)])
+        threads.apply(print, ["apply"])
+        done = futures.submit(asyncio.run, asyncio.sleep(0.01))
+        done.add_done_callback(lambda _: print("done"))
+        await asyncio.wrap_future(done)
+        list(futures.map(print, ["mapped"]))
+    go.set()
+"""
+
+
+def test_pools_that_others_have_made_name_the_request_that_uses_them(bench: Bench) -> None:
+    runner = bench.start(POOLS, max_multiplexing=2)
+    with ThreadPoolExecutor(2) as pool:
+        for name in ("held", "user"):
+            headers = {"x-fal-request-id": name}
+            pool.submit(runner.post, {"name": name}, headers=headers)
+    found = Counter((line["message"], line["request"]) for line in runner.lines())
+    used = ("map", "callback", "imap", "unordered", "starmap", "apply", "done", "mapped")
+    assert found == {("held", "held"): 2, **{(what, "user"): 2 for what in used}}
 
 
 def test_a_function_whose_caller_has_gone_still_names_its_request(

@@ -1,8 +1,8 @@
 """Which request the code that runs now works for, also in tasks and threads that it starts.
 
 These inherit it as long as the request is in flight: one that lives on may serve others, and then
-no id is better than a wrong one, as in a process, which cannot know. What is submitted to a
-`ThreadPoolExecutor` keeps its own, whoever started the thread.
+no id is better than a wrong one, as in a process, which cannot know. What is given to a pool of
+threads, or is called when a `Future` is done, keeps its own, whoever started the thread.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context, ContextVar, copy_context
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 request_id: ContextVar[str | None] = ContextVar("fal_request_id", default=None)
@@ -23,6 +24,15 @@ _in_flight: dict[str, int] = {}
 
 class _Inherited(str):
     """The id of the request that began this task or thread."""
+
+
+# What takes a function that is called later, in whichever thread.
+_GIVEN: dict[Any, tuple[str, ...]] = {
+    ThreadPoolExecutor: ("submit",),
+    Future: ("add_done_callback",),
+    ThreadPool: ("apply_async", "_map_async", "imap", "imap_unordered"),
+}
+_CALLBACKS = ("callback", "error_callback")
 
 
 def begin(request: str | None) -> None:
@@ -56,13 +66,12 @@ def _plain(request: str | None) -> str | None:
 
 
 def install() -> None:
-    """Have threads and what is submitted to pools of threads carry the id, and no process."""
+    """Have threads and what is given to pools of threads carry the id, and no process."""
     os.register_at_fork(after_in_child=functools.partial(request_id.set, None))
-    for kind, name, carrying in (
-        (threading.Thread, "start", _starting),
-        (ThreadPoolExecutor, "submit", _submitting),
-    ):
-        setattr(kind, name, carrying(getattr(kind, name)))
+    threading.Thread.start = _starting(threading.Thread.start)  # type: ignore[method-assign]
+    for kind, names in _GIVEN.items():
+        for name in names:
+            setattr(kind, name, _giving(getattr(kind, name)))
 
 
 def _starting(start: Callable[..., None]) -> Callable[..., None]:
@@ -83,17 +92,24 @@ def _starting(start: Callable[..., None]) -> Callable[..., None]:
     return start_with_request
 
 
-def _submitting(submit: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(submit)
-    def submit_with_request(pool: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return submit(pool, _for_request, _plain(current()), function, args, kwargs)
+def _giving(give: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(give)
+    def give_with_request(taker: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        callbacks = {name: _carrying(kwargs[name]) for name in _CALLBACKS if kwargs.get(name)}
+        return give(taker, _carrying(function), *args, **{**kwargs, **callbacks})
 
-    return submit_with_request
+    return give_with_request
 
 
-def _for_request(request: str | None, function: Any, args: Any, kwargs: Any) -> Any:
-    token = request_id.set(request)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        request_id.reset(token)
+def _carrying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is called for the request for which it is given now."""
+    request = _plain(current())
+
+    def carried(*args: Any, **kwargs: Any) -> Any:
+        token = request_id.set(request)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            request_id.reset(token)
+
+    return carried
