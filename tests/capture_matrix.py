@@ -163,6 +163,19 @@ CASES = (
         "late=Late(n=1)",
     ),
     Case(
+        "models_that_hold_each_other_defined_again",
+        (
+            *2
+            * (
+                "from typing import List\nclass First(BaseModel):\n    more: List['Second'] = []\n"
+                "class Second(BaseModel):\n    more: List[First] = []\nFirst.model_rebuild()",
+            ),
+            "def mutual(x) -> First: return First.model_validate(x)",
+        ),
+        "{'more': [{'more': [{}]}]}",
+        "more=[Second(more=[First(more=[])])]",
+    ),
+    Case(
         "generic_pydantic_model",
         (
             "from typing import Generic, TypeVar\nT = TypeVar('T')\n"

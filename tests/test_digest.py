@@ -35,6 +35,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import fal_notebook
 from fal_notebook.payload import capture
 from fal_notebook.payload.digest import digest_of
+from fal_notebook.payload.sources import source_of
 from fal_notebook.runner.envelope import unpack
 
 
@@ -347,6 +348,13 @@ def f():
 """
 
 
+def test_a_generator_of_the_notebook_is_a_value() -> None:
+    one, same, other = (np.random.default_rng(seed) for seed in (1, 1, 2))
+    assert digest_of(one) == digest_of(one) == digest_of(same) != digest_of(other)
+    one.random()
+    assert digest_of(one) != digest_of(same)
+
+
 def test_the_generators_of_a_process_are_no_values() -> None:
     draws = cell(DRAWS)
     before = digest_of(draws["f"])
@@ -622,3 +630,23 @@ def test_the_environment_is_each_process_own(monkeypatch: pytest.MonkeyPatch) ->
         assert capture(function).digest == before.digest
     assert b"no runner's business" not in before.content
     assert pickle.loads(unpack(before.content)[1])["function"]() == "another"
+
+
+def test_a_module_that_was_edited_and_imported_again_has_its_new_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "edited_module.py"
+    found = []
+    for text in ("def g(): return 10\n", "# one more line\ndef g(): return 200\n"):
+        path.write_text(text)
+        importlib.invalidate_caches()
+        sys.modules.pop("edited_module", None)
+        module = importlib.import_module("edited_module")
+        found.append((module.g, source_of(module.g), source_of(module)))
+    first, second = found
+    assert (first[1], second[1]) == ("def g(): return 10\n", "def g(): return 200\n")
+    assert second[2] == path.read_text()
+    assert source_of(first[0]) == first[1], "what was not imported again is what it was"
+    sys.modules.pop("edited_module")

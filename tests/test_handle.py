@@ -628,6 +628,17 @@ def test_a_captured_handle_calls_its_app_from_inside_another(shell) -> None:
     assert shell["outer"].status()["number"] == 1
 
 
+def test_models_with_aliases_in_them_come_and_go(shell) -> None:
+    shell.run(
+        "from pydantic import BaseModel\nfrom typing_extensions import TypeAliasType\n"
+        "Parts = TypeAliasType('Parts', 'list[int] | None')\n"
+        "class Whole(BaseModel):\n    parts: Parts = None\n"
+    )
+    call = deploy(shell, "def f(x: Whole) -> Whole: return x")
+    whole = shell["Whole"](parts=[1])
+    assert call(whole) == call({"parts": [1]}) == whole
+
+
 def test_a_keyword_may_be_named_self(shell) -> None:
     call = deploy(shell, "def f(*, self: int, **more): return self, more")
     assert call(self=1, me=2) == call.local(self=1, me=2) == (1, {"me": 2})

@@ -230,7 +230,8 @@ class _Digester:
         reduced = self._reductions.of(value)
         if isinstance(reduced, str):
             module = getattr(value, "__module__", None)  # NotImplemented has none
-            return _hash(b"global", self.digest((type(value), module, reduced)))
+            # By name, as Cython's functions are of a class that no module has.
+            return _hash(b"global", self.digest((type(value).__qualname__, module, reduced)))
         self._alive.append(reduced)
         padded: list[Any] = [*reduced, *[None] * (6 - len(reduced))]
         padded[2] = _without_addresses(unused(value, padded[2]))

@@ -13,7 +13,6 @@ import io
 import operator
 import sys
 import types
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,10 +31,8 @@ from fal_notebook.payload.references import (
     scope_of,
     unseen_names,
 )
-from fal_notebook.runner import type_aliases
 from fal_notebook.runner.pickles import Pickler, cached, filled_model
 
-_ALIASES = (typing.NewType, typing.ParamSpec, type_aliases.VARIADIC, *type_aliases.KINDS)
 # What the import system puts into a module and a runner must not inherit.
 _NOT_SHIPPED = ("__builtins__", "__loader__", "__spec__", "__cached__")
 _PYDANTIC_NAMESPACE = "__pydantic_parent_namespace__"
@@ -94,8 +91,6 @@ class PayloadPickler(Pickler):
             return self._reduce_imported(obj)
         if kind is CachedFunction and is_by_value(obj):
             return _reduce_cached(obj)
-        if kind in _ALIASES and not _is_in_a_module(obj):
-            return _reduce_alias(obj)
         if is_class(obj) and _PYDANTIC_NAMESPACE in vars(obj) and is_by_value(obj):
             return self._reduce_model(obj)
         if kind in (types.FunctionType, types.CellType) or is_class(obj):
@@ -146,22 +141,6 @@ def _reduce_cached(function: Any) -> tuple[Any, ...]:
     options = function.cache_parameters()
     state = {k: v for k, v in vars(function).items() if k != "cache_parameters"}
     return cached, (function.__wrapped__, options["maxsize"], options["typed"]), state
-
-
-def _is_in_a_module(alias: Any) -> bool:
-    """Whether a module that a runner has holds it; ``def f[**P]`` says that typing has its `P`."""
-    module = alias.__module__
-    found = getattr(sys.modules.get(module), alias.__name__, None)
-    return module != "__main__" and found is alias
-
-
-def _reduce_alias(alias: Any) -> tuple[Any, ...]:
-    kind: Any = type(alias)
-    if kind is typing.NewType:
-        return kind, (alias.__name__, alias.__supertype__)
-    if kind in (typing.ParamSpec, type_aliases.VARIADIC):
-        return kind, (alias.__name__,)
-    return type_aliases.reduced(alias)
 
 
 class ValuePickler(PayloadPickler):

@@ -9,19 +9,24 @@ import ast
 import functools
 import inspect
 import linecache
+import os
 import textwrap
 import tokenize
 import types
+import weakref
 from typing import Any
+
+_read: weakref.WeakKeyDictionary[types.FunctionType, tuple[types.CodeType, str | None]]
+_read = weakref.WeakKeyDictionary()
 
 
 def source_of(value: Any) -> str | None:
     """Return the dedented source of a function or class, that of a module, None without one."""
     if isinstance(value, types.ModuleType):
-        return "".join(linecache.getlines(getattr(value, "__file__", None) or "")) or None
+        return "".join(_lines(getattr(value, "__file__", None) or "")) or None
     value = getattr(value, "__func__", value)
     if isinstance(value, types.FunctionType):
-        return _block(value.__code__.co_filename, value.__code__.co_firstlineno)
+        return _function_source(value)
     if isinstance(value, functools.partial):
         return source_of(value.func)
     return _class_source(value) if isinstance(value, type) else None
@@ -32,8 +37,24 @@ def first_line_of(function: types.FunctionType) -> int:
     return function.__code__.co_firstlineno
 
 
+def _lines(filename: str) -> list[str]:
+    if os.path.isfile(filename):
+        linecache.checkcache(filename)  # it may have been edited since
+    return linecache.getlines(filename)
+
+
+def _function_source(function: types.FunctionType) -> str | None:
+    """Return what the file said when the function was first seen with this code."""
+    code, text = _read.get(function, (None, None))
+    if code is not function.__code__:
+        code = function.__code__
+        text = _block(code.co_filename, code.co_firstlineno)
+        _read[function] = code, text
+    return text
+
+
 def _block(filename: str, line: int) -> str | None:
-    lines = linecache.getlines(filename)[line - 1 :]
+    lines = _lines(filename)[line - 1 :]
     try:
         block = inspect.getblock(lines) if lines else []
     except (SyntaxError, tokenize.TokenError, IndentationError):
@@ -53,7 +74,7 @@ def _class_source(cls: type) -> str | None:
 
 
 def _class_in(filename: str, qualname: str) -> str | None:
-    text = "".join(linecache.getlines(filename))
+    text = "".join(_lines(filename))
     try:
         body: list[ast.AST] = [ast.parse(text)]
     except SyntaxError:

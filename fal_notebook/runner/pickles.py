@@ -11,6 +11,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
+from fal_notebook.runner import type_aliases
 from fal_notebook.runner.unpickling import enum_of, set_enum_state
 
 # What enum itself knows of a member.
@@ -69,6 +70,8 @@ def reduced(value: Any) -> tuple[Any, ...] | None:
         return _reduced_error(value)
     if (filled := filled_model(value)) is not None:
         return operator.getitem, filled
+    if (alias := type_aliases.reduced(value)) is not None:
+        return alias
     if (given := _of_validate_call(value)) is not None:
         return _validating, (type(value), *given)
     if type(value) is functools.singledispatchmethod:

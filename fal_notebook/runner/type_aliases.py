@@ -1,4 +1,4 @@
-"""Type aliases of the notebook, which runners make anew; one may be a part of itself."""
+"""Type aliases and type parameters of the notebook, which are made anew where they are loaded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ KINDS: tuple[Any, ...] = (_NATIVE, typing_extensions.TypeAliasType)
 
 # What ``*Ts`` is on this Python.
 VARIADIC: Any = type(typing_extensions.TypeVarTuple("VARIADIC"))
+_BECAME = ("__forward_evaluated__", "__forward_value__")
+_NAMED = (typing.NewType, typing.ParamSpec, VARIADIC, *KINDS)
 
 _empty: dict[int, list[Any]] = {}  # what evaluates to the values of aliases that have none yet
 
@@ -31,8 +33,31 @@ def value_of(alias: Any) -> Any:
         return alias.__value__
 
 
-def reduced(alias: Any) -> tuple[Any, ...]:
-    """Return how an alias is pickled: first made, then given its value, which may hold it."""
+def reduced(value: Any) -> tuple[Any, ...] | None:
+    """Return how an alias, a `NewType`, or a name in quotes is pickled, None for all else.
+
+    An alias is first made, then given its value, which may hold it; so is a name in quotes, with
+    what became of it.
+    """
+    kind: Any = type(value)
+    if kind is typing.ForwardRef:
+        given = value.__forward_arg__, value.__forward_is_argument__, value.__forward_module__
+        became = {name: getattr(value, name) for name in _BECAME}
+        return functools.partial(kind, is_class=value.__forward_is_class__), given, (None, became)
+    if kind not in _NAMED or _is_in_a_module(value):
+        return None
+    if kind is typing.NewType:
+        return kind, (value.__name__, value.__supertype__)
+    return _reduced_alias(value) if kind in KINDS else (kind, (value.__name__,))
+
+
+def _is_in_a_module(value: Any) -> bool:
+    """Whether a module that a runner has holds it; ``def f[**P]`` says that typing has its `P`."""
+    module = value.__module__
+    return module != "__main__" and getattr(sys.modules.get(module), value.__name__, None) is value
+
+
+def _reduced_alias(alias: Any) -> tuple[Any, ...]:
     kind: Any = type(alias)
     name, parameters = alias.__name__, alias.__type_params__
     if parameters or not name.isidentifier():
