@@ -252,7 +252,7 @@ class Handle(Queued):
         the request by its id or a unique beginning or end of it, and of at least a level such as
         ``"warning"``.
         """
-        request = self._request_id(request, follow)
+        request = self._request_id(request)
         filters: dict[str, Any] = {
             "runner": runner,
             "request": request,
@@ -325,9 +325,9 @@ class Handle(Queued):
             return ""
         return " (redeploy failed)" if getattr(error, "still_runs", False) else " (not deployed)"
 
-    def _request_id(self, part: str, follow: bool) -> str:
-        """Return the whole id; one that is followed may have written nothing yet."""
-        if not part or (follow and _ID.fullmatch(part)):
+    def _request_id(self, part: str) -> str:
+        """Return the whole id; that of no request is refused, or it would be followed for ever."""
+        if not part:
             return part
         return self._ask(functools.partial(shared_client().find_request, part=part))
 

@@ -13,7 +13,12 @@ from serving import control, deployed, eventually, kill_gateway
 
 from fal_notebook import cli, discovery, sync
 from fal_notebook.discovery import GatewayInfo
-from fal_notebook.exceptions import GatewayError, GatewayUnavailableError, OptionError
+from fal_notebook.exceptions import (
+    GatewayError,
+    GatewayUnavailableError,
+    NotFoundError,
+    OptionError,
+)
 from fal_notebook.gateway import paths
 from fal_notebook.handle import Handle, shared_client
 from fal_notebook.runner import log_file
@@ -57,6 +62,8 @@ def test_following_a_request_ends_with_it(own_gateway: Path) -> None:
         lines = handle.logs(follow=True, request=request.request_id)
         assert [line["message"] for line in lines] == list("01234")
         assert not list(handle.logs(follow=True, request=before.request_id))
+        with pytest.raises(NotFoundError, match=f"no request {'0' * 32} of"):
+            handle.logs(follow=True, request="0" * 32)
 
 
 def test_following_goes_on_over_restarts_without_a_gap(own_gateway: Path) -> None:

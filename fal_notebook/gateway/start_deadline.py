@@ -43,8 +43,10 @@ def patience(app: Fleet, headers: dict[bytes, bytes], principal: Principal | Non
 def missed(headers: dict[bytes, bytes], attempts: int = 0) -> str:
     """Return what a request that did not begin in time is told: the limit was its own, or not.
 
-    After failed attempts it is the next one that did not.
+    After failed attempts it is the next one that could not.
     """
     limit = "its x-fal-request-timeout" if _HEADER in headers else "the app's request_start_timeout"
-    what = f"its attempt {attempts + 1}" if attempts else "the request"
-    return f"{what} did not begin within {limit}"
+    if not attempts:
+        return f"the request did not begin within {limit}"
+    failed = "one attempt" if attempts == 1 else f"{attempts} attempts"
+    return f"after {failed} that failed, the next could not begin within {limit}"
