@@ -70,6 +70,8 @@ def _root(context: str | None, folder: str) -> Path:
 
 def _found(root: Path, given: str, ignored: Sequence[re.Pattern[str]]) -> list[tuple[str, Path]]:
     """Return the files of one path, by their names in `root`."""
+    if "\0" in given:
+        raise AppFilesError(f"app_files names {given!r}, which no file can be called", given)
     path = Path(os.path.normpath(root / os.path.expanduser(given)))
     if not _inside(root, path):
         lies = "is a link that leaves" if path.is_relative_to(root) else "lies outside of"

@@ -69,7 +69,9 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # identity
-    name: AppName | None = option(None, "name of the app (unset: the function's)", NAME_RULE)
+    name: AppName | None = option(
+        None, "name of the app (unset: that of what the cell deploys)", NAME_RULE
+    )
     auth: Literal["private", "public", "shared"] = option(
         "private", "who may call the app", "private, public or shared"
     )

@@ -6,6 +6,7 @@ The models are in `option_model`, the kinds of values in `option_types`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -156,9 +157,10 @@ def option_help() -> list[OptionHelp]:
     return describe((Options, CellOptions))
 
 
-def help_text() -> str:
-    """Return an aligned listing of every option with default, type and help."""
-    return render(option_help())
+def help_text(defaults: Mapping[str, Any] | None = None) -> str:
+    """Return an aligned listing of every option with default and help; some may be others here."""
+    texts = {name: repr(value) for name, value in (defaults or {}).items()}
+    return render(replace(o, default=texts.get(o.name, o.default)) for o in option_help())
 
 
 def _only(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

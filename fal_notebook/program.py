@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
@@ -68,6 +69,11 @@ def read(name: str, wanted: str = "") -> tuple[Path, str, tuple[str, ...]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CellError(f"{name} cannot be read: {reason}") from None
+    try:
+        ast.parse(source, name)
+    except SyntaxError as error:  # our frames, and the command line's, would say nothing
+        told = "".join(traceback.format_exception_only(error)).strip()
+        raise CellError(f"{name} is no Python:\n  {told}") from None
     return path, source, _classes(name, source, wanted or None)
 
 

@@ -109,7 +109,10 @@ def main() -> int:
         signal.signal(number, interrupt)
     status = 1
     with tempfile.TemporaryDirectory(prefix="fal-demo-") as state:
+        for name in [name for name in os.environ if name.startswith("FAL_NOTEBOOK_")]:
+            del os.environ[name]  # it shows what the notebook says, whatever the user has set
         os.environ["FAL_NOTEBOOK_STATE"] = state
+        os.environ["FAL_NOTEBOOK_CONFIG"] = str(Path(state, "config.toml"))
         try:
             facts = run_notebook(NOTEBOOK)
             show(facts)

@@ -79,6 +79,7 @@ def test_equal_files_are_packed_to_equal_bytes(tmp_path: Path) -> None:
         (["/etc/passwd"], {}, r"names /etc/passwd, which lies outside"),
         (["leaves"], {}, r"names leaves, which is a link that leaves .*; copy it there"),
         (["empty"], {}, r"names empty, of which nothing is copied"),
+        (["a\0"], {}, r"names 'a\\x00', which no file can be called"),
         (["a.pyc"], {}, r"names a.pyc, .* change app_files_ignore"),
         (["a"], {"app_files_ignore": ["^a$"]}, r"names a, of which nothing"),
         (["large", "a"], {}, r"have 6 MB, above 5 MB; the largest of 2 files are large \(6 MB\)"),

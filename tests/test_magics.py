@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cells import ONE, apps, cell, listed, refusal
 
+import fal_notebook
 from fal_notebook import cli
 from fal_notebook.exceptions import DeployError
 from fal_notebook.handle import Handle
@@ -177,6 +178,19 @@ def test_help_prints_every_option_with_its_default(shell, capsys) -> None:
     out = capsys.readouterr().out
     missing = [item.name for item in option_help() if f"{item.name}={item.default}" not in out]
     assert missing == []
+
+
+def test_the_help_of_an_app_says_its_own_defaults(shell, capsys) -> None:
+    shell.run("%%fal_app?")
+    out = capsys.readouterr().out
+    assert [name in out for name in ("keep_alive=60 ", "machine_type='S' ")] == [True, True]
+
+
+def test_what_a_handle_was_made_from_is_captured(shell) -> None:
+    shell.run("offset = 5")
+    shell.run(cell("wait=true", "def shifted(n): return n + offset"))
+    captured = fal_notebook.capture(shell["shifted"]).captured
+    assert {item.name for item in captured} >= {"shifted", "offset"}
 
 
 def test_a_cell_run_again_while_its_deploy_goes_on_joins_it(shell) -> None:

@@ -83,3 +83,10 @@ def test_a_file_of_plain_classes_has_nothing_to_deploy(tmp_path: Path) -> None:
     path.write_text("class Plain: pass")
     with pytest.raises(CellError, match="no function to deploy"):
         deploy_file(str(path), {})
+
+
+def test_a_file_that_is_no_python_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text("import os\ndef f(:\n")
+    with pytest.raises(CellError, match=r"bad.py\", line 2(.|\n)*invalid syntax"):
+        deploy_file(str(path), {})

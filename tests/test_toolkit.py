@@ -31,6 +31,8 @@ def test_bytes_and_paths_become_files_that_anybody_reads(
 ) -> None:
     assert toolkit.Audio.from_bytes(b"", "audio/wav").file_name.endswith(".wav")
     made = toolkit.File.from_bytes(b"{}", file_name="a b.json")
+    with pytest.raises(TypeError, match="takes bytes, no str"):
+        toolkit.File.from_bytes("text")
     assert made.content_type == "application/json"
     reply = httpx.get(made.url)
     assert (reply.content, reply.headers["content-type"]) == (b"{}", "application/json")

@@ -10,7 +10,7 @@ from fal_notebook.app_handle import AppHandle
 from fal_notebook.exceptions import CellError
 from fal_notebook.magics.cell_code import CellCode
 from fal_notebook.magics.function import FunctionMagic
-from fal_notebook.options import help_text
+from fal_notebook.options import APP_DEFAULTS, help_text
 from fal_notebook.sdk_app import is_sdk_app
 
 _HELP = """Deploy the cell's last `App` class (or ``entry=``) as an autoscaled HTTP app.
@@ -34,7 +34,7 @@ class.
 
 def cell_help() -> str:
     """Return what ``%%fal_app?`` shows."""
-    return _HELP.format(options=help_text())
+    return _HELP.format(options=help_text(APP_DEFAULTS))
 
 
 class AppMagic(FunctionMagic):

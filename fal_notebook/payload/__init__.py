@@ -24,7 +24,7 @@ from fal_notebook.exceptions import (
 )
 from fal_notebook.payload import class_ids, local_modules
 from fal_notebook.payload.digest import digest_of
-from fal_notebook.payload.items import Item, collect
+from fal_notebook.payload.items import Item, collect, is_handle
 from fal_notebook.payload.manifest import manifest_of, name_of, plain, python_minor, sources_of
 from fal_notebook.payload.notes import largest, megabytes, warnings_of
 from fal_notebook.payload.pickling import LimitedBuffer, PayloadPickler, SizeExceeded
@@ -111,6 +111,7 @@ def capture(
     ----------
     function : callable
         Plain, async, a generator or an async generator; decorated or partial; or an `App` class.
+        Of a handle what it was made from, where it still has that.
     setup_function : callable, optional
         Runs once in each runner before the first request.
     local_python_modules : sequence of str
@@ -129,6 +130,8 @@ def capture(
     CaptureError
         When a module or an annotation cannot be resolved.
     """
+    if is_handle(function):
+        function = getattr(function, "__wrapped__", function)
     modules = local_modules.load(local_python_modules)
     class_ids.track()
     with local_modules.shipped_by_value(modules):

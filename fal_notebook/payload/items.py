@@ -70,7 +70,7 @@ class Item:
             return own if is_by_value(self.value) else "import"
         if isinstance(self.value, types.BuiltinFunctionType):
             return "import"
-        return "handle" if _is_handle(self.value) else type(self.value).__name__
+        return "handle" if is_handle(self.value) else type(self.value).__name__
 
     @property
     def is_method(self) -> bool:
@@ -254,6 +254,6 @@ def _step(item: Item) -> str:
     return f"uses the class `{item.name}`" if is_class(item.value) else f"uses `{item.name}`"
 
 
-def _is_handle(value: Any) -> bool:
+def is_handle(value: Any) -> bool:
     kinds = type(value).__mro__  # by name, so that nothing is imported to find out
     return any((k.__module__, k.__name__) == ("fal_notebook.handle", "Handle") for k in kinds)

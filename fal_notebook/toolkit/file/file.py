@@ -91,6 +91,8 @@ class File(BaseModel):
         `save_kwargs` holds an ``object_lifecycle_preference``. What else fal has here, as
         `repository`, is taken and has no effect.
         """
+        if not isinstance(data, bytes):
+            raise TypeError(f"from_bytes takes bytes, no {type(data).__name__}")
         content_type, file_name = _described(content_type, file_name)
         return cls(
             url=storage.upload(data, content_type, file_name, _lifecycle(request, save_kwargs)),
@@ -163,7 +165,7 @@ class File(BaseModel):
             When it came as a URL, or is a large one; `save` downloads it.
         """
         if self.file_data is None:
-            raise ValueError("File has not been downloaded; save(path) downloads it")
+            raise ValueError("File has not been downloaded; read what save(path) writes")
         return self.file_data
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
