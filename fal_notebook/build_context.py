@@ -52,9 +52,9 @@ def pack(image: ContainerImage, folder: str) -> bytes:
         is too large; it names the line, the file or the largest files.
     """
     wanted = sources(image.dockerfile_str, image.build_args)
+    root = _root(image, folder)
     if not wanted:
         return b""
-    root = _root(image, folder)
     rules = IgnoreRules(_patterns(image, root, folder))
     try:
         wanted = [_followed(source, root) for source in wanted]

@@ -185,7 +185,7 @@ def runners_table(runners: Sequence[dict[str, Any]], app: dict[str, Any] | None 
             r["machine_type"],
             *([",".join(r["gpus"])] if with_gpus else []),
             f"{time.time() - r['created_at']:.0f} s",
-            f"{r.get('memory_bytes', 0) / 1e6:.0f} MB",
+            f"{r['memory_bytes'] / 1e6:.0f} MB" if "memory_bytes" in r else "",
             _cause(r),
         )
         for r in runners

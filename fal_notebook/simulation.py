@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fal_notebook.exceptions import OptionError
+from fal_notebook.gateway import plan
 from fal_notebook.gateway.autoscaler import Scaling
-from fal_notebook.gateway.simulate import Request, Start, simulate
+from fal_notebook.gateway.simulate import FOR_EVER, Request, Start, simulate
 from fal_notebook.handle import Handle
+from fal_notebook.machines import MachineType, this_host
 from fal_notebook.option_errors import unknown_option
 from fal_notebook.options import parse_options
 from fal_notebook.simulation_view import SimulationView
@@ -20,7 +22,7 @@ from fal_notebook.simulation_view import SimulationView
 _NAMES = [field.name for field in fields(Scaling)]
 # Seconds that a start takes where none of the app is known.
 _START = 1.0
-_FORM = "each line is ARRIVAL,DURATION in seconds, such as 12.5,0.2"
+_FORM = "each line is ARRIVAL,DURATION in seconds, from 0 to 1e12, such as 12.5,0.2"
 
 
 def of(
@@ -44,7 +46,8 @@ def of(
     """
     app = handle.status()
     options = {**app["options"], **_checked(values)}
-    scaling = Scaling(**{name: options[name] or 0 for name in _NAMES})
+    machine = MachineType(**app["machine"])
+    scaling = plan.scaling(options, machine, this_host())  # where max_concurrency may be none
     seconds, whence = _usual(handle) if start is None else (start, "given")
     gpus = app["machine"]["gpus"]
     result = simulate(read(path), scaling, Start(0.0, seconds), gpus=gpus)
@@ -102,6 +105,6 @@ def _requests(path: str, rows: Iterator[list[str]]) -> Iterator[Request]:
             at, seconds = (float(cell) for cell in (reversed(row) if turned else row))
         except ValueError:
             at = seconds = math.nan
-        if not (0 <= at < math.inf and 0 <= seconds < math.inf):
+        if not (0 <= at < FOR_EVER and 0 <= seconds < FOR_EVER):
             raise OptionError(f"line {number} of the trace {path} is {','.join(row)!r}; {_FORM}")
         yield Request(at, seconds)

@@ -52,7 +52,7 @@ class SimulationView:
             f"runners started {result.started}; billed {billed}",
         ]
         if result.unserved:
-            lines.append(f"{result.unserved} requests were never served: no runner may start")
+            lines.append(f"never served: {result.unserved}, for no runner may start")
         return lines
 
 

@@ -9,7 +9,7 @@ import pytest
 from cells import ONE, apps, cell, plain, refusal
 from IPython.core.error import UsageError
 
-from fal_notebook.exceptions import DeployError
+from fal_notebook.exceptions import DeployError, GatewayError
 from fal_notebook.handle import Handle
 
 
@@ -246,3 +246,21 @@ def test_a_wrong_option_is_refused_before_the_cell_runs(shell) -> None:
     with pytest.raises(UsageError, match="keep_alive"):
         shell.run("%%fal_function keep_alives=1\nran = True\ndef f(): return 1\n")
     assert "ran" not in shell.ip.user_ns
+
+
+def test_an_unchanged_cell_whose_runners_do_not_come_up_is_proven_again(
+    shell, eventually, tmp_path: Path
+) -> None:
+    there = tmp_path / "weights"
+    there.touch()
+    shell.run(f"import pathlib\ndef load(): pathlib.Path({str(there)!r}).read_bytes()")
+    shell.run(cell("setup_function=load wait=true keep_alive=0", ONE))
+    eventually(lambda: not shell["one"].runners())
+    there.unlink()
+    with pytest.raises(GatewayError):
+        shell["one"]()
+    eventually(lambda: shell["one"].status()["crash_backoff"])
+    there.touch()
+    shell.run(cell("setup_function=load wait=true keep_alive=0", ONE))
+    assert shell["one"]() == 1
+    assert shell["one"].status()["number"] == 2

@@ -253,6 +253,9 @@ def test_the_command_plots_an_apps_scaling_and_another_one(tmp_path: Path) -> No
             ["simulate", "slow", "--trace", str(trace), "--start=3", "max_concurrency=9"], "%fal"
         )
         assert "a start takes 3.00 s, given\n" in repr(other)
+        held = simulated("slow", "--trace", str(trace), "max_concurrency=none")
+        assert "max_concurrency=0" not in held
+        assert "never served" not in held
         assert other._repr_html_().count("<svg") == 3
 
 
@@ -262,6 +265,7 @@ def test_the_command_plots_an_apps_scaling_and_another_one(tmp_path: Path) -> No
         (None, [], "cannot read the trace"),
         ("", [], "has no requests; each line is ARRIVAL,DURATION"),
         ("0,1\n1,x\n", [], "line 2 of the trace .* is '1,x'; each line"),
+        ("1e308,1\n", [], "line 1 of the trace .* is '1e308,1'; each line .* to 1e12"),
         ("0,-1\n", [], "line 1 of the trace .* is '0,-1'"),
         ("0,1\n", ["max_concurency=3"], "did you mean 'max_concurrency'"),
         ("0,1\n", ["max_concurrency=x"], "max_concurrency='x' is not allowed"),
@@ -278,3 +282,15 @@ def test_a_trace_or_option_that_is_none_is_refused(
         trace.write_text(text)
     with deployed(SLOW), pytest.raises((OptionError, UsageError), match=said):
         simulated("slow", "--trace", str(trace), *arguments)
+
+
+def test_many_requests_on_one_runner_cost_no_more() -> None:
+    steady = (Request(i * 0.001, 9.0) for i in range(30_000))
+    result = simulate(steady, Scaling(max_multiplexing=1_000_000_000, max_concurrency=10))
+    assert (result.started, len(result.waits), result.unserved) == (1, 30_000, 0)
+
+
+@pytest.mark.parametrize("wrong", [Request(1e308, 1.0), Request(0.0, 1e308)])
+def test_times_beyond_all_use_are_refused(wrong: Request) -> None:
+    with pytest.raises(ValueError, match=r"not in order|works for"):
+        simulate([wrong], Scaling())

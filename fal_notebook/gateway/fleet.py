@@ -397,6 +397,11 @@ class Fleet:
         runners = self.runners.values()
         return [r for r in runners if r.row.state in LIVE and r.row.revision == active]
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether runners do not come up, and none is up (CRASH_BACKOFF)."""
+        return self.failures > 0 and all(runner.failed for runner in self.active())
+
     # --- the live picture --------------------------------------------------------------------
     def changed(self) -> None:
         """Take a sample soon; at most ten in a second."""

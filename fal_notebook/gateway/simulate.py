@@ -52,6 +52,12 @@ class Start(NamedTuple):
 
 USUAL = Start()
 
+# A runner's number has so many bits, which are the lower ones of its place.
+_BITS = 40
+_NUMBER = (1 << _BITS) - 1
+# Later than that, and for longer, nothing is simulated (seconds): 30,000 years.
+FOR_EVER = 1e12
+
 
 @dataclass
 class Simulation:
@@ -129,12 +135,16 @@ def simulate(
 class _Runner:
     number: int
     since: float
-    state: str = "PENDING"
-    entered: float = 0.0
+    entered: float
+    state: str = "STARTING"  # PENDING and then SETUP, which only the clock tells apart
     in_flight: int = 0
     last_request_at: float | None = None
     offered: set[int] = field(default_factory=set)
     idle: Idle | None = None  # as what the autoscaler sees it while it is
+
+    def place(self) -> int:
+        """Return where it stands among those with room: by its requests, then by its age."""
+        return self.in_flight << _BITS | self.number
 
 
 class _World:
@@ -155,8 +165,8 @@ class _World:
         self._starting: dict[int, Starting] = {}
         self._unused: list[Idle] = []
         self._used: list[Idle] = []
-        # For each number of requests in flight a heap of who may have as many and be ready.
-        self._free: list[list[int]] = [[] for _ in range(scaling.max_multiplexing)]
+        # A heap of who may have room, as `_Runner.place` writes it: the least loaded comes first.
+        self._free: list[int] = []
         # What happens to a runner next: it advances in its start, or a request of it ends.
         self._coming: list[tuple[float, int, _Runner]] = []
         self._number = 0
@@ -221,14 +231,15 @@ class _World:
 
     def _least_loaded(self) -> _Runner | None:
         """Return the oldest of the ready runners that have the fewest requests."""
-        for level, numbers in enumerate(self._free):
-            while numbers:
-                runner = self._runners.get(numbers[0])
-                if runner is not None and runner.in_flight == level:
+        free, runners = self._free, self._runners
+        while free:
+            place = free[0]
+            runner = runners.get(place & _NUMBER)
+            if runner is not None:
+                if runner.place() == place:
                     return runner
-                heapq.heappop(numbers)
-                if runner is not None:
-                    runner.offered.discard(level)
+                runner.offered.discard(place)
+            heapq.heappop(free)
         return None
 
     def _serve(self, runner: _Runner, request: Request, at: float) -> None:
@@ -255,10 +266,11 @@ class _World:
         self._serve_waiting(runner, at)
 
     def _offer(self, runner: _Runner) -> None:
-        level = runner.in_flight
-        if level < self._scaling.max_multiplexing and level not in runner.offered:
-            runner.offered.add(level)
-            heapq.heappush(self._free[level], runner.number)
+        if runner.in_flight < self._scaling.max_multiplexing:
+            place = runner.place()
+            if place not in runner.offered:
+                runner.offered.add(place)
+                heapq.heappush(self._free, place)
 
     def _serve_waiting(self, runner: _Runner, at: float) -> None:
         while self._left < len(self._line) and runner.in_flight < self._scaling.max_multiplexing:
@@ -320,32 +332,33 @@ class _World:
     def _observed(self, queued: int, next_due_at: float | None) -> Observed:
         idle = len(self._unused) + len(self._used)
         busy = len(self._runners) - len(self._starting) - idle
-        starting = self._starting.values()
-        runners = Runners(starting, self._unused, self._used, busy, self._in_flight)
+        runners = Runners(self._advanced(), self._unused, self._used, busy, self._in_flight)
         return Observed(runners, queued, next_due_at, 0, None, True, self._asked)
+
+    def _advanced(self) -> list[Starting]:
+        """Return the runners that start as they are now."""
+        until = self._now - self._start.pending
+        return [
+            Starting("SETUP", since, name) if since <= until else Starting("PENDING", since, name)
+            for _, since, name in self._starting.values()
+        ]
 
     def _begin(self) -> None:
         self._result.started += 1
-        runner = self._runners[self._result.started] = _Runner(self._result.started, self._now)
-        if self._start.pending:
-            self._starting[runner.number] = Starting("PENDING", self._now, str(runner.number))
-            self._come(self._now + self._start.pending, runner)
-        else:
-            self._advance(runner, self._now)
+        number, now = self._result.started, self._now
+        runner = self._runners[number] = _Runner(number, now, now)
+        self._starting[number] = Starting("PENDING", now, str(number))
+        self._come(now + self._start.pending + self._start.setup, runner)
 
     def _come(self, at: float, runner: _Runner) -> None:
         self._number += 1
         heapq.heappush(self._coming, (at, self._number, runner))
 
     def _advance(self, runner: _Runner, at: float) -> None:
-        if runner.state == "PENDING":
-            self._enter(runner, "SETUP", at)
-            self._starting[runner.number] = Starting("SETUP", runner.since, str(runner.number))
-            self._come(at + self._start.setup, runner)
-        elif runner.state == "SETUP":
-            self._ready(runner, at)
-        elif runner.state == "RUNNING":
+        if runner.state == "RUNNING":
             self._finish(runner, at)
+        elif runner.state == "STARTING":
+            self._ready(runner, at)
 
     def _ready(self, runner: _Runner, at: float) -> None:
         del self._starting[runner.number]
@@ -371,7 +384,13 @@ class _World:
         return self._unused if runner.last_request_at is None else self._used
 
     def _enter(self, runner: _Runner, state: str, at: float) -> None:
-        self._spent[runner.state] += at - runner.entered
+        seconds = at - runner.entered
+        if runner.state == "STARTING":
+            pending = min(seconds, self._start.pending)
+            self._spent["PENDING"] += pending
+            self._spent["SETUP"] += seconds - pending
+        else:
+            self._spent[runner.state] += seconds
         runner.state, runner.entered = state, at
 
     # --- the picture -------------------------------------------------------------------------
@@ -392,8 +411,8 @@ class _World:
 
 
 def _in_order(before: Request, following: Request | None) -> Request | None:
-    if following is not None and not before.at <= following.at < math.inf:
+    if following is not None and not before.at <= following.at < FOR_EVER:
         raise ValueError(f"the trace is not in order: {following.at} s comes after {before.at} s")
-    if following is not None and not 0 <= following.seconds < math.inf:
-        raise ValueError(f"a request works for {following.seconds} s: give seconds from 0 on")
+    if following is not None and not 0 <= following.seconds < FOR_EVER:
+        raise ValueError(f"a request works for {following.seconds} s: give seconds from 0 to 1e12")
     return following

@@ -67,7 +67,7 @@ def status(gateway: Gateway, owner: str, name: str) -> dict[str, Any]:
         "scaled": app.scaling,
         "inherited": plan.of_earlier(revision),
         "inheritable": plan.inherited({}, app, revision),
-        "crash_backoff": fleet.failures > 0 and all(r.failed for r in fleet.active()),
+        "crash_backoff": fleet.is_failing,
         "next_try_at": fleet.next_try_at(),
         "last_error": fleet.last_error if fleet.failures else "",
         "callers": _callers(gateway, fleet),

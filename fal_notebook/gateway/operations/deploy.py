@@ -92,6 +92,8 @@ def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
     imported = request.manifest.get("distributions")
     same = plan.up_to_date(request.digest, request.target, active, imported)
     same = same and not request.options.get("force") and not _resets(request, active)
+    # What does not come up may have lost its image, say: it is built and proven again.
+    same = same and not gateway.fleet(owner, name).is_failing
     if same and app is not None and active is not None:
         return _unchanged(gateway, app, active, running, request, since)
     if running is not None and running.is_for(request.digest, request.target):
