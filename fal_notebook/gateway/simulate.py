@@ -332,7 +332,8 @@ class _World:
     def _observed(self, queued: int, next_due_at: float | None) -> Observed:
         idle = len(self._unused) + len(self._used)
         busy = len(self._runners) - len(self._starting) - idle
-        runners = Runners(self._advanced(), self._unused, self._used, busy, self._in_flight)
+        starting = self._advanced() if self._starting else ()
+        runners = Runners(starting, self._unused, self._used, busy, self._in_flight)
         return Observed(runners, queued, next_due_at, 0, None, True, self._asked)
 
     def _advanced(self) -> list[Starting]:
