@@ -35,10 +35,21 @@ class DeployView:
         """Whether the deploy has ended, well or not."""
         return self.progress.state != "deploying"
 
+    @property
+    def state(self) -> str:
+        """How it stands, in a word or three."""
+        p = self.progress
+        return p.state if p.number or p.state != "deploying" else "starts the gateway"
+
+    def notes(self) -> list[str]:
+        """Return what a reader should know besides: options taken over, packages, warnings."""
+        p = self.progress
+        return [*inherited_lines(p.inherited), *_packages(p), *p.notices, *p.payload.warnings]
+
     def __repr__(self) -> str:
         p = self.progress
         revision = f" (revision {p.number})  {p.url}" if p.number else ""
-        lines = [f"{p.name}: {_deploy_state(p)}{revision}"]
+        lines = [f"{p.name}: {self.state}{revision}"]
         lines += [f"  {line}" for line in inherited_lines(p.inherited)]
         lines += [f"  {line}" for line in _packages(p)]
         lines += [f"  note: {text}" for text in (*p.notices, *p.payload.warnings)]
@@ -50,11 +61,10 @@ class DeployView:
     def _repr_html_(self) -> str:
         p = self.progress
         colour = _COLOURS.get(p.state, "#1565c0")
-        head = f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{_deploy_state(p)}</span>"
+        head = f"<b>{_text(p.name)}</b> <span style='color:{colour}'>{self.state}</span>"
         if p.number:
             head += f" · revision {p.number} · <code>{_text(p.url)}</code>"
-        notes = [*inherited_lines(p.inherited), *_packages(p), *p.notices, *p.payload.warnings]
-        rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in notes]
+        rows = [f"<div style='opacity:.75'>{_text(note)}</div>" for note in self.notes()]
         style = "white-space:pre-wrap"
         rows += [f"<div><code style='{style}'>{_text(line)}</code></div>" for line in _steps(p)]
         if p.state in ("failed", "cancelled"):
@@ -398,11 +408,6 @@ def _steps(progress: Progress) -> Iterator[str]:
     return deploy_steps.lines(
         progress.steps[-_STEPS_SHOWN:] if progress.state == "deploying" else []
     )
-
-
-def _deploy_state(progress: Progress) -> str:
-    accepted = progress.number or progress.state != "deploying"
-    return progress.state if accepted else "starts the gateway"
 
 
 def _state(app: dict[str, Any]) -> str:

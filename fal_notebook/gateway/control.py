@@ -185,13 +185,16 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
         return PlainTextResponse(content, media_type="text/plain; version=0.0.4")
 
     @router.get("/api/events", responses=_also(EventStream.media_type))
-    async def events(request: Request, owner: str = "", app: str = "", since: Seq = 0) -> Response:
-        """Events after `since` and live ones, as SSE; of one app if it is named.
+    async def events(
+        request: Request, owner: str = "", app: str = "", since: Seq | None = None
+    ) -> Response:
+        """Events after `since`, or from now on, as SSE; of one app if it is named.
 
         Who connects again goes on after its ``Last-Event-ID``.
         """
         last = request.headers.get("last-event-id", "")
-        place = min(int(last), LAST_SEQ) if last.isdecimal() and len(last) < 20 else since
+        given = min(int(last), LAST_SEQ) if last.isdecimal() and len(last) < 20 else since
+        place = gateway.store.last_seq() if given is None else given
         stream = gateway.events.follow(place, owner, app)
         return EventStream(stream)
 

@@ -42,13 +42,15 @@ class Output:
         self._shown: DeployView
         self._printed = ""
         self._display: Any = None
+        self._card: Any = None
 
     def follow(self, progress: Progress) -> None:
         """Show a deploy from now on."""
         with self._lock:
             self._shown = DeployView(progress)
             self._printed = repr(self._shown)
-            self._display = display(self._shown, display_id=True)
+            self._card = _card(self._shown) if self._in_place else None
+            self._display = display(self._card or self._shown, display_id=True)
             if self._told:
                 self._line.follow(progress)
 
@@ -57,10 +59,12 @@ class Output:
         with self._lock:
             if self._display is None:
                 return
-            if self._in_place:
+            if self._card is not None:
+                self._card.update()
+            if self._in_place and (self._card is None or self._shown.over):
                 # In a fresh context the message counts to the cell that runs now: a front end
                 # finds the output by its display id, but may ignore a cell that has ended.
-                contextvars.Context().run(self._display.update, self._shown)
+                contextvars.Context().run(self._display.update, self._card or self._shown)
             elif self._told and not self._shown.over:
                 self._line.update()
             elif self.follows and self._shown.over:
@@ -77,6 +81,13 @@ class Output:
         if repr(self._shown) != self._printed:
             self._printed = repr(self._shown)
             print(self._printed, flush=True)
+
+
+def _card(shown: DeployView) -> Any:
+    """Return the widget of a deploy; None in a checkout without its JavaScript."""
+    from fal_notebook.widgets.card import DeployCard, is_built  # takes half as long as all else
+
+    return DeployCard(shown) if is_built() else None
 
 
 def _attended(shell: Any) -> bool:

@@ -1,0 +1,101 @@
+"""The handler of every request below ``fal/``: who may, what the gateway gets to see, what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from functools import partial
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.utils import url_path_join
+from tornado import web
+from tornado.iostream import IOStream
+from tornado.tcpclient import TCPClient
+
+from fal_notebook import discovery, settings
+from fal_notebook.exceptions import GatewayUnavailableError
+from fal_notebook.server.heads import Upstream, request_head, response_head, same, without_secrets
+from fal_notebook.server.relay import relay
+
+_SAFE = ("same-origin", "none")
+
+
+def routes(base_url: str) -> list[tuple[str, type[JupyterHandler]]]:
+    """Return the extension's routes, for Jupyter's base URL."""
+    return [(re.escape(url_path_join(base_url, "fal")) + "/.*", GatewayHandler)]
+
+
+@web.stream_request_body
+class GatewayHandler(JupyterHandler):
+    """Relays a request to the gateway, which is started on demand; of any verb, any size, any kind.
+
+    Once it is clear who calls, the connection is taken from Tornado and its bytes pass as they
+    are: uploads, events and WebSockets alike. It serves one request and is closed then, so that
+    nothing reaches the gateway unchecked.
+    """
+
+    auth_resource: ClassVar[str] = "fal"
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Decide and relay before the body is read: it is none of Tornado's concern."""
+        await super().prepare()
+        if not self._finished:
+            await self._relayed()
+
+    @web.authenticated
+    @authorized
+    async def _relayed(self) -> None:
+        self._refuse_other_pages()
+        info, gateway = await self._connected()
+        prefix = url_path_join(self.base_url, "fal")
+        host = urlsplit(info.url).netloc
+        line = (str(self.request.method), self._target(prefix), self.request.version)
+        head = request_head(line, self.request.headers.get_all(), Upstream(host, info.token))
+        rewritten = partial(response_head, upstream=info.url, prefix=prefix)
+        await relay(self.detach(), gateway, head, rewritten)
+
+    get = head = post = put = patch = delete = options = _relayed
+
+    def get_login_url(self) -> str:
+        """Refuse who is not logged in; a script has no use for the login page."""
+        raise web.HTTPError(403, "log in to Jupyter first, or send its token")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with one sentence in FastAPI's shape."""
+        error = kwargs.get("exc_info", (None, None))[1]
+        said = getattr(error, "log_message", None)
+        detail = said % error.args if error and said else self._reason
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps({"detail": detail}))
+
+    def _refuse_other_pages(self) -> None:
+        """Let no foreign page, and no page of an app, act for who is logged in here."""
+        foreign = self.request.headers.get("Sec-Fetch-Site", "none") not in _SAFE
+        if not self.check_origin() or (foreign and not self.token_authenticated):
+            raise web.HTTPError(403, "requests from other web pages are refused")
+
+    def _target(self, prefix: str) -> str:
+        path, mark, query = str(self.request.uri)[len(prefix) :].partition("?")
+        return path + mark + without_secrets(query, self._is_jupyters)
+
+    def _is_jupyters(self, token: str) -> bool:
+        return self.token_authenticated or same(token, self.identity_provider.token)
+
+    async def _connected(self) -> tuple[discovery.GatewayInfo, IOStream]:
+        """Return the gateway, started now if there is none, and a new connection to it."""
+        state = settings.state_folder()
+        for find in (discovery.published, discovery.ensure):
+            try:
+                info = await asyncio.to_thread(find, state)
+                if info is not None and discovery.is_alive(info):
+                    address = urlsplit(info.url)
+                    return info, await TCPClient().connect(str(address.hostname), address.port)
+            except GatewayUnavailableError as error:
+                raise web.HTTPError(503, str(error)) from None
+            except OSError:
+                continue
+        raise web.HTTPError(503, "the gateway does not answer; try again")

@@ -1,0 +1,1 @@
+"""The Python side of what stands below a cell: traits hold its state, TypeScript draws it."""

@@ -1,0 +1,149 @@
+/** The renderer of our outputs: live while the kernel has their widget, else the app by its name. */
+
+import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
+import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { PanelLayout, Widget } from '@lumino/widgets';
+
+import { ICard, MIME, isDeploying, readCard } from './card';
+import { CardView, Translate } from './cardView';
+import { follow } from './follow';
+import { IGateway } from './tokens';
+import { ITransport } from './transport';
+
+const VIEW = 'application/vnd.jupyter.widget-view+json';
+/** Before that of ipywidgets (-10), which shows an error where the kernel has no such widget. */
+const RANK = -20;
+
+/** One output. */
+class Output extends Widget implements IRenderMime.IRenderer {
+  private model: IRenderMime.IMimeModel | null = null;
+  private shown = '';
+  private turn = 0;
+
+  constructor(
+    private readonly panel: NotebookPanel,
+    private readonly transport: ITransport,
+    private readonly t: Translate
+  ) {
+    super();
+    this.layout = new PanelLayout();
+    this.addClass('fal-Output');
+    const { sessionContext } = panel;
+    sessionContext.kernelChanged.connect(this.look, this);
+    sessionContext.connectionStatusChanged.connect(this.look, this);
+    sessionContext.statusChanged.connect(this.onStatus, this);
+    void sessionContext.ready.then(() => this.look());
+  }
+
+  async renderModel(model: IRenderMime.IMimeModel): Promise<void> {
+    this.model = model;
+    await this.look();
+  }
+
+  dispose(): void {
+    const { sessionContext } = this.panel;
+    sessionContext?.kernelChanged.disconnect(this.look, this);
+    sessionContext?.connectionStatusChanged.disconnect(this.look, this);
+    sessionContext?.statusChanged.disconnect(this.onStatus, this);
+    super.dispose();
+  }
+
+  private onStatus(_: unknown, status: string): void {
+    if (['restarting', 'autorestarting', 'dead'].includes(status)) {
+      this.put('card', () => this.card());
+    }
+  }
+
+  /** Look again which of both it is. */
+  private async look(): Promise<void> {
+    const { model } = this;
+    if (this.isDisposed || !model) {
+      return;
+    }
+    const turn = ++this.turn;
+    const id = await this.liveWidget(model);
+    if (this.isDisposed || turn !== this.turn) {
+      return;
+    }
+    this.put(id ? `widget ${id}` : 'card', () => (id ? this.widget(model) : this.card()));
+  }
+
+  /** Return the id of the widget that the kernel has, '' when it has none. */
+  private async liveWidget(model: IRenderMime.IMimeModel): Promise<string> {
+    const view = model.data[VIEW] as { model_id?: string } | undefined;
+    const kernel = this.panel.sessionContext.session?.kernel;
+    if (!view?.model_id || !model.trusted || kernel?.connectionStatus !== 'connected') {
+      return '';
+    }
+    const reply = await kernel.requestCommInfo({ target_name: 'jupyter.widget' }).catch(() => null);
+    return reply?.content.status === 'ok' && view.model_id in reply.content.comms ? view.model_id : '';
+  }
+
+  private put(what: string, make: () => Widget): void {
+    if (what === this.shown && what !== 'card') {
+      return;
+    }
+    this.shown = what;
+    const layout = this.layout as PanelLayout;
+    for (const widget of [...layout.widgets]) {
+      widget.dispose();
+    }
+    layout.addWidget(make());
+  }
+
+  private widget(model: IRenderMime.IMimeModel): Widget {
+    const renderer = this.panel.content.rendermime.createRenderer(VIEW);
+    void renderer.renderModel(model);
+    return renderer;
+  }
+
+  private card(): Widget {
+    const card = readCard(this.model?.data[MIME]);
+    return card ? new Card(card, this.transport, this.t) : unreadable(this.t);
+  }
+}
+
+/** A card that follows its app by name, without a kernel. */
+class Card extends Widget {
+  private readonly view: CardView;
+  private readonly ended = new AbortController();
+
+  constructor(card: ICard, transport: ITransport, t: Translate) {
+    super();
+    this.view = new CardView(card, t);
+    this.node.append(this.view.node);
+    const told = (now: ICard, remark: string): void => this.view.update(now, remark);
+    void follow(isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card, transport, told, this.ended.signal);
+  }
+
+  dispose(): void {
+    this.ended.abort();
+    this.view.dispose();
+    super.dispose();
+  }
+}
+
+function unreadable(t: Translate): Widget {
+  const widget = new Widget();
+  widget.node.textContent = t('This output cannot be read. Run the cell again.');
+  return widget;
+}
+
+export const output: JupyterFrontEndPlugin<void> = {
+  id: 'fal-notebook:output',
+  description: 'Shows the outputs of fal_notebook, live or as they were saved.',
+  autoStart: true,
+  requires: [INotebookTracker, IGateway],
+  optional: [ITranslator],
+  activate: (_: JupyterFrontEnd, tracker: INotebookTracker, transport: ITransport, translator: ITranslator | null) => {
+    const trans = (translator ?? nullTranslator).load('fal_notebook');
+    const add = (panel: NotebookPanel): void => {
+      const createRenderer = (): Output => new Output(panel, transport, text => trans.gettext(text));
+      panel.content.rendermime.addFactory({ safe: true, mimeTypes: [MIME], createRenderer }, RANK);
+    };
+    tracker.forEach(add);
+    tracker.widgetAdded.connect((_, panel) => add(panel));
+  }
+};
