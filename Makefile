@@ -13,9 +13,10 @@
 PYTHON = python3
 ARGS =
 # Debian packages that the tests need besides Python's: an engine, unless there is one of any kind,
-# and a registry of images.
+# a registry of images and a browser.
 SYSTEM_PACKAGES = $(shell command -v dockerd >/dev/null || echo docker.io iptables) \
-    $(shell command -v docker-registry >/dev/null || echo docker-registry)
+    $(shell command -v docker-registry >/dev/null || echo docker-registry) \
+    $(shell command -v chromium >/dev/null || echo chromium)
 
 export PYTHON
 
@@ -39,8 +40,13 @@ check:
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
+# JupyterLab takes the checkout's own JavaScript, built anew when its sources changed.
 lab:
 	@sh .ci/venv .venv demo,lab
+	@.venv/bin/python labextension/backend.py
+	@mkdir -p .venv/share/jupyter/labextensions
+	@rm -rf .venv/share/jupyter/labextensions/fal-notebook
+	@ln -s ../../../../fal_notebook/labextension .venv/share/jupyter/labextensions/fal-notebook
 	@[ "$$(id -u)" != 0 ] || set -- --allow-root; \
 	.venv/bin/python -m jupyterlab notebooks/01-quickstart.ipynb "$$@" $(ARGS)
 

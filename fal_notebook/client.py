@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -332,6 +332,10 @@ class Client:
         """
         sent: dict[str, Any] = {"content": content, "headers": headers, "params": query}
         return (await self._queued("POST", f"/queue/{owner}/{name}{path}", **sent)).json()
+
+    def open(self, method: str, path: str, **request: Any) -> AbstractAsyncContextManager[Any]:
+        """Ask for any path; the answer's body, an `httpx.Response`'s, is read as it comes."""
+        return self._stream(method, path, **request)
 
     async def request_status(self, owner: str, name: str, request_id: str) -> dict[str, Any]:
         """Return the status of a queued request, without its log lines."""

@@ -36,7 +36,7 @@ class Progress:
     `still_runs` says whether an earlier revision answers. `on_change` is called after each change
     and each second, from a worker thread. `packages` is what an image got because the code imports
     it; `own_image` says that it is the user's. `refused_by` is the registry that refused its
-    credentials.
+    credentials, `gateway` the id of the gateway that took it.
     """
 
     owner: str
@@ -45,6 +45,7 @@ class Progress:
     state: str = "deploying"
     still_runs: bool = False
     url: str = ""
+    gateway: str = ""
     number: int = 0
     steps: list[Step] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -59,6 +60,7 @@ class Progress:
     def accepted(self, reply: Mapping[str, Any]) -> None:
         """Take the gateway's answer."""
         self.url, self.number = reply["url"], reply["number"]
+        self.gateway = reply["gateway"]
         self.inherited = reply["inherited"]
         self.error, self.log, self.refused_by = "", [], ""
         self.notices += reply["notices"]

@@ -155,6 +155,7 @@ def _gateway_routes(gateway: Gateway) -> APIRouter:
     async def about() -> dict[str, Any]:
         """Who this gateway is."""
         return {
+            "id": gateway.id,
             "url": gateway.info.url,
             "pid": os.getpid(),
             "version": __version__,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import secrets
 import stat
 import tempfile
 import time
@@ -104,6 +105,8 @@ class Gateway:
         self._reaching: asyncio.Future[None] | None = None
         schemas.examine(state)
         self.store = Store(state / "store.db")
+        # By which outputs know whether it is theirs; it outlives the process, and is no secret.
+        self.id = self.store.note("gateway_id", functools.partial(secrets.token_hex, 8))
         self.events = Events(self.store)
         self.vault = Vault(state)
         self.redaction = Redaction(self.store, self.vault)

@@ -1,4 +1,4 @@
-"""The handler of every request below ``fal/``: who may, what the gateway gets to see, what comes."""
+"""The handler of every request below ``fal/``: who may, and what the gateway gets to see."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class GatewayHandler(JupyterHandler):
         """Decide and relay before the body is read: it is none of Tornado's concern."""
         await super().prepare()
         if not self._finished:
-            await self._relayed()
+            await self._relayed()  # type: ignore[misc]
 
     @web.authenticated
     @authorized
@@ -93,7 +93,9 @@ class GatewayHandler(JupyterHandler):
                 info = await asyncio.to_thread(find, state)
                 if info is not None and discovery.is_alive(info):
                     address = urlsplit(info.url)
-                    return info, await TCPClient().connect(str(address.hostname), address.port)
+                    return info, await TCPClient().connect(
+                        str(address.hostname), int(address.port or 80)
+                    )
             except GatewayUnavailableError as error:
                 raise web.HTTPError(503, str(error)) from None
             except OSError:

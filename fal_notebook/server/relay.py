@@ -1,4 +1,4 @@
-"""Bytes pass between two connections, both ways at once, no faster than the slower one takes them."""
+"""Bytes pass between two connections, both ways at once, as fast as the slower one takes them."""
 
 from __future__ import annotations
 

@@ -10,18 +10,24 @@ import traitlets
 
 from fal_notebook.deploy_progress import LOG_LINES, Progress
 from fal_notebook.display import DeployView
+from fal_notebook.widgets.comm_relay import CommRelay
 
 # As saved in a notebook; JupyterLab's renderer of it asks the gateway for the app of this name.
 MIME = "application/vnd.fal-notebook.app+json"
 _STATIC = Path(__file__).parent / "static"
 
 
-class CardWidget(anywidget.AnyWidget):  # type: ignore[misc]
+class CardWidget(anywidget.AnyWidget):
     """Shows the `card`, a dictionary as `card_of` returns it."""
 
     _esm = _STATIC / "widget.js"
     _css = _STATIC / "widget.css"
     card = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        relay = CommRelay(self.send)
+        self.on_msg(lambda _, message, buffers: relay.receive(message, buffers))
 
 
 class DeployCard:
@@ -57,6 +63,7 @@ def card_of(view: DeployView) -> dict[str, Any]:
         "state": view.state,
         "number": progress.number,
         "url": progress.url,
+        "gateway": progress.gateway,
         "notes": view.notes(),
         "steps": [vars(step) for step in progress.steps],
         "error": progress.error if over else "",

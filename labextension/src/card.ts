@@ -19,6 +19,8 @@ export interface ICard {
   state: string;
   number: number;
   url: string;
+  /** The id of the gateway that has the app, '' where none has taken it. */
+  gateway: string;
   notes: string[];
   steps: IStep[];
   error: string;
@@ -35,13 +37,16 @@ export interface IEvent {
 }
 
 /** The part of an app's status that a card shows. */
-export interface IStatus {
+export interface IStatus extends ILoad {
   number: number;
   url: string;
   deploying: number | null;
-  step: string;
   crash_backoff: boolean;
   last_error: string;
+}
+
+/** An app's load, of a status or of an event of kind `sample`. */
+interface ILoad {
   runners: number;
   in_flight: number;
   queued: number;
@@ -68,6 +73,7 @@ export function readCard(data: unknown): ICard | null {
     state: text(saved.state) || 'unknown',
     number: number(saved.number) ?? 0,
     url: text(saved.url),
+    gateway: text(saved.gateway),
     notes: list(saved.notes).map(text).filter(Boolean),
     steps: list(saved.steps).map(readStep),
     error: text(saved.error),
@@ -88,36 +94,33 @@ function readStep(data: unknown): IStep {
 
 /** Return the card as the gateway's status of the app has it now. */
 export function withStatus(card: ICard, status: IStatus): ICard {
-  const state = stateOf(status);
-  const ended = card.steps.map(step => ({ ...step, ended: step.ended ?? step.began }));
+  const crashed = status.crash_backoff && status.deploying === null;
+  const deploying = status.deploying === null ? loadOf(status) : `deploying revision ${status.deploying}`;
   return {
     ...card,
-    state,
+    state: crashed ? 'CRASH_BACKOFF' : deploying,
     number: status.deploying ?? status.number,
     url: status.url,
-    steps: status.deploying === null ? ended : card.steps,
-    error: status.crash_backoff ? status.last_error : card.state === 'failed' ? card.error : ''
+    steps: status.deploying === null ? [] : card.steps,
+    error: crashed ? status.last_error : ''
   };
 }
 
-function stateOf(status: IStatus): string {
-  if (status.deploying !== null) {
-    return `deploying revision ${status.deploying}`;
+function loadOf({ runners, in_flight, queued }: ILoad): string {
+  if (runners === 0) {
+    return queued ? `scaled to zero, ${queued} queued` : 'scaled to zero';
   }
-  if (status.crash_backoff) {
-    return 'CRASH_BACKOFF';
-  }
-  if (status.runners === 0) {
-    return 'scaled to zero';
-  }
-  const queued = status.queued ? `, ${status.queued} queued` : '';
-  return `${status.runners} ${status.runners === 1 ? 'runner' : 'runners'}, ${status.in_flight} in flight${queued}`;
+  const waiting = queued ? `, ${queued} queued` : '';
+  return `${runners} ${runners === 1 ? 'runner' : 'runners'}, ${in_flight} in flight${waiting}`;
 }
 
 /** Return the card after an event of its app. */
 export function withEvent(card: ICard, event: IEvent): ICard {
   if (event.kind === 'detail') {
     return { ...card, steps: withDetail(card.steps, event.data) };
+  }
+  if (event.kind === 'sample' && !isDeploying(card) && !card.error) {
+    return { ...card, state: loadOf(event.data as unknown as ILoad) };
   }
   if (event.kind !== 'deploy') {
     return card;
@@ -152,4 +155,9 @@ function withDetail(steps: IStep[], data: Record<string, unknown>): IStep[] {
 /** Say whether steps run, so that their time counts up. */
 export function isDeploying(card: ICard): boolean {
   return card.state.startsWith('deploying') || card.state === 'starts the gateway';
+}
+
+/** Say whether the deploy has ended and the app is there, to be followed from now on. */
+export function isOver(card: ICard): boolean {
+  return card.state === 'active' || card.state === 'up to date';
 }

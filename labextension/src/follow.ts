@@ -1,80 +1,95 @@
-/** Follows an app through the gateway: its status now, then whenever something happens to it. */
+/** Follows an app through the gateway: its status now, then whatever happens to it. */
 
-import { ICard, IEvent, IStatus, withEvent, withStatus } from './card';
+import { ICard, IStatus, withEvent, withStatus } from './card';
 import { readEvents } from './events';
 import { ITransport } from './transport';
 
-/** At most so often (ms) an app's status is asked for. */
-const PERIOD = 500;
+/** So long (ms) after an event that says more than it tells, the status is asked for. */
+const SOON = 300;
+/** The pauses (ms) before it is tried again, one after the other. */
 const PAUSES = [500, 1000, 2000, 5000];
 
 /** What a follower is told: the card, and what to know of it ('' while it is live). */
 export type Told = (card: ICard, remark: string) => void;
 
-/** Keep a card up to date until the signal ends it. */
+/** Keep a card up to date until the signal ends it, or the app is gone. */
 export async function follow(card: ICard, transport: ITransport, told: Told, signal: AbortSignal): Promise<void> {
-  for (let failures = 0; !signal.aborted; failures++) {
+  const follower = new Follower(card, transport, told, signal);
+  for (let failures = 0; !signal.aborted && !follower.gone; failures++) {
     try {
-      const status = await statusOf(card, transport, signal);
-      if (status === null) {
-        told(card, 'This app is not deployed here any more. Run the cell to deploy it.');
-        return;
-      }
-      card = withStatus(card, status);
-      told(card, '');
-      failures = 0;
-      for await (card of changes(card, transport, signal)) {
-        told(card, '');
-      }
+      await follower.run(() => (failures = 0));
     } catch (error) {
       if (!signal.aborted) {
-        told(card, `${reason(error)} What stands here is of before; it is tried again.`);
+        told(follower.card, `${reason(error)} What stands here is of before; it is tried again.`);
       }
     }
     await pause(PAUSES[Math.min(failures, PAUSES.length - 1)] ?? 0, signal);
   }
 }
 
-async function statusOf(card: ICard, transport: ITransport, signal: AbortSignal): Promise<IStatus | null> {
-  const reply = await transport.fetch(`/api/apps/${card.owner}/${card.name}`, { signal });
-  if (reply.status === 404) {
-    return null;
-  }
-  return (await checked(reply)).json() as Promise<IStatus>;
-}
+class Follower {
+  gone = false;
+  private timer: ReturnType<typeof setTimeout> | undefined;
 
-async function* changes(card: ICard, transport: ITransport, signal: AbortSignal): AsyncGenerator<ICard> {
-  const reply = await checked(await transport.fetch(`/api/events?owner=${card.owner}&app=${card.name}`, { signal }));
-  let asked = 0;
-  for await (const event of readEvents(reply.body!)) {
-    card = withEvent(card, event);
-    if (isQuiet(event) && Date.now() - asked > PERIOD) {
-      asked = Date.now();
-      const status = await statusOf(card, transport, signal);
-      if (status === null) {
-        return;
+  constructor(
+    public card: ICard,
+    private readonly transport: ITransport,
+    private readonly told: Told,
+    private readonly signal: AbortSignal
+  ) {}
+
+  /** Follow for as long as the stream of events lasts; `began` is called when it has begun. */
+  async run(began: () => void): Promise<void> {
+    const { owner, name } = this.card;
+    const events = await this.ask(`/api/events?owner=${owner}&app=${name}`);
+    await this.refresh();
+    began();
+    try {
+      for await (const event of readEvents(events.body!)) {
+        this.now(withEvent(this.card, event));
+        if (event.kind !== 'sample' && event.kind !== 'detail') {
+          this.timer ??= setTimeout(() => void this.refresh().catch(() => undefined), SOON);
+        }
+        if (this.gone) {
+          return;
+        }
       }
-      card = withStatus(card, status);
+    } finally {
+      clearTimeout(this.timer);
     }
-    yield card;
   }
-}
 
-function isQuiet(event: IEvent): boolean {
-  return event.kind !== 'detail' && event.kind !== 'deploy';
-}
-
-async function checked(reply: Response): Promise<Response> {
-  if (reply.ok) {
-    return reply;
+  private async refresh(): Promise<void> {
+    this.timer = undefined;
+    const reply = await this.ask(`/api/apps/${this.card.owner}/${this.card.name}`, 404);
+    this.gone = reply.status === 404;
+    if (this.gone) {
+      this.told({ ...this.card, state: 'deleted' }, 'This app is not deployed here any more. Run the cell to deploy it.');
+    } else {
+      this.now(withStatus(this.card, (await reply.json()) as IStatus));
+    }
   }
-  const said = (await reply.json().catch(() => ({}))) as { detail?: unknown };
-  throw new Error(typeof said.detail === 'string' ? said.detail : `The gateway answered ${reply.status}.`);
+
+  private now(card: ICard): void {
+    this.card = card;
+    this.told(card, '');
+  }
+
+  /** Return an answer; one of another status than 200, or `also`, is an error. */
+  private async ask(path: string, also = 200): Promise<Response> {
+    const reply = await this.transport.fetch(path, { signal: this.signal });
+    if (reply.ok || reply.status === also) {
+      return reply;
+    }
+    const said = (await reply.json().catch(() => ({}))) as { detail?: unknown };
+    throw new Error(typeof said.detail === 'string' ? said.detail : `The gateway answered ${reply.status}`);
+  }
 }
 
 function reason(error: unknown): string {
   const message = error instanceof TypeError ? "Jupyter's server does not answer" : (error as Error).message;
-  return /[.!?]$/.test(message) ? message : `${message}.`;
+  const sentence = message.charAt(0).toUpperCase() + message.slice(1);
+  return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
 }
 
 function pause(milliseconds: number, signal: AbortSignal): Promise<void> {

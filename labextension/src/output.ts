@@ -10,7 +10,7 @@ import { ICard, MIME, isDeploying, readCard } from './card';
 import { CardView, Translate } from './cardView';
 import { follow } from './follow';
 import { IGateway } from './tokens';
-import { ITransport } from './transport';
+import { ITransport, gatewayOf } from './transport';
 
 const VIEW = 'application/vnd.jupyter.widget-view+json';
 /** Before that of ipywidgets (-10), which shows an error where the kernel has no such widget. */
@@ -114,8 +114,19 @@ class Card extends Widget {
     super();
     this.view = new CardView(card, t);
     this.node.append(this.view.node);
-    const told = (now: ICard, remark: string): void => this.view.update(now, remark);
-    void follow(isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card, transport, told, this.ended.signal);
+    if (!card.error) {
+      void this.follow(isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card, transport);
+    }
+  }
+
+  /** Follow the app, unless it is one of the same name on another machine. */
+  private async follow(card: ICard, transport: ITransport): Promise<void> {
+    const gateway = await gatewayOf(transport);
+    if (gateway && gateway !== card.gateway) {
+      this.view.update(card, 'This is what was saved elsewhere. Run the cell to deploy the app here.');
+      return;
+    }
+    await follow(card, transport, (now, remark) => this.view.update(now, remark), this.ended.signal);
   }
 
   dispose(): void {

@@ -25,6 +25,83 @@ export class ProxyTransport implements ITransport {
   }
 }
 
+/** The part of anywidget's model that carries messages. */
+export interface IComm {
+  send(content: unknown, callbacks?: unknown, buffers?: ArrayBuffer[]): void;
+  on(name: 'msg:custom', callback: (message: IMessage, buffers: DataView[]) => void): void;
+  off(name: 'msg:custom', callback: (message: IMessage, buffers: DataView[]) => void): void;
+}
+
+interface IMessage {
+  op: 'head' | 'piece' | 'end' | 'failed';
+  id: string;
+  status?: number;
+  headers?: Record<string, string>;
+  message?: string;
+}
+
+const PIECE = 1024 * 1024;
+/** Statuses whose answers have no body; `Response` refuses one. */
+const BODILESS = [101, 204, 205, 304];
+
+/** Goes through the kernel, in pieces of at most 1 MiB; an answer comes as fast as it is read. */
+export class CommTransport implements ITransport {
+  constructor(private readonly comm: IComm) {}
+
+  async fetch(path: string, init: RequestInit = {}): Promise<Response> {
+    const { comm } = this;
+    const id = crypto.getRandomValues(new Uint32Array(4)).join('-');
+    const body = await new Response(init.body).arrayBuffer();
+    const headers = Object.fromEntries(new Headers(init.headers));
+    const answer = this.answer(id, init.signal ?? null);
+    comm.send({ op: 'request', id, method: init.method ?? 'GET', path, headers, size: body.byteLength });
+    for (let at = 0; at < body.byteLength; at += PIECE) {
+      comm.send({ op: 'body', id }, undefined, [body.slice(at, at + PIECE)]);
+    }
+    return answer;
+  }
+
+  private answer(id: string, signal: AbortSignal | null): Promise<Response> {
+    const { comm } = this;
+    return new Promise((resolve, reject) => {
+      let stream: ReadableStreamDefaultController<Uint8Array>;
+      const body = new ReadableStream<Uint8Array>(
+        {
+          start: controller => void (stream = controller),
+          pull: () => comm.send({ op: 'more', id }),
+          cancel: () => end()
+        },
+        { highWaterMark: 0 }
+      );
+      const onMessage = (message: IMessage, buffers: DataView[]): void => {
+        if (message.id !== id) {
+          return;
+        }
+        if (message.op === 'head') {
+          const empty = BODILESS.includes(message.status ?? 0);
+          resolve(new Response(empty ? null : body, { status: message.status, headers: message.headers }));
+        } else if (message.op === 'piece') {
+          buffers.forEach(view => stream.enqueue(new Uint8Array(view.buffer, view.byteOffset, view.byteLength)));
+        } else {
+          comm.off('msg:custom', onMessage);
+          const error = new Error(message.message);
+          message.op === 'end' ? stream.close() : (stream.error(error), reject(error));
+        }
+      };
+      const end = (): void => {
+        comm.off('msg:custom', onMessage);
+        comm.send({ op: 'cancel', id });
+      };
+      comm.on('msg:custom', onMessage);
+      signal?.addEventListener('abort', () => {
+        end();
+        stream.error(signal.reason);
+        reject(signal.reason as Error);
+      });
+    });
+  }
+}
+
 /** Return the way through Jupyter's server of this page, null where the page is another host's. */
 export function ofThisPage(): ProxyTransport | null {
   const config = document.getElementById('jupyter-config-data')?.textContent;
@@ -33,4 +110,14 @@ export function ofThisPage(): ProxyTransport | null {
   }
   const { baseUrl, token } = JSON.parse(config) as { baseUrl?: string; token?: string };
   return baseUrl ? new ProxyTransport(baseUrl, token) : null;
+}
+
+/** Return the id of the gateway at the end of a way, '' where there is none. */
+export async function gatewayOf(transport: ITransport): Promise<string> {
+  try {
+    const reply = await transport.fetch('/api/gateway');
+    return reply.ok ? ((await reply.json()) as { id: string }).id : '';
+  } catch {
+    return '';
+  }
 }

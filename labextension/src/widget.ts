@@ -1,15 +1,15 @@
-/** The anywidget (AFM): a card that Python and, where there is a way, the gateway keep up to date. */
+/** The anywidget (AFM): a card that Python makes and, once the deploy is over, the gateway keeps. */
 
-import { readCard } from './card';
+import { ICard, isOver, readCard } from './card';
 import { CardView } from './cardView';
 import { follow } from './follow';
-import { ofThisPage } from './transport';
+import { CommTransport, IComm, ITransport, gatewayOf, ofThisPage } from './transport';
 
 /** The part of anywidget's model that is used here. */
-interface IModel {
+interface IModel extends Omit<IComm, 'on' | 'off'> {
   get(name: string): unknown;
-  on(name: string, callback: () => void): void;
-  off(name: string, callback: () => void): void;
+  on(name: string, callback: (...args: never[]) => void): void;
+  off(name: string, callback: (...args: never[]) => void): void;
 }
 
 export default {
@@ -20,23 +20,32 @@ export default {
       return undefined;
     }
     const view = new CardView(first);
-    el.append(view.node);
     const ended = new AbortController();
-    const changed = (): void => {
+    let follows = false;
+    const look = (): void => {
       const card = readCard(model.get('card'));
-      if (card) {
-        view.update(card);
+      if (!card || follows) {
+        return;
+      }
+      view.update(card);
+      if (isOver(card)) {
+        follows = true;
+        void wayFor(card, model).then(way => follow(card, way, (now, remark) => view.update(now, remark), ended.signal));
       }
     };
-    model.on('change:card', changed);
-    const transport = ofThisPage();
-    if (transport) {
-      void follow(first, transport, (card, remark) => view.update(card, remark), ended.signal);
-    }
+    el.append(view.node);
+    model.on('change:card', look);
+    look();
     return () => {
       ended.abort();
-      model.off('change:card', changed);
+      model.off('change:card', look);
       view.dispose();
     };
   }
 };
+
+/** Return the way to the gateway that has the app: the kernel may run where Jupyter's server does not. */
+async function wayFor(card: ICard, model: IModel): Promise<ITransport> {
+  const page = ofThisPage();
+  return page && (await gatewayOf(page)) === card.gateway ? page : new CommTransport(model);
+}

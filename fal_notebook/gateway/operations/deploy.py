@@ -55,7 +55,10 @@ class DeployRequest(BaseModel):
 
 
 class DeployReply(BaseModel):
-    """What came of it. `since` is the event number after which the deploy's events follow."""
+    """What came of it. `since` is the event number after which the deploy's events follow.
+
+    `gateway` is the id of this one.
+    """
 
     app: str
     owner: str
@@ -66,6 +69,7 @@ class DeployReply(BaseModel):
     inherited: dict[str, Any] = {}
     notices: list[str] = []
     url: str
+    gateway: str
 
 
 def deploy(gateway: Gateway, owner: str, request: DeployRequest) -> DeployReply:
@@ -255,6 +259,7 @@ def reply(
         inherited=inherited or {},
         notices=notices or [],
         url=f"{gateway.info.url}/run/{revision.owner}/{revision.app}",
+        gateway=gateway.id,
     )
 
 
