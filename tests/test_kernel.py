@@ -275,7 +275,7 @@ def test_a_notebook_that_is_executed_has_left_its_deploy_with_the_gateway(
 ) -> None:
     with Notebook().started() as notebook:
         cell = notebook.run(f"%%fal_function\n{ONE}")
-    assert text(cell).startswith("one: deploying (revision 1)")
+    assert text(cell).startswith(("one: deploying (revision 1)", "one: active (revision 1)"))
     eventually(lambda: Handle("tester", "one").status()["number"] == 1)
 
 

@@ -11,6 +11,7 @@ from IPython.display import display
 from fal_notebook.deploy_progress import Progress
 from fal_notebook.display import DeployView
 from fal_notebook.terminal_line import TerminalLine
+from fal_notebook.widgets import is_built
 
 
 class Output:
@@ -85,9 +86,11 @@ class Output:
 
 def _card(shown: DeployView) -> Any:
     """Return the widget of a deploy; None in a checkout without its JavaScript."""
-    from fal_notebook.widgets.card import DeployCard, is_built  # takes half as long as all else
+    if not is_built():
+        return None
+    from fal_notebook.widgets.card import DeployCard  # with ipywidgets, which takes its time
 
-    return DeployCard(shown) if is_built() else None
+    return DeployCard(shown)
 
 
 def _attended(shell: Any) -> bool:

@@ -70,6 +70,7 @@ class GatewayHandler(JupyterHandler):
         said = getattr(error, "log_message", None)
         detail = said % error.args if error and said else self._reason
         self.set_header("Content-Type", "application/json")
+        self.set_header("Connection", "close")  # for the body is not read
         self.finish(json.dumps({"detail": detail}))
 
     def _refuse_other_pages(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -10,18 +9,18 @@ import traitlets
 
 from fal_notebook.deploy_progress import LOG_LINES, Progress
 from fal_notebook.display import DeployView
+from fal_notebook.widgets import STATIC
 from fal_notebook.widgets.comm_relay import CommRelay
 
 # As saved in a notebook; JupyterLab's renderer of it asks the gateway for the app of this name.
 MIME = "application/vnd.fal-notebook.app+json"
-_STATIC = Path(__file__).parent / "static"
 
 
 class CardWidget(anywidget.AnyWidget):
     """Shows the `card`, a dictionary as `card_of` returns it."""
 
-    _esm = _STATIC / "widget.js"
-    _css = _STATIC / "widget.css"
+    _esm = STATIC / "widget.js"
+    _css = STATIC / "widget.css"
     card = traitlets.Dict().tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
@@ -46,11 +45,6 @@ class DeployCard:
         live = bundle[0] if isinstance(bundle, tuple) else bundle
         texts = {"text/html": self._view._repr_html_(), "text/plain": repr(self._view)}
         return {MIME: card_of(self._view), **(live or {}), **texts}
-
-
-def is_built() -> bool:
-    """Say whether the widget's JavaScript is there: a checkout has none before `make lab`."""
-    return (_STATIC / "widget.js").exists()
 
 
 def card_of(view: DeployView) -> dict[str, Any]:
