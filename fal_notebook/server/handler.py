@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -13,7 +16,7 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
 
 from fal_notebook import discovery, settings
@@ -22,6 +25,13 @@ from fal_notebook.server.heads import Upstream, request_head, response_head, sam
 from fal_notebook.server.relay import relay
 
 _SAFE = ("same-origin", "none")
+_GONE = (
+    b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    b'{"detail": "the gateway went away during the request; try again"}'
+)
+
+Gateway = tuple[discovery.GatewayInfo, IOStream]
+Find = Callable[[Path], "discovery.GatewayInfo | None"]
 
 
 def routes(base_url: str) -> list[tuple[str, type[JupyterHandler]]]:
@@ -50,13 +60,27 @@ class GatewayHandler(JupyterHandler):
     @authorized
     async def _relayed(self) -> None:
         self._refuse_other_pages()
-        info, gateway = await self._connected()
+        gateway = await self._connected(discovery.published, discovery.ensure)
+        browser = self.detach()
+        if await self._passes(browser, gateway):
+            return
+        # The gateway has just gone, and what only reads can be asked of the next one.
+        with suppress(web.HTTPError):
+            again = self.request.method in ("GET", "HEAD")
+            if again and await self._passes(browser, await self._connected(discovery.ensure)):
+                return
+        with suppress(StreamClosedError):
+            await browser.write(_GONE)
+        browser.close()
+
+    async def _passes(self, browser: IOStream, gateway: Gateway) -> bool:
+        info, connection = gateway
         prefix = url_path_join(self.base_url, "fal")
-        host = urlsplit(info.url).netloc
+        upstream = Upstream(urlsplit(info.url).netloc, info.token)
         line = (str(self.request.method), self._target(prefix), self.request.version)
-        head = request_head(line, self.request.headers.get_all(), Upstream(host, info.token))
+        head = request_head(line, self.request.headers.get_all(), upstream)
         rewritten = partial(response_head, upstream=info.url, prefix=prefix)
-        await relay(self.detach(), gateway, head, rewritten)
+        return await relay(browser, connection, head, rewritten)
 
     get = head = post = put = patch = delete = options = _relayed
 
@@ -86,10 +110,10 @@ class GatewayHandler(JupyterHandler):
     def _is_jupyters(self, token: str) -> bool:
         return self.token_authenticated or same(token, self.identity_provider.token)
 
-    async def _connected(self) -> tuple[discovery.GatewayInfo, IOStream]:
-        """Return the gateway, started now if there is none, and a new connection to it."""
+    async def _connected(self, *ways: Find) -> Gateway:
+        """Return the gateway that the first of these ways finds, with a new connection to it."""
         state = settings.state_folder()
-        for find in (discovery.published, discovery.ensure):
+        for find in ways:
             try:
                 info = await asyncio.to_thread(find, state)
                 if info is not None and discovery.is_alive(info):

@@ -16,19 +16,24 @@ _LONGEST_HEAD = 256 * 1024
 
 async def relay(
     browser: IOStream, gateway: IOStream, head: bytes, rewritten: Callable[[bytes], bytes]
-) -> None:
-    """Send a request's head and body to the gateway and its answer back; close both in the end.
+) -> bool:
+    """Send a request's head and body to the gateway and its answer back.
 
-    Whoever goes away first ends it for both: a browser that leaves cancels its request.
+    Whoever goes away first ends it: a browser that leaves cancels its request. Returns False, and
+    leaves the browser's connection open, when the gateway went away without an answer.
     """
     body = asyncio.create_task(_send(head, browser, gateway))
     try:
-        with suppress(StreamClosedError, UnsatisfiableReadError):
-            await _answer(gateway, browser, rewritten)
+        first = await _head(gateway)
+        if not first and not browser.closed():
+            return False
+        with suppress(StreamClosedError):
+            await _answer(first, gateway, browser, rewritten)
     finally:
         body.cancel()
         gateway.close()
-        browser.close()
+    browser.close()
+    return True
 
 
 async def _send(head: bytes, browser: IOStream, gateway: IOStream) -> None:
@@ -39,14 +44,22 @@ async def _send(head: bytes, browser: IOStream, gateway: IOStream) -> None:
         gateway.close()
 
 
+async def _head(gateway: IOStream) -> bytes:
+    """Return the next head of the gateway's answer, nothing when it has gone."""
+    with suppress(StreamClosedError, UnsatisfiableReadError):
+        return await gateway.read_until(b"\r\n\r\n", max_bytes=_LONGEST_HEAD)
+    return b""
+
+
 async def _answer(
-    gateway: IOStream, browser: IOStream, rewritten: Callable[[bytes], bytes]
+    head: bytes, gateway: IOStream, browser: IOStream, rewritten: Callable[[bytes], bytes]
 ) -> None:
-    head = b""
-    while not head or is_interim(head):
-        head = await gateway.read_until(b"\r\n\r\n", max_bytes=_LONGEST_HEAD)
+    while head and is_interim(head):
         await browser.write(rewritten(head))
-    await _pump(gateway, browser)
+        head = await _head(gateway)
+    if head:
+        await browser.write(rewritten(head))
+        await _pump(gateway, browser)
 
 
 async def _pump(source: IOStream, target: IOStream) -> None:
