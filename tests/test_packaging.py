@@ -19,8 +19,8 @@ import fal_notebook
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fal_notebook"
-# Run as commands, needed on Python 3.10 only, or brought by another's extra.
-DECLARED_ONLY = {"uv", "tomli", "python-multipart"}
+# Run as commands, needed on Python 3.10 only, brought by another's extra, or what anywidget makes.
+DECLARED_ONLY = {"uv", "tomli", "python-multipart", "ipywidgets"}
 # Pillow is for those who make images: the toolkit asks for it when one is made. fal's SDK serves
 # its own classes, in their runners.
 IMPORTED_ONLY = {"pydantic-core", "uvloop", "tomli", "pillow", "fal"}
@@ -69,11 +69,18 @@ def test_wheel_holds_every_module_and_the_type_marker(wheel: Path) -> None:
     assert expected <= set(contents(wheel))
 
 
-def test_wheel_holds_nothing_but_the_package_and_the_configuration_of_kernels(wheel: Path) -> None:
+def test_wheel_holds_nothing_but_the_package_and_what_jupyter_finds(wheel: Path) -> None:
     own = f"fal_notebook-{fal_notebook.__version__}"
     names = set(contents(wheel))
     shared = {name for name in names if name.startswith(f"{own}.data/")}
-    assert shared == {f"{own}.data/data/etc/ipython/ipython_kernel_config.json"}
+    lab = f"{own}.data/data/share/jupyter/labextensions/fal-notebook/"
+    assert {name for name in shared if not name.startswith(lab)} == {
+        f"{own}.data/data/etc/ipython/ipython_kernel_config.json",
+        f"{own}.data/data/etc/jupyter/jupyter_server_config.d/fal_notebook.json",
+    }
+    assert {f"{lab}package.json", f"{lab}install.json"} <= shared
+    assert len([name for name in shared if name.startswith(f"{lab}static/remoteEntry.")]) == 1
+    assert not any(name.startswith("fal_notebook/labextension") for name in names)
     tops = {name.split("/")[0] for name in names - shared}
     assert tops == {"fal_notebook", f"{own}.dist-info"}
 
