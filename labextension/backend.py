@@ -21,7 +21,7 @@ _PACKAGE = _HERE.parent / "fal_notebook"
 _BUILT = (_PACKAGE / "labextension", _PACKAGE / "widgets" / "static")
 # The digest of the sources of what is built; it goes into sdists too, which need no Node then.
 _STAMP = _BUILT[1] / "sources.sha256"
-_SOURCES = ("package.json", "yarn.lock", "tsconfig.json", "src", "style", "schema")
+_SOURCES = ("package.json", "yarn.lock", "tsconfig.json", "src", "style", "install.json")
 
 get_requires_for_build_editable = hatchling.get_requires_for_build_editable
 
@@ -35,6 +35,7 @@ def build_javascript() -> None:
     for command in (["jlpm", "install", "--immutable"], ["jlpm", "build"]):
         print("labextension:", *command, flush=True)
         subprocess.run(command, cwd=_HERE, env=_environment(), check=True)
+    shutil.copy(_HERE / "install.json", _BUILT[0])
     _STAMP.write_text(_digest())
 
 

@@ -69,12 +69,14 @@ def test_a_half_made_environment_is_made_anew(tmp_path: Path) -> None:
 def test_make_lab_lets_root_start_jupyter(tmp_path: Path, user: int, said: list[str]) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     programs = {".ci/venv": "", ".venv/bin/python": 'echo "$@"', "bin/id": f"echo {user}"}
+    programs["bin/node"] = ""
     for path, does in programs.items():
         program = tmp_path / path
-        program.parent.mkdir(parents=True)
+        program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text(f"#!/bin/sh\n{does}\n")
         program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     command = ["make", "--no-print-directory", "lab", "ARGS=--no-browser"]
-    shown = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).split()
-    assert shown == ["-m", "jupyterlab", "notebooks/01-quickstart.ipynb", *said, "--no-browser"]
+    shown = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
+    lab = ["-m", "jupyterlab", "notebooks/01-quickstart.ipynb", *said, "--no-browser"]
+    assert shown == ["labextension/backend.py", " ".join(lab)]
