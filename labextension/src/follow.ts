@@ -19,7 +19,7 @@ export async function follow(card: ICard, transport: ITransport, told: Told, sig
     try {
       await follower.run(() => (failures = 0));
     } catch (error) {
-      if (!signal.aborted) {
+      if (!signal.aborted && !follower.gone) {
         told(follower.card, `${reason(error)} What stands here is of before; it is tried again.`);
       }
     }
@@ -29,14 +29,17 @@ export async function follow(card: ICard, transport: ITransport, told: Told, sig
 
 class Follower {
   gone = false;
+  private readonly ended = new AbortController();
   private timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(
     public card: ICard,
     private readonly transport: ITransport,
     private readonly told: Told,
-    private readonly signal: AbortSignal
-  ) {}
+    signal: AbortSignal
+  ) {
+    signal.addEventListener('abort', () => this.ended.abort());
+  }
 
   /** Follow for as long as the stream of events lasts; `began` is called when it has begun. */
   async run(began: () => void): Promise<void> {
@@ -50,9 +53,6 @@ class Follower {
         if (event.kind !== 'sample' && event.kind !== 'detail') {
           this.timer ??= setTimeout(() => void this.refresh().catch(() => undefined), SOON);
         }
-        if (this.gone) {
-          return;
-        }
       }
     } finally {
       clearTimeout(this.timer);
@@ -64,6 +64,7 @@ class Follower {
     const reply = await this.ask(`/api/apps/${this.card.owner}/${this.card.name}`, 404);
     this.gone = reply.status === 404;
     if (this.gone) {
+      this.ended.abort();
       this.told({ ...this.card, state: 'deleted' }, 'This app is not deployed here any more. Run the cell to deploy it.');
     } else {
       this.now(withStatus(this.card, (await reply.json()) as IStatus));
@@ -77,7 +78,7 @@ class Follower {
 
   /** Return an answer; one of another status than 200, or `also`, is an error. */
   private async ask(path: string, also = 200): Promise<Response> {
-    const reply = await this.transport.fetch(path, { signal: this.signal });
+    const reply = await this.transport.fetch(path, { signal: this.ended.signal });
     if (reply.ok || reply.status === also) {
       return reply;
     }
