@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,8 +45,11 @@ class Browser:
 
 
 @pytest.fixture
-def browser(gateway: GatewayInfo) -> Browser:
-    return Browser()
+def browser(gateway: GatewayInfo) -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.say("cancel")
+    eventually(lambda: not browser.relay._requests)
 
 
 def test_large_bodies_pass_both_ways_in_pieces(browser: Browser) -> None:
@@ -63,7 +67,6 @@ def test_nothing_is_sent_that_was_not_asked_for(browser: Browser) -> None:
         browser.ask("POST", f"/run/tester/{handle.name}", b'{"do": "big", "n": 5000000}')
         time.sleep(0.3)
         assert browser.told.empty()
-        browser.say("cancel")
 
 
 def test_a_cancel_ends_the_request_in_its_runner(browser: Browser) -> None:
