@@ -86,6 +86,7 @@ def test_contributing_names_every_module_folder_and_only_modules_that_exist() ->
     for folder in {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}:
         assert f"`{folder.relative_to(PACKAGE)}/" in text
     modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
+    modules |= {str(path.relative_to(ROOT)) for path in (ROOT / "labextension").glob("*.py")}
     part = text.partition("## The way of a cell")[2].partition("\n## ")[0]
     for name in re.findall(r"`([\w/]+\.py)`", part):
         assert name in modules, f"{name} is not there"
