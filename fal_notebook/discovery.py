@@ -156,6 +156,7 @@ def _ensure_alone(state: Path) -> GatewayInfo:
     """Find or start a gateway; one that is still starting or ending is waited for."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
+        _refuse_unreadable(state)
         found = find(state)
         if found is not None and found.protocol >= PROTOCOL:
             return found
@@ -167,6 +168,17 @@ def _ensure_alone(state: Path) -> GatewayInfo:
     raise GatewayUnavailableError(
         f"a gateway holds {state} and does not answer; see {state / 'gateway.log'}"
     )
+
+
+def _refuse_unreadable(state: Path) -> None:
+    """Say at once that the file is there and cannot be read: nobody could come to that gateway."""
+    with suppress(FileNotFoundError):
+        try:
+            info_file(state).read_bytes()
+        except PermissionError as error:
+            raise GatewayUnavailableError(
+                f"{info_file(state)} cannot be read: {error.strerror}; it must belong to you"
+            ) from None
 
 
 def clean_environment() -> dict[str, str]:

@@ -13,6 +13,7 @@ from jupyter_servers import Jupyter, jupyter, notebook
 from playwright.sync_api import Browser, expect
 from serving import kill_gateway
 
+from fal_notebook import discovery
 from fal_notebook.handle import Handle
 
 MIME = "application/vnd.fal-notebook.app+json"
@@ -126,6 +127,7 @@ def test_the_gateway_comes_back(page: Lab, private_state: Path) -> None:
     deployed(page)
     expect(page.card(1)).to_contain_text("scaled to zero")
     kill_gateway(private_state)
+    discovery.wait_until_gone(private_state)
     Handle("tester", "twice")(1)
     expect(page.card(1)).to_contain_text("1 runner")
     page.problems.clear()  # Chromium's own word on the stream that broke off
@@ -173,3 +175,21 @@ def test_notebook_7_shows_the_same(browser: Browser, tmp_path: Path, private_sta
         page.restart()
         Handle("tester", "seven")(1)
         expect(page.card(1)).to_contain_text("1 runner")
+
+
+def test_a_reader_may_want_outputs_as_they_were_saved(page: Lab, browser: Browser) -> None:
+    deployed(page)
+    expect(page.card(1)).to_contain_text("revision")
+    page.save()
+    page.restart()
+    expect(page.card(1)).to_contain_text("scaled to zero")
+    page.page.evaluate(
+        "() => window.jupyterapp.serviceManager.settings.save("
+        "'fal-notebook:output', '{\"follow\": false}')"
+    )
+    page.open("a.ipynb")
+    page.restart()
+    expect(page.card(1)).to_contain_text("This is what was saved.")
+    page.page.evaluate(
+        "() => window.jupyterapp.serviceManager.settings.save('fal-notebook:output', '{}')"
+    )

@@ -116,7 +116,7 @@ class GatewayHandler(JupyterHandler):
         for find in ways:
             try:
                 info = await asyncio.to_thread(find, state)
-                if info is not None and discovery.is_alive(info):
+                if info is not None and _is_ours(info):
                     address = urlsplit(info.url)
                     return info, await TCPClient().connect(
                         str(address.hostname), int(address.port or 80)
@@ -126,3 +126,8 @@ class GatewayHandler(JupyterHandler):
             except OSError:
                 continue
         raise web.HTTPError(503, "the gateway does not answer; try again")
+
+
+def _is_ours(info: discovery.GatewayInfo) -> bool:
+    """Say whether this gateway is there and no older one, which `discovery.ensure` replaces."""
+    return info.protocol >= discovery.PROTOCOL and discovery.is_alive(info)

@@ -3,6 +3,7 @@
 import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
 import { IRenderMime } from '@jupyterlab/rendermime-interfaces';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { PanelLayout, Widget } from '@lumino/widgets';
 
@@ -16,6 +17,13 @@ const VIEW = 'application/vnd.jupyter.widget-view+json';
 /** Before that of ipywidgets (-10), which shows an error where the kernel has no such widget. */
 const RANK = -20;
 
+/** What all outputs share: the way to the gateway, texts, and whether to follow at all. */
+interface IContext {
+  transport: ITransport;
+  t: Translate;
+  follows: () => Promise<boolean>;
+}
+
 /** One output. */
 class Output extends Widget implements IRenderMime.IRenderer {
   private model: IRenderMime.IMimeModel | null = null;
@@ -24,8 +32,7 @@ class Output extends Widget implements IRenderMime.IRenderer {
 
   constructor(
     private readonly panel: NotebookPanel,
-    private readonly transport: ITransport,
-    private readonly t: Translate
+    private readonly context: IContext
   ) {
     super();
     this.layout = new PanelLayout();
@@ -101,38 +108,47 @@ class Output extends Widget implements IRenderMime.IRenderer {
 
   private card(): Widget {
     const card = readCard(this.model?.data[MIME]);
-    return card ? new Card(card, this.transport, this.t) : unreadable(this.t);
+    return card ? new Card(card, this.context) : unreadable(this.context.t);
   }
 }
 
-/** A card that follows its app by name, without a kernel. */
+/** A card that follows its app by name, without a kernel, if the reader wants that. */
 class Card extends Widget {
   private readonly view: CardView;
   private readonly ended = new AbortController();
 
-  constructor(card: ICard, transport: ITransport, t: Translate) {
+  constructor(
+    private readonly card: ICard,
+    private readonly context: IContext
+  ) {
     super();
-    this.view = new CardView(card, t);
+    this.view = new CardView(card, context.t);
     this.node.append(this.view.node);
     if (!card.error) {
-      void this.follow(isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card, transport);
+      void this.follow();
     }
-  }
-
-  /** Follow the app, unless it is one of the same name on another machine. */
-  private async follow(card: ICard, transport: ITransport): Promise<void> {
-    const gateway = await gatewayOf(transport);
-    if (gateway && gateway !== card.gateway) {
-      this.view.update(card, 'This is what was saved elsewhere. Run the cell to deploy the app here.');
-      return;
-    }
-    await follow(card, transport, (now, remark) => this.view.update(now, remark), this.ended.signal);
   }
 
   dispose(): void {
     this.ended.abort();
     this.view.dispose();
     super.dispose();
+  }
+
+  /** Follow the app, unless it is one of the same name on another machine. */
+  private async follow(): Promise<void> {
+    const { card, context, ended, view } = this;
+    if (!(await context.follows())) {
+      view.update(card, 'This is what was saved.');
+      return;
+    }
+    const gateway = await gatewayOf(context.transport);
+    if (gateway && gateway !== card.gateway) {
+      view.update(card, 'This is what was saved elsewhere. Run the cell to deploy the app here.');
+      return;
+    }
+    const first = isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card;
+    await follow(first, context.transport, (now, remark) => view.update(now, remark), ended.signal);
   }
 }
 
@@ -147,11 +163,20 @@ export const output: JupyterFrontEndPlugin<void> = {
   description: 'Shows the outputs of fal_notebook, live or as they were saved.',
   autoStart: true,
   requires: [INotebookTracker, IGateway],
-  optional: [ITranslator],
-  activate: (_: JupyterFrontEnd, tracker: INotebookTracker, transport: ITransport, translator: ITranslator | null) => {
+  optional: [ISettingRegistry, ITranslator],
+  activate: (
+    _: JupyterFrontEnd,
+    tracker: INotebookTracker,
+    transport: ITransport,
+    registry: ISettingRegistry | null,
+    translator: ITranslator | null
+  ) => {
     const trans = (translator ?? nullTranslator).load('fal_notebook');
+    const settings = registry?.load(output.id).catch(() => null);
+    const follows = async (): Promise<boolean> => (await settings)?.get('follow').composite !== false;
+    const context = { transport, follows, t: (text: string) => trans.gettext(text) };
     const add = (panel: NotebookPanel): void => {
-      const createRenderer = (): Output => new Output(panel, transport, text => trans.gettext(text));
+      const createRenderer = (): Output => new Output(panel, context);
       panel.content.rendermime.addFactory({ safe: true, mimeTypes: [MIME], createRenderer }, RANK);
     };
     tracker.forEach(add);
