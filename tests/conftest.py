@@ -14,7 +14,9 @@ import docker
 import fal_client.client
 import javascript
 import pytest
+from browsers import chromium
 from gateway_processes import processes_of, stop
+from playwright.sync_api import Browser
 from private_registry import Registry
 from runner_bench import Bench
 from serving import ACT, control, deployed, eventually, run_url, small_file_system
@@ -38,12 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # pytest and xdist read the marks in hooks of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests of one file, and all that share the Docker engine, run one by one."""
+    """Have the tests of one file, and all that share the Docker engine, run one by one.
+
+    Those with a browser too: each container that comes and goes is a change of the network, on
+    which Chromium breaks off what it is loading.
+    """
     for item in items:
         names = getattr(item, "fixturenames", ())
         if not LINUX_ONLY.isdisjoint(names):
             item.add_marker(pytest.mark.linux)
-        engine = "docker_host" in names or item.path.name == "test_backend_contract.py"
+        engine = not {"docker_host", "browser"}.isdisjoint(names)
+        engine = engine or item.path.name == "test_backend_contract.py"
         item.add_marker(pytest.mark.xdist_group("engine" if engine else item.path.name))
 
 
@@ -77,6 +84,13 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("JPY_SESSION_NAME", raising=False)
         yield state
         cli.run(["gateway", "stop"], "fal-notebook")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

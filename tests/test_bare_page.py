@@ -7,15 +7,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import chromium
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 from serving import deployed
 
 from fal_notebook.discovery import GatewayInfo
@@ -90,11 +89,10 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
+def host(tmp_path: Path, browser: Browser) -> Iterator[Host]:
     (tmp_path / "widget.js").write_bytes((STATIC / "widget.js").read_bytes())
     (tmp_path / "index.html").write_text(HOST)
-    with served(tmp_path) as url, chromium() as browser:
-        page = browser.new_page()
+    with served(tmp_path) as url, closing(browser.new_page()) as page:
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         found = Host(page)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsers import Lab, chromium, lab
+from browsers import Lab, lab
 from jupyter_servers import Jupyter, jupyter, notebook
 from playwright.sync_api import Browser, expect
 from serving import kill_gateway
@@ -26,12 +26,6 @@ def load():
     raise RuntimeError("broken in setup")
 def fails(): return 1
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +187,20 @@ def test_a_reader_may_want_outputs_as_they_were_saved(page: Lab, browser: Browse
     page.page.evaluate(
         "() => window.jupyterapp.serviceManager.settings.save('fal-notebook:output', '{}')"
     )
+
+
+def test_many_cards_share_one_stream_of_events(page: Lab) -> None:
+    streams: list[str] = []
+    page.page.on("request", lambda r: streams.append(r.url) if "/api/events" in r.url else None)
+    names = [f"many{number}" for number in range(8)]
+    cells = [TWICE.replace("twice", name).replace("=2", "=60") for name in names]
+    notebook(page.server.root / "g.ipynb", LOAD, *cells)
+    page.open("g.ipynb")
+    for number in range(len(cells) + 1):
+        page.run(number)
+    for number in range(len(cells)):
+        expect(page.card(number + 1)).to_contain_text("runner")
+    assert len(streams) == 1
+    for name in names:
+        Handle("tester", name).delete()
+    page.problems.clear()  # Chromium's own word on what is not deployed any more

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from browsers import chromium, lab
+from browsers import lab
 from jupyter_servers import jupyter, notebook
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 from test_packaging import ROOT, build
 
 ODD = "%%fal_function odd keep_alive=2\ndef odd(x: int) -> int:\n    return x"
@@ -59,9 +59,10 @@ def test_the_wheel_brings_both_extensions_without_node(old: Environment) -> None
     assert "fal_notebook.server enabled" in servers.replace("\x1b[32m", "").replace("\x1b[0m", "")
 
 
-def test_the_card_lives_there(old: Environment, tmp_path: Path, private_state: Path) -> None:
+def test_the_card_lives_there(
+    old: Environment, browser: Browser, tmp_path: Path, private_state: Path
+) -> None:
     with (
-        chromium() as browser,
         jupyter(tmp_path / "lab", "lab", python=old.python) as server,
         lab(browser, server) as page,
     ):

@@ -57,7 +57,7 @@ def seen(gateway: GatewayInfo) -> Iterator[Handle]:
 
 
 @pytest.fixture
-def browser(server: Jupyter) -> Iterator[httpx.Client]:
+def visitor(server: Jupyter) -> Iterator[httpx.Client]:
     """Somebody who has logged in and has cookies, as a browser has."""
     with httpx.Client(base_url=server.url, timeout=30, follow_redirects=True) as client:
         client.get("/tree", params={"token": TOKEN})
@@ -83,17 +83,17 @@ def test_every_verb_is_for_those_who_are_logged_in() -> None:
         assert method is GatewayHandler._relayed
 
 
-def test_a_login_counts_as_a_token_does(browser: httpx.Client, server: Jupyter) -> None:
-    assert browser.get("/fal/api/gateway").json()["owner"] == "tester"
+def test_a_login_counts_as_a_token_does(visitor: httpx.Client, server: Jupyter) -> None:
+    assert visitor.get("/fal/api/gateway").json()["owner"] == "tester"
     with server.client() as client:
-        assert client.get("/fal/api/gateway").json() == browser.get("/fal/api/gateway").json()
+        assert client.get("/fal/api/gateway").json() == visitor.get("/fal/api/gateway").json()
 
 
-def test_what_changes_something_needs_the_xsrf_value(browser: httpx.Client, seen: Handle) -> None:
+def test_what_changes_something_needs_the_xsrf_value(visitor: httpx.Client, seen: Handle) -> None:
     path = f"/fal/run/tester/{seen.name}"
-    assert browser.post(path, json={}).status_code == 200
-    del browser.headers["X-XSRFToken"]
-    refused = browser.post(path, json={})
+    assert visitor.post(path, json={}).status_code == 200
+    del visitor.headers["X-XSRFToken"]
+    refused = visitor.post(path, json={})
     assert (refused.status_code, "_xsrf" in refused.json()["detail"]) == (403, True)
 
 
@@ -102,33 +102,33 @@ def test_what_changes_something_needs_the_xsrf_value(browser: httpx.Client, seen
     [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}],
 )
 def test_other_pages_may_not_act_for_the_user(
-    browser: httpx.Client, seen: Handle, headers: dict[str, str]
+    visitor: httpx.Client, seen: Handle, headers: dict[str, str]
 ) -> None:
     for verb in ("GET", "POST"):
-        refused = browser.request(verb, f"/fal/run/tester/{seen.name}", headers=headers)
+        refused = visitor.request(verb, f"/fal/run/tester/{seen.name}", headers=headers)
         assert refused.status_code in (403, 404)
 
 
 # --- what an app gets to see, and what it may say ---------------------------------------------
-def test_an_app_sees_nothing_of_jupyter(browser: httpx.Client, seen: Handle) -> None:
+def test_an_app_sees_nothing_of_jupyter(visitor: httpx.Client, seen: Handle) -> None:
     sent = {"Authorization": "Key some:key", "Referer": f"http://x/?token={TOKEN}", "X-Mine": "1"}
-    query = {"token": TOKEN, "_xsrf": browser.cookies["_xsrf"], "mine": "2"}
-    answer = browser.post(f"/fal/run/tester/{seen.name}", headers=sent, params=query)
+    query = {"token": TOKEN, "_xsrf": visitor.cookies["_xsrf"], "mine": "2"}
+    answer = visitor.post(f"/fal/run/tester/{seen.name}", headers=sent, params=query)
     told = answer.json()
     assert (told["query"], told["headers"]["x-mine"]) == ("mine=2", "1")
     everything = json.dumps(told)
-    for secret in (TOKEN, "some:key", *browser.cookies.values()):
+    for secret in (TOKEN, "some:key", *visitor.cookies.values()):
         assert secret not in everything
     assert not {"cookie", "authorization", "x-xsrftoken", "referer"} & told["headers"].keys()
 
 
-def test_a_token_of_the_apps_own_reaches_it(browser: httpx.Client, seen: Handle) -> None:
-    answer = browser.post(f"/fal/run/tester/{seen.name}", params={"token": "of the app"})
+def test_a_token_of_the_apps_own_reaches_it(visitor: httpx.Client, seen: Handle) -> None:
+    answer = visitor.post(f"/fal/run/tester/{seen.name}", params={"token": "of the app"})
     assert answer.json()["query"] == "token=of+the+app"
 
 
-def test_an_app_says_nothing_for_jupyters_origin(browser: httpx.Client, seen: Handle) -> None:
-    answer = browser.post(f"/fal/run/tester/{seen.name}")
+def test_an_app_says_nothing_for_jupyters_origin(visitor: httpx.Client, seen: Handle) -> None:
+    answer = visitor.post(f"/fal/run/tester/{seen.name}")
     assert answer.headers["content-security-policy"] == "sandbox"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-own"] == "kept"
@@ -137,9 +137,9 @@ def test_an_app_says_nothing_for_jupyters_origin(browser: httpx.Client, seen: Ha
 
 
 def test_the_browser_never_gets_the_owners_token(
-    browser: httpx.Client, gateway: GatewayInfo, server: Jupyter, seen: Handle
+    visitor: httpx.Client, gateway: GatewayInfo, server: Jupyter, seen: Handle
 ) -> None:
-    answers = [browser.get("/fal/api/gateway"), browser.post(f"/fal/run/tester/{seen.name}")]
+    answers = [visitor.get("/fal/api/gateway"), visitor.post(f"/fal/run/tester/{seen.name}")]
     for answer in answers:
         assert gateway.token not in answer.text + str(answer.headers)
     assert gateway.token not in server.log.read_text()
@@ -154,7 +154,7 @@ def test_keys_of_callers_are_not_logged(server: Jupyter, seen: Handle) -> None:
 
 # --- what passes ------------------------------------------------------------------------------
 def test_a_large_body_passes_both_ways_without_being_held(
-    browser: httpx.Client, server: Jupyter, seen: Handle
+    visitor: httpx.Client, server: Jupyter, seen: Handle
 ) -> None:
     size = 64_000_000
     own = next(c.pid for c in psutil.net_connections("tcp") if _listens(c, server))
@@ -165,8 +165,8 @@ def test_a_large_body_passes_both_ways_without_being_held(
             yield bytes(1_000_000)
 
     path = f"/fal/run/tester/{seen.name}"
-    assert browser.post(path, content=pieces()).json()["size"] == size
-    assert len(browser.post(path, params={"size": size}).content) == size
+    assert visitor.post(path, content=pieces()).json()["size"] == size
+    assert len(visitor.post(path, params={"size": size}).content) == size
     assert psutil.Process(own).memory_info().rss - before < 32_000_000
 
 
@@ -175,24 +175,24 @@ def _listens(connection: Any, server: Jupyter) -> bool:
     return connection.status == "LISTEN" and connection.laddr.port == port
 
 
-def test_events_come_as_they_happen(browser: httpx.Client, gateway: GatewayInfo) -> None:
+def test_events_come_as_they_happen(visitor: httpx.Client, gateway: GatewayInfo) -> None:
     query = {"owner": "tester", "app": "eventful"}
-    with browser.stream("GET", "/fal/api/events", params=query) as events:
+    with visitor.stream("GET", "/fal/api/events", params=query) as events:
         lines = events.iter_lines()
         with deployed("def eventful(): return 1", name="eventful"):
             told = next(line for line in lines if line.startswith("data: "))
     assert json.loads(told[6:])["app"] == "eventful"
 
 
-def test_a_browser_that_leaves_cancels_its_request(browser: httpx.Client) -> None:
+def test_a_browser_that_leaves_cancels_its_request(visitor: httpx.Client) -> None:
     source = "import asyncio\nasync def naps(): await asyncio.sleep(30)"
     with deployed(source) as handle:
         with pytest.raises(httpx.ReadTimeout):
-            browser.post(f"/fal/run/tester/{handle.name}", timeout=1)
+            visitor.post(f"/fal/run/tester/{handle.name}", timeout=1)
         eventually(lambda: handle.status()["in_flight"] == 0)
 
 
-def test_a_websocket_passes(server: Jupyter, browser: httpx.Client) -> None:
+def test_a_websocket_passes(server: Jupyter, visitor: httpx.Client) -> None:
     source = """
 import fal_notebook as fal
 class Echo(fal.App):
@@ -211,7 +211,7 @@ def echo(): return 1
     handle = deploying.deploy(cls, wait=True, name="echo-socket")
     try:
         url = f"{server.url.replace('http', 'ws')}/fal/run/tester/{handle.name}/ws"
-        cookies = "; ".join(f"{k}={v}" for k, v in browser.cookies.items())
+        cookies = "; ".join(f"{k}={v}" for k, v in visitor.cookies.items())
         own = {"Cookie": cookies}
         with websockets.sync.client.connect(url, additional_headers=own) as socket:
             for text in ("hello", "x" * 100_000):
@@ -239,7 +239,7 @@ def test_a_second_request_does_not_slip_through_behind_the_first(
     assert seen.status()["name"] == seen.name
 
 
-def test_what_is_moved_stays_behind_jupyter(browser: httpx.Client) -> None:
+def test_what_is_moved_stays_behind_jupyter(visitor: httpx.Client) -> None:
     source = """
 from fastapi import Response
 def moved():
@@ -248,7 +248,7 @@ def moved():
     return Response(status_code=302, headers={"location": url})
 """
     with deployed(source) as handle:
-        answer = browser.post(f"/fal/run/tester/{handle.name}", follow_redirects=False)
+        answer = visitor.post(f"/fal/run/tester/{handle.name}", follow_redirects=False)
         assert answer.headers["location"] == f"{PREFIX}/storage/x"
 
 

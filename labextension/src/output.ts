@@ -148,7 +148,7 @@ class Card extends Widget {
       return;
     }
     const first = isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card;
-    await follow(first, context.transport, (now, remark) => view.update(now, remark), ended.signal);
+    follow(first, context.transport, (now, remark) => view.update(now, remark), ended.signal);
   }
 }
 

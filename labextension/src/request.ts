@@ -7,10 +7,13 @@ import { ITransport } from './transport';
 
 /** Asks the gateway by JupyterLab's own connection to its server. */
 export class ServerTransport implements ITransport {
-  constructor(private readonly settings: ServerConnection.ISettings) {}
+  readonly url: string;
+
+  constructor(private readonly settings: ServerConnection.ISettings) {
+    this.url = URLExt.join(settings.baseUrl, 'fal');
+  }
 
   fetch(path: string, init: RequestInit = {}): Promise<Response> {
-    const url = URLExt.join(this.settings.baseUrl, 'fal') + path;
-    return ServerConnection.makeRequest(url, init, this.settings);
+    return ServerConnection.makeRequest(this.url + path, init, this.settings);
   }
 }

@@ -2,15 +2,21 @@
 
 /** Asks the gateway; `path` is the gateway's own, such as `/api/apps`. */
 export interface ITransport {
+  /** Where it leads, the same for all of a page that share it; '' where each has its own. */
+  readonly url: string;
   fetch(path: string, init?: RequestInit): Promise<Response>;
 }
 
 /** Goes through the server extension below Jupyter's base URL; kernels are not involved. */
 export class ProxyTransport implements ITransport {
+  readonly url: string;
+
   constructor(
-    readonly base: string,
+    base: string,
     private readonly token = ''
-  ) {}
+  ) {
+    this.url = new URL(`${base}fal`, location.href).href;
+  }
 
   fetch(path: string, init: RequestInit = {}): Promise<Response> {
     const headers = new Headers(init.headers);
@@ -21,7 +27,7 @@ export class ProxyTransport implements ITransport {
     if (this.token) {
       headers.set('Authorization', `token ${this.token}`);
     }
-    return fetch(`${this.base}fal${path}`, { ...init, headers, credentials: 'same-origin' });
+    return fetch(`${this.url}${path}`, { ...init, headers, credentials: 'same-origin' });
   }
 }
 
@@ -46,6 +52,8 @@ const BODILESS = [101, 204, 205, 304];
 
 /** Goes through the kernel, in pieces of at most 1 MiB; an answer comes as fast as it is read. */
 export class CommTransport implements ITransport {
+  readonly url = '';
+
   constructor(private readonly comm: IComm) {}
 
   async fetch(path: string, init: RequestInit = {}): Promise<Response> {
@@ -120,4 +128,13 @@ export async function gatewayOf(transport: ITransport): Promise<string> {
   } catch {
     return '';
   }
+}
+
+/** Return an answer that is one; any other is an error with what the gateway says of it. */
+export async function checked(reply: Response): Promise<Response> {
+  if (reply.ok) {
+    return reply;
+  }
+  const said = (await reply.json().catch(() => ({}))) as { detail?: unknown };
+  throw new Error(typeof said.detail === 'string' ? said.detail : `The gateway answered ${reply.status}`);
 }

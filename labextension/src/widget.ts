@@ -30,7 +30,8 @@ export default {
       view.update(card);
       if (isOver(card)) {
         follows = true;
-        void wayFor(card, model).then(way => follow(card, way, (now, remark) => view.update(now, remark), ended.signal));
+        const told = (now: ICard, remark: string): void => view.update(now, remark);
+        void wayFor(card, model).then(way => follow(card, way, told, ended.signal));
       }
     };
     el.append(view.node);
