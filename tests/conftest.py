@@ -86,9 +86,9 @@ def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         cli.run(["gateway", "stop"], "fal-notebook")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """One Chromium; its loop runs in this thread, so modules with async tests cannot have it."""
     with chromium() as found:
         yield found
 
@@ -139,6 +139,19 @@ def containers(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> It
         patch.setenv("FAL_NOTEBOOK_STATE", str(state))
         patch.setenv("DOCKER_HOST", docker_host)
         patch.setenv("FAL_NOTEBOOK_TARGET", "docker")
+        yield state
+        sync.wait(shared_client().stop_gateway())
+        discovery.wait_until_gone(state)
+    sync.wait(shared_client().close())
+
+
+@pytest.fixture(scope="module")
+def lab_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder for Jupyter servers and their kernels, whose gateway may be killed."""
+    state = tmp_path_factory.mktemp("lab-state")
+    sync.wait(shared_client().close())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAL_NOTEBOOK_STATE", str(state))
         yield state
         sync.wait(shared_client().stop_gateway())
         discovery.wait_until_gone(state)

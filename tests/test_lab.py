@@ -29,7 +29,7 @@ def fails(): return 1
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, private_state: Path) -> Iterator[Jupyter]:
+def server(tmp_path_factory: pytest.TempPathFactory, lab_state: Path) -> Iterator[Jupyter]:
     with jupyter(tmp_path_factory.mktemp("lab"), "lab", "/user/ann/") as found:
         yield found
 
@@ -117,11 +117,11 @@ def test_a_deleted_app_says_so(page: Lab) -> None:
     page.problems.clear()  # Chromium's own word on the 404
 
 
-def test_the_gateway_comes_back(page: Lab, private_state: Path) -> None:
+def test_the_gateway_comes_back(page: Lab, lab_state: Path) -> None:
     deployed(page)
     expect(page.card(1)).to_contain_text("scaled to zero")
-    kill_gateway(private_state)
-    discovery.wait_until_gone(private_state)
+    kill_gateway(lab_state)
+    discovery.wait_until_gone(lab_state)
     Handle("tester", "twice")(1)
     expect(page.card(1)).to_contain_text("1 runner")
     page.problems.clear()  # Chromium's own word on the stream that broke off
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_is_a_sentence_and_hostile_text_is_text(page: Lab) -
     )
 
 
-def test_notebook_7_shows_the_same(browser: Browser, tmp_path: Path, private_state: Path) -> None:
+def test_notebook_7_shows_the_same(browser: Browser, tmp_path: Path, lab_state: Path) -> None:
     with (
         jupyter(tmp_path / "notebook", "notebook") as server,
         lab(browser, server, "notebook") as page,

@@ -60,7 +60,7 @@ def test_the_wheel_brings_both_extensions_without_node(old: Environment) -> None
 
 
 def test_the_card_lives_there(
-    old: Environment, browser: Browser, tmp_path: Path, private_state: Path
+    old: Environment, browser: Browser, tmp_path: Path, lab_state: Path
 ) -> None:
     with (
         jupyter(tmp_path / "lab", "lab", python=old.python) as server,
