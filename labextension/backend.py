@@ -21,7 +21,16 @@ _PACKAGE = _HERE.parent / "fal_notebook"
 _BUILT = (_PACKAGE / "labextension", _PACKAGE / "widgets" / "static")
 # The digest of the sources of what is built; it goes into sdists too, which need no Node then.
 _STAMP = _BUILT[1] / "sources.sha256"
-_SOURCES = ("package.json", "yarn.lock", "tsconfig.json", "src", "style", "schema", "install.json")
+_SOURCES = (
+    "package.json",
+    "yarn.lock",
+    "tsconfig.json",
+    "src",
+    "style",
+    "schema",
+    "install.json",
+    "webpack.config.js",
+)
 
 get_requires_for_build_editable = hatchling.get_requires_for_build_editable
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +41,7 @@ async def seen(request: Request):
     answer.headers["www-authenticate"] = "Basic"
     answer.headers["clear-site-data"] = "*"
     answer.headers["access-control-allow-origin"] = "*"
+    answer.headers["x-content-type-options"] = "sniff"
     answer.headers["x-own"] = "kept"
     return answer
 """
@@ -112,12 +116,14 @@ def test_other_pages_may_not_act_for_the_user(
 # --- what an app gets to see, and what it may say ---------------------------------------------
 def test_an_app_sees_nothing_of_jupyter(visitor: httpx.Client, seen: Handle) -> None:
     sent = {"Authorization": "Key some:key", "Referer": f"http://x/?token={TOKEN}", "X-Mine": "1"}
-    query = {"token": TOKEN, "_xsrf": visitor.cookies["_xsrf"], "mine": "2"}
-    answer = visitor.post(f"/fal/run/tester/{seen.name}", headers=sent, params=query)
+    sent |= {"X-CSRFToken": visitor.cookies["_xsrf"], "X-JupyterHub-Token": "hub-secret"}
+    xsrf = visitor.cookies["_xsrf"]
+    query = f"token={TOKEN}&%74oken={TOKEN}&_xsrf={xsrf}&_%78srf={xsrf}&mine=2"
+    answer = visitor.post(f"/fal/run/tester/{seen.name}?{query}", headers=sent)
     told = answer.json()
     assert (told["query"], told["headers"]["x-mine"]) == ("mine=2", "1")
     everything = json.dumps(told)
-    for secret in (TOKEN, "some:key", *visitor.cookies.values()):
+    for secret in (TOKEN, "some:key", "hub-secret", *visitor.cookies.values()):
         assert secret not in everything
     assert not {"cookie", "authorization", "x-xsrftoken", "referer"} & told["headers"].keys()
 
@@ -145,11 +151,18 @@ def test_the_browser_never_gets_the_owners_token(
     assert gateway.token not in server.log.read_text()
 
 
-def test_keys_of_callers_are_not_logged(server: Jupyter, seen: Handle) -> None:
-    with server.client() as client:
-        client.get(f"/fal/run/tester/{seen.name}?fal_key=hidden-1", headers={"X-Key": "hidden-2"})
+def test_keys_of_callers_are_not_logged(server: Jupyter, seen: Handle, visitor: Any) -> None:
+    path = f"/fal/run/tester/{seen.name}?fal_key=hidden-1"
+    with server.client() as client, server.client(token=None) as nobody:
+        client.get(path, headers={"X-Key": "hidden-2"})
         client.get("/fal/run/tester/absent?fal_key=hidden-1")
-    assert "hidden" not in server.log.read_text()
+        assert nobody.get(path).status_code == 403
+    assert visitor.get(path, headers={"Origin": "https://evil.example"}).status_code == 403
+    del visitor.headers["X-XSRFToken"]
+    assert visitor.post(f"{path}&token={TOKEN}x").status_code == 403
+    logged = server.log.read_text()
+    assert "requests from other web pages are refused" in logged
+    assert not re.search(f"hidden|{TOKEN}x", logged)
 
 
 # --- what passes ------------------------------------------------------------------------------
@@ -262,6 +275,27 @@ def test_the_gateway_is_started_on_demand(own_gateway: Path, tmp_path: Path) -> 
     info = discovery.find(own_gateway)
     assert info is not None
     assert info.pid == second["pid"]
+
+
+def test_a_gateway_that_hangs_is_one_sentence(own_gateway: Path, tmp_path: Path) -> None:
+    with jupyter(tmp_path / "jupyter") as server, server.client() as client:
+        pid = client.get("/fal/api/gateway").json()["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            answer = client.get("/fal/api/apps")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert (answer.status_code, "has not answered" in answer.json()["detail"]) == (504, True)
+
+
+def test_a_state_folder_that_is_none_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FAL_NOTEBOOK_STATE", str(tmp_path / "file"))
+    with jupyter(tmp_path / "jupyter") as server, server.client() as client:
+        answer = client.get("/fal/api/gateway")
+    assert (answer.status_code, "cannot be made" in answer.json()["detail"]) == (503, True)
 
 
 def test_a_gateway_that_cannot_start_is_one_sentence(own_gateway: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from http.client import responses
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -20,15 +21,13 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
 
 from fal_notebook import discovery, settings
-from fal_notebook.exceptions import GatewayUnavailableError
+from fal_notebook.exceptions import FalNotebookError
 from fal_notebook.server.heads import Upstream, request_head, response_head, same, without_secrets
 from fal_notebook.server.relay import relay
 
 _SAFE = ("same-origin", "none")
-_GONE = (
-    b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
-    b'{"detail": "the gateway went away during the request; try again"}'
-)
+# So long (seconds) the control API may take to begin an answer; an app may take for ever.
+_PATIENCE = 10.0
 
 Gateway = tuple[discovery.GatewayInfo, IOStream]
 Find = Callable[[Path], "discovery.GatewayInfo | None"]
@@ -62,15 +61,20 @@ class GatewayHandler(JupyterHandler):
         self._refuse_other_pages()
         gateway = await self._connected(discovery.published, discovery.ensure)
         browser = self.detach()
-        if await self._passes(browser, gateway):
-            return
-        # The gateway has just gone, and what only reads can be asked of the next one.
-        with suppress(web.HTTPError):
-            again = self.request.method in ("GET", "HEAD")
-            if again and await self._passes(browser, await self._connected(discovery.ensure)):
+        try:
+            if await self._passes(browser, gateway):
                 return
+            # The gateway has just gone, and what only reads can be asked of the next one.
+            reads = self.request.method in ("GET", "HEAD")
+            if reads and await self._passes(browser, await self._connected(discovery.ensure)):
+                return
+            answer = _answer(502, "the gateway went away during the request; try again")
+        except asyncio.TimeoutError:
+            answer = _answer(504, f"the gateway has not answered for {_PATIENCE:g} s")
+        except web.HTTPError as error:
+            answer = _answer(error.status_code, str(error.log_message))
         with suppress(StreamClosedError):
-            await browser.write(_GONE)
+            await browser.write(answer)
         browser.close()
 
     async def _passes(self, browser: IOStream, gateway: Gateway) -> bool:
@@ -80,7 +84,8 @@ class GatewayHandler(JupyterHandler):
         line = (str(self.request.method), self._target(prefix), self.request.version)
         head = request_head(line, self.request.headers.get_all(), upstream)
         rewritten = partial(response_head, upstream=info.url, prefix=prefix)
-        return await relay(browser, connection, head, rewritten)
+        asks = self.request.method == "GET" and line[1].startswith("/api/")
+        return await relay(browser, connection, head, rewritten, _PATIENCE if asks else None)
 
     get = head = post = put = patch = delete = options = _relayed
 
@@ -97,6 +102,15 @@ class GatewayHandler(JupyterHandler):
         self.set_header("Connection", "close")  # for the body is not read
         self.finish(json.dumps({"detail": detail}))
 
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log a refusal without its query, which may hold a caller's key or Jupyter's token."""
+        if not isinstance(value, web.HTTPError):
+            super().log_exception(typ, value, tb)
+        elif value.log_message:
+            told = value.log_message % value.args
+            request = self.request
+            self.log.warning("%d %s %s: %s", value.status_code, request.method, request.path, told)
+
     def _refuse_other_pages(self) -> None:
         """Let no foreign page, and no page of an app, act for who is logged in here."""
         foreign = self.request.headers.get("Sec-Fetch-Site", "none") not in _SAFE
@@ -112,20 +126,25 @@ class GatewayHandler(JupyterHandler):
 
     async def _connected(self, *ways: Find) -> Gateway:
         """Return the gateway that the first of these ways finds, with a new connection to it."""
-        state = settings.state_folder()
         for find in ways:
             try:
-                info = await asyncio.to_thread(find, state)
+                info = await asyncio.to_thread(find, settings.state_folder())
                 if info is not None and _is_ours(info):
                     address = urlsplit(info.url)
                     return info, await TCPClient().connect(
                         str(address.hostname), int(address.port or 80)
                     )
-            except GatewayUnavailableError as error:
+            except FalNotebookError as error:
                 raise web.HTTPError(503, str(error)) from None
             except OSError:
                 continue
         raise web.HTTPError(503, "the gateway does not answer; try again")
+
+
+def _answer(status: int, detail: str) -> bytes:
+    """Return an answer for a connection that is none of Tornado's any more."""
+    head = f"HTTP/1.1 {status} {responses[status]}\r\nContent-Type: application/json\r\n"
+    return (head + "Connection: close\r\n\r\n" + json.dumps({"detail": detail})).encode()
 
 
 def _is_ours(info: discovery.GatewayInfo) -> bool:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from urllib.parse import unquote_plus
 
 # Between two neighbours only (RFC 9110, 7.6.1); `Transfer-Encoding` stays: bodies pass as they are.
 _HOP = {"connection", "keep-alive", "proxy-connection", "proxy-authorization", "upgrade"}
 # Jupyter's own, where it is and what lets a caller in: no app may see them.
-_OF_JUPYTER = {"host", "cookie", "authorization", "x-xsrftoken", "origin", "referer"}
+_OF_JUPYTER = {
+    *("host", "cookie", "authorization", "origin", "referer"),
+    *("x-xsrftoken", "x-csrftoken"),  # Tornado takes either
+}
+_PREFIX_OF_JUPYTER = "x-jupyter"
 # What counts for all of Jupyter's origin, which an app may not speak for.
 _OF_ORIGIN = {
     *("set-cookie", "set-cookie2", "clear-site-data", "service-worker-allowed", "alt-svc"),
     *("strict-transport-security", "www-authenticate", "nel", "report-to", "reporting-endpoints"),
     *("access-control-allow-origin", "access-control-allow-credentials"),
+    *("x-content-type-options", "referrer-policy"),  # of two the first would count
 }
 # Nothing of an app runs as Jupyter's own page, and nothing learns at which URL it was shown.
 _SANDBOX = (
@@ -52,7 +58,7 @@ def request_head(
         f"Host: {upstream.host}",
         f"Authorization: Bearer {upstream.token}",
         *(connection if upgrade == "websocket" else ["Connection: close"]),
-        *(f"{name}: {v}" for name, v in given if name.lower() not in _HOP | _OF_JUPYTER),
+        *(f"{name}: {v}" for name, v in given if _passes(name.lower())),
     ]
     return _encoded(lines)
 
@@ -88,17 +94,23 @@ def is_interim(head: bytes) -> bool:
 
 def without_secrets(query: str, is_secret: Callable[[str], bool]) -> str:
     """Return a query without Jupyter's XSRF value and without a ``token`` that is a secret."""
-    parts = [part.partition("=") for part in query.split("&") if part]
-    return "&".join(
-        "".join(part)
-        for part in parts
-        if part[0] != "_xsrf" and not (part[0] == "token" and is_secret(part[2]))
-    )
+
+    def passes(part: str) -> bool:
+        name, _, value = part.partition("=")
+        if unquote_plus(name) == "token":  # as Tornado reads it
+            return not is_secret(unquote_plus(value))
+        return unquote_plus(name) != "_xsrf"
+
+    return "&".join(filter(passes, filter(None, query.split("&"))))
 
 
 def same(one: str, other: str) -> bool:
     """Say whether two secrets are the same, in constant time; an empty one is none."""
     return bool(one) and hmac.compare_digest(one.encode(), other.encode())
+
+
+def _passes(name: str) -> bool:
+    return name not in _HOP | _OF_JUPYTER and not name.startswith(_PREFIX_OF_JUPYTER)
 
 
 def _name(line: str) -> str:

@@ -15,16 +15,25 @@ _LONGEST_HEAD = 256 * 1024
 
 
 async def relay(
-    browser: IOStream, gateway: IOStream, head: bytes, rewritten: Callable[[bytes], bytes]
+    browser: IOStream,
+    gateway: IOStream,
+    head: bytes,
+    rewritten: Callable[[bytes], bytes],
+    patience: float | None = None,
 ) -> bool:
     """Send a request's head and body to the gateway and its answer back.
 
     Whoever goes away first ends it: a browser that leaves cancels its request. Returns False, and
     leaves the browser's connection open, when the gateway went away without an answer.
+
+    Raises
+    ------
+    TimeoutError
+        When the answer has not begun after `patience` seconds; the browser's connection stays open.
     """
     body = asyncio.create_task(_send(head, browser, gateway))
     try:
-        first = await _head(gateway)
+        first = await asyncio.wait_for(_head(gateway), patience)
         if not first and not browser.closed():
             return False
         with suppress(StreamClosedError):

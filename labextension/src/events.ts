@@ -2,6 +2,9 @@
 
 import { IEvent } from './card';
 
+/** So long (ms) a stream may be silent: the gateway says that it lives every 15 s. */
+const SILENCE = 40_000;
+
 /** Yield the events of a stream; keep-alives and events without data are left out. */
 export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<IEvent> {
   const reader = body.getReader();
@@ -9,7 +12,7 @@ export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenera
   let rest = '';
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await orSilence(reader.read());
       if (done) {
         return;
       }
@@ -25,4 +28,12 @@ export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenera
   } finally {
     void reader.cancel().catch(() => undefined);
   }
+}
+
+/** Return what comes, an error when nothing comes for too long. */
+function orSilence<T>(coming: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error('The gateway has fallen silent')), SILENCE);
+    coming.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
 }

@@ -73,7 +73,7 @@ class Follower implements IListener {
 }
 
 function sentence(error: unknown): string {
-  const message = error instanceof TypeError ? "Jupyter's server does not answer" : (error as Error).message;
+  const message = error instanceof TypeError ? 'The connection broke off' : (error as Error).message;
   const said = message.charAt(0).toUpperCase() + message.slice(1);
   return /[.!?]$/.test(said) ? said : `${said}.`;
 }

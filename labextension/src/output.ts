@@ -108,7 +108,7 @@ class Output extends Widget implements IRenderMime.IRenderer {
 
   private card(): Widget {
     const card = readCard(this.model?.data[MIME]);
-    return card ? new Card(card, this.context) : unreadable(this.context.t);
+    return card ? new Card(settled(card), this.context) : unreadable(this.context.t);
   }
 }
 
@@ -142,14 +142,22 @@ class Card extends Widget {
       view.update(card, 'This is what was saved.');
       return;
     }
+    if (!card.gateway) {
+      view.update(card, 'This was saved before the deploy began. Run the cell to deploy the app.');
+      return;
+    }
     const gateway = await gatewayOf(context.transport);
     if (gateway && gateway !== card.gateway) {
       view.update(card, 'This is what was saved elsewhere. Run the cell to deploy the app here.');
       return;
     }
-    const first = isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card;
-    follow(first, context.transport, (now, remark) => view.update(now, remark), ended.signal);
+    follow(card, context.transport, (now, remark) => view.update(now, remark), ended.signal);
   }
+}
+
+/** Return a card whose deploy nobody tells of any more, so that its time does not count up. */
+function settled(card: ICard): ICard {
+  return isDeploying(card) ? { ...card, state: 'unknown', steps: [] } : card;
 }
 
 function unreadable(t: Translate): Widget {

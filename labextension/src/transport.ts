@@ -47,6 +47,8 @@ interface IMessage {
 }
 
 const PIECE = 1024 * 1024;
+/** What a 404 means that is none of the gateway's. */
+const NO_WAY = "Jupyter's server has no way to the gateway: enable its extension fal_notebook.server";
 /** Statuses whose answers have no body; `Response` refuses one. */
 const BODILESS = [101, 204, 205, 304];
 
@@ -136,5 +138,8 @@ export async function checked(reply: Response): Promise<Response> {
     return reply;
   }
   const said = (await reply.json().catch(() => ({}))) as { detail?: unknown };
-  throw new Error(typeof said.detail === 'string' ? said.detail : `The gateway answered ${reply.status}`);
+  if (typeof said.detail === 'string') {
+    throw new Error(said.detail);
+  }
+  throw new Error(reply.status === 404 ? NO_WAY : `The gateway answered ${reply.status}`);
 }
