@@ -80,6 +80,7 @@ class Progress:
             self.notices.append(data["message"])
             self.on_change()
             return
+        self.log = []
         if data["step"] == "active":
             self.state = "active"
         began = time.time() if at is None else at
@@ -89,7 +90,8 @@ class Progress:
         self.on_change()
 
     def detail(self, data: Mapping[str, Any]) -> None:
-        """Take what the step that runs said last, and how far it is."""
+        """Take what the step that runs said last, of a start its last lines, and how far it is."""
+        self.log = list(data.get("log", ()))
         if self.steps:
             self.steps[-1].said, self.steps[-1].part = printable(data["message"]), data["part"]
             self.on_change()

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import control, deployed, run_url
+from serving import control, defined, deployed, run_url
 
+from fal_notebook import deploying
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.gateway import events as module
 from fal_notebook.gateway.events import Events
@@ -98,3 +99,24 @@ def test_a_deploy_and_its_load_are_told_over_http(gateway: GatewayInfo) -> None:
         states = [e["data"]["state"] for e in seen if e["kind"] == "runner"]
         assert states[:3] == ["PENDING", "SETUP", "IDLE"]
         assert all(b - a > 0.09 for a, b in itertools.pairwise(samples))
+
+
+def test_what_a_runner_prints_while_it_starts_is_told(gateway: GatewayInfo) -> None:
+    source = """
+import time
+def load():
+    for number in range(4):
+        print("weights", number)
+        time.sleep(0.7)
+def loads(): return 1
+"""
+    loads = defined(source)
+    handle = deploying.deploy(loads, setup_function=loads.__globals__["load"])
+    query: dict[str, Any] = {"owner": "tester", "app": "loads", "since": 0}
+    with control(gateway) as client, client.stream("GET", "/api/events", params=query) as answer:
+        lines = (json.loads(line[6:]) for line in answer.iter_lines() if line[:6] == "data: ")
+        details = (event["data"] for event in lines if event["kind"] == "detail")
+        told = next(data for data in details if len(data["log"]) > 1)
+    assert told["log"][:2] == ["weights 0", "weights 1"]
+    assert handle() == 1
+    handle.delete()

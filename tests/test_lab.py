@@ -20,6 +20,14 @@ MIME = "application/vnd.fal-notebook.app+json"
 LOAD = "%load_ext fal_notebook"
 TWICE = "%%fal_function twice keep_alive=2\ndef twice(x: int) -> int:\n    return 2 * x"
 
+LOADS = """%%fal_function loads setup_function=load
+import time
+def load():
+    for number in range(8):
+        print("weights", number)
+        time.sleep(0.7)
+def loads(): return 1
+"""
 FAILS = """%%fal_function fails setup_function=load
 def load():
     print("on its way")
@@ -107,6 +115,13 @@ def test_a_deploy_that_fails_says_why(page: Lab) -> None:
     page.run(1)
     expect(page.card(1).get_by_role("alert")).to_contain_text("broken in setup")
     expect(page.card(1).locator("pre")).to_contain_text("on its way")
+
+
+def test_what_a_runner_prints_while_it_starts_is_shown(page: Lab) -> None:
+    deployed(page, LOADS)
+    expect(page.card(1).locator("pre")).to_contain_text("weights 1")
+    expect(page.card(1)).to_contain_text("1 runner")
+    expect(page.card(1).locator("pre")).to_have_count(0)
 
 
 def test_a_deleted_app_says_so(page: Lab) -> None:

@@ -61,5 +61,5 @@ def card_of(view: DeployView) -> dict[str, Any]:
         "notes": view.notes(),
         "steps": [vars(step) for step in progress.steps],
         "error": progress.error if over else "",
-        "log": progress.log[-LOG_LINES:] if over else [],
+        "log": progress.log[-LOG_LINES:],
     }

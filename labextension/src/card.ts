@@ -117,7 +117,7 @@ function loadOf({ runners, in_flight, queued }: ILoad): string {
 /** Return the card after an event of its app. */
 export function withEvent(card: ICard, event: IEvent): ICard {
   if (event.kind === 'detail') {
-    return { ...card, steps: withDetail(card.steps, event.data) };
+    return { ...card, steps: withDetail(card.steps, event.data), log: list(event.data.log).map(text) };
   }
   if (event.kind === 'sample' && !isDeploying(card) && !card.error) {
     return { ...card, state: loadOf(event.data as unknown as ILoad) };

@@ -39,7 +39,7 @@ export class CardView {
     const { card, t } = this;
     const notes = card.notes.map(note => h('div', { class: 'fal-Card-note' }, note));
     const error = card.error ? [h('div', { class: 'fal-Card-error', role: 'alert' }, card.error)] : [];
-    const log = card.error && card.log.length ? [this.logTail()] : [];
+    const log = (card.error || isDeploying(card)) && card.log.length ? [this.logTail()] : [];
     const said = remark ? [h('div', { class: 'fal-Card-remark' }, t(remark))] : [];
     this.drawSteps();
     this.node.replaceChildren(this.head(), ...notes, this.steps, ...error, ...log, ...said);

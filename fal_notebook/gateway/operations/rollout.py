@@ -13,7 +13,7 @@ from typing import Any
 
 from fal_notebook.backends.base import Backend, BuildOrder
 from fal_notebook.exceptions import BuildError, OptionError, RegistryError
-from fal_notebook.gateway import clock, paths
+from fal_notebook.gateway import clock, paths, start_news
 from fal_notebook.gateway.build_news import BuildNews
 from fal_notebook.gateway.fleet import Fleet, Runner
 from fal_notebook.gateway.gateway import Deployment, Gateway
@@ -83,7 +83,7 @@ async def _roll_out(
     runner.on_note = functools.partial(_step, gateway, revision, "starting")
     assert runner.birth is not None
     runner.birth.built = built
-    await runner.ready
+    await start_news.ready(gateway, revision, runner)
     given = (revision.options.get("metadata") or {}).get("openapi")
     revision.openapi = given or runner.openapi or await openapi_of(runner)
     for note in (*runner.notes, *about(revision, runner)):
