@@ -129,7 +129,6 @@ def test_a_deleted_app_says_so(page: Lab) -> None:
     expect(page.card(1)).to_contain_text("revision")
     Handle("tester", "twice").delete()
     expect(page.card(1)).to_contain_text("not deployed here any more")
-    page.problems.clear()  # Chromium's own word on the 404
 
 
 def test_the_gateway_comes_back(page: Lab, lab_state: Path) -> None:
@@ -139,7 +138,6 @@ def test_the_gateway_comes_back(page: Lab, lab_state: Path) -> None:
     discovery.wait_until_gone(lab_state)
     Handle("tester", "twice")(1)
     expect(page.card(1)).to_contain_text("1 runner")
-    page.problems.clear()  # Chromium's own word on the stream that broke off
 
 
 def test_what_was_deployed_elsewhere_is_not_taken_for_ours(page: Lab) -> None:
@@ -218,4 +216,3 @@ def test_many_cards_share_one_stream_of_events(page: Lab) -> None:
     assert len(streams) == 1
     for name in names:
         Handle("tester", name).delete()
-    page.problems.clear()  # Chromium's own word on what is not deployed any more
