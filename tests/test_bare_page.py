@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
-from serving import deployed
+from serving import deployed, eventually
 
 from fal_notebook.discovery import GatewayInfo
 from fal_notebook.widgets import STATIC
@@ -72,6 +72,10 @@ class Host:
         self.messages.append((content["op"], max(map(len, pieces), default=0)))
         self._relay.receive(content, pieces)
 
+    def close(self) -> None:
+        self._relay.close()
+        eventually(lambda: not self._relay._requests)
+
     def until(self, condition: Callable[[], bool]) -> None:
         """Carry messages to the page until something is true."""
         deadline = time.monotonic() + 30
@@ -99,6 +103,7 @@ def host(tmp_path: Path, browser: Browser) -> Iterator[Host]:
         page.goto(url)
         page.wait_for_function("() => window.show")
         yield found
+        found.close()
         assert problems == []
 
 

@@ -25,8 +25,13 @@ class CardWidget(anywidget.AnyWidget):
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
-        relay = CommRelay(self.send)
-        self.on_msg(lambda _, message, buffers: relay.receive(message, buffers))
+        self._relay = CommRelay(self.send)
+        self.on_msg(lambda _, message, buffers: self._relay.receive(message, buffers))
+
+    def close(self) -> None:
+        """Close the widget, and end what its browser has asked for."""
+        self._relay.close()
+        super().close()
 
 
 class DeployCard:

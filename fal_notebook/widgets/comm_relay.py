@@ -36,6 +36,14 @@ class CommRelay:
         if isinstance(message, dict) and isinstance(message.get("id"), str):
             sync.submit(self._receive(message, b"".join(map(bytes, buffers))))
 
+    def close(self) -> None:
+        """End what is under way: nobody is there any more."""
+        sync.submit(self._close())
+
+    async def _close(self) -> None:
+        for request in list(self._requests.values()):
+            request.cancel()
+
     async def _receive(self, message: dict[str, Any], piece: bytes) -> None:
         identity, kind = message["id"], message.get("op")
         if kind == "request":

@@ -62,6 +62,7 @@ class Follower implements IListener {
       this.now(withStatus(this.card, (await (await checked(reply)).json()) as IStatus));
       return;
     }
+    void reply.body?.cancel();
     this.end();
     this.told({ ...this.card, state: 'deleted' }, 'This app is not deployed here any more. Run the cell to deploy it.');
   }
